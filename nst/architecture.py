@@ -1,0 +1,175 @@
+"""The network as plain data: a list of stages that training, circuits and the task graph all read.
+
+Every stage is linear work followed by one programmable bootstrap (PBS) an output element. Its
+accumulator is an integer of `ACCUMULATOR_BITS` signed bits; approximate rounding keeps the
+`KEPT_BITS` most significant of them, so one activation level is `LEVEL = 2**6` accumulator units.
+Activations are integers, weights are integers too, and both keep the same meaning in the training
+forward, the NumPy forward and the circuit; the scale between a sum and an activation is always the
+power of two `LEVEL`, which is why requantization never costs a PBS of its own.
+
+All stages share one accumulator width on purpose: wired stages of one module take the widest
+one's encoding, and 12 bits cost half again as much as 10.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+ACCUMULATOR_BITS = 10
+KEPT_BITS = 4
+SHIFT = ACCUMULATOR_BITS - KEPT_BITS
+LEVEL = 1 << SHIFT
+"""Accumulator units in one activation level."""
+ACCUMULATOR_MIN = -(1 << (ACCUMULATOR_BITS - 1))
+ACCUMULATOR_MAX = (1 << (ACCUMULATOR_BITS - 1)) - LEVEL // 2 - 1
+"""Largest accumulator that does not round up and out of the signed range."""
+WEIGHT_BITS = 4
+WEIGHT_MAX = (1 << (WEIGHT_BITS - 1)) - 1
+PIXEL_MIN, PIXEL_MAX = -8, 7
+"""Whitened pixels enter the circuits as signed 4-bit integers."""
+RELU_MAX = (1 << (KEPT_BITS - 1)) - 1
+SIGNED_MIN, SIGNED_MAX = -(1 << (KEPT_BITS - 1)), (1 << (KEPT_BITS - 1)) - 1
+CELL = 4
+"""Side in pixels of one latent position: pictures enter by space-to-depth of 4 x 4 cells."""
+UPSAMPLE = 2
+"""Side, in half-resolution positions, of the pixel shuffle after the last encrypted stage."""
+
+CONTENT, STYLE = "content", "style"
+"""Names of the two encrypted inputs."""
+
+Kind = Literal["conv", "row_pool", "pool"]
+Activation = Literal["relu", "signed"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: linear work on rows of earlier stages, then one PBS an output element.
+
+    Attributes:
+        name: Identifier, also the name of the circuit function.
+        kind: `conv`, a 3 x 3 convolution with replicate padding; `row_pool`, a 1 x 1 convolution
+            summed over the width of one row; `pool`, a 1 x 1 convolution summed over all rows.
+        sources: Names of the stages or inputs whose rows are concatenated over channels.
+        in_channels: Channels of that concatenation.
+        out_channels: Channels of the result.
+        stride: Spatial stride of a `conv`.
+        modulated: Whether the style code, through a linear map, is added to the accumulator:
+            feature-wise shift conditioning before the nonlinearity, which costs no PBS.
+        activation: `relu`, levels 0 .. 7; `signed`, levels -8 .. 7.
+    """
+
+    name: str
+    kind: Kind
+    sources: tuple[str, ...]
+    in_channels: int
+    out_channels: int
+    stride: int = 1
+    modulated: bool = False
+    activation: Activation = "relu"
+
+    @property
+    def output_min(self) -> int:
+        """Smallest activation level of this stage."""
+        return 0 if self.activation == "relu" else SIGNED_MIN
+
+    @property
+    def output_max(self) -> int:
+        """Largest activation level of this stage."""
+        return RELU_MAX if self.activation == "relu" else SIGNED_MAX
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of the network; everything else about its shape follows.
+
+    Attributes:
+        latent: Channels at a quarter of the resolution.
+        body: Number of 3 x 3 stages after the stem, each reading its two predecessors
+            (two-step dense connections: concatenation costs no PBS).
+        up: Channels at half the resolution, made by the last stage and a pixel shuffle.
+        style_stem: Channels of the style branch at a quarter of the resolution.
+        style_body: Channels of the style branch at an eighth of the resolution.
+        style_rows: Channels of the row means of the style branch.
+        code: Length of the style code that modulates every content stage.
+    """
+
+    latent: int = 32
+    body: int = 4
+    up: int = 12
+    style_stem: int = 16
+    style_body: int = 32
+    style_rows: int = 48
+    code: int = 64
+
+    def stages(self) -> tuple[Stage, ...]:
+        """All stages in an order in which every source comes before its readers."""
+        cell = 3 * CELL * CELL
+        stages = [
+            Stage("style_stem", "conv", (STYLE,), cell, self.style_stem),
+            Stage("style_body", "conv", ("style_stem",), self.style_stem, self.style_body, 2),
+            Stage(
+                "style_rows",
+                "row_pool",
+                ("style_body",),
+                self.style_body,
+                self.style_rows,
+                activation="signed",
+            ),
+            Stage("style_code", "pool", ("style_rows",), self.style_rows, self.code),
+            Stage("stem", "conv", (CONTENT,), cell, self.latent, modulated=True),
+        ]
+        trunk = ["stem"]
+        for index in range(self.body + 1):
+            sources = tuple(reversed(trunk[-2:]))
+            last = index == self.body
+            stages.append(
+                Stage(
+                    "up" if last else f"body{index + 1}",
+                    "conv",
+                    sources,
+                    self.latent * len(sources),
+                    self.up * UPSAMPLE * UPSAMPLE if last else self.latent,
+                    modulated=True,
+                )
+            )
+            trunk.append(stages[-1].name)
+        return tuple(stages)
+
+    def to_dict(self) -> dict[str, int]:
+        """A JSON-able record of the sizes."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(record: dict[str, Any]) -> Architecture:
+        """Inverse of `to_dict`; raises TypeError on unknown fields."""
+        return Architecture(**record)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Rows and width of one stage's output at a given picture size."""
+
+    rows: int
+    width: int
+
+
+def grids(stages: tuple[Stage, ...], size: int) -> dict[str, Grid]:
+    """Output grid of every input and stage for square pictures of `size` pixels.
+
+    Raises:
+        ValueError: if `size` is no multiple of 8 (the style branch halves the latent once).
+    """
+    if size <= 0 or size % (2 * CELL):
+        raise ValueError(f"picture size {size} is no positive multiple of {2 * CELL}")
+    latent = Grid(size // CELL, size // CELL)
+    out = {CONTENT: latent, STYLE: latent}
+    for stage in stages:
+        source = out[stage.sources[0]]
+        if stage.kind == "conv":
+            out[stage.name] = Grid(source.rows // stage.stride, source.width // stage.stride)
+        elif stage.kind == "row_pool":
+            out[stage.name] = Grid(source.rows, 1)
+        else:
+            out[stage.name] = Grid(1, 1)
+    return out

@@ -1,0 +1,64 @@
+"""Colour statistics that the client takes off before encryption and puts back after decryption.
+
+A picture is whitened with its own mean and colour covariance (ZCA, the whitening that stays
+closest to the picture) and quantized to signed 4-bit pixels. After decryption the result is
+standardized and coloured with the style's statistics, so that a grey style gives a grey picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nst.architecture import PIXEL_MAX, PIXEL_MIN
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+PIXEL_STEPS = 2.7
+"""Pixel levels in one standard deviation: the 4-bit range then ends at 3 deviations."""
+VARIANCE_FLOOR = 5e-4
+"""Added to the variances (of colours in [0, 1]) before whitening: noise is not blown up."""
+
+
+@dataclass(frozen=True)
+class ColorStatistics:
+    """Mean `[3]` and covariance `[3, 3]` of a picture's colours in [0, 1]."""
+
+    mean: Floats
+    covariance: Floats
+
+    @staticmethod
+    def of(picture: Floats) -> ColorStatistics:
+        """Statistics of a picture `[3, H, W]`."""
+        flat = picture.reshape(3, -1).astype(np.float64)
+        mean = flat.mean(1)
+        centred = flat - mean[:, None]
+        covariance = centred @ centred.T / flat.shape[1]
+        return ColorStatistics(mean.astype(np.float32), covariance.astype(np.float32))
+
+    def whitening(self) -> Floats:
+        """Matrix `[3, 3]` that takes centred colours to unit covariance."""
+        values, vectors = np.linalg.eigh(self.covariance.astype(np.float64))
+        scale = 1 / np.sqrt(np.maximum(values, 0) + VARIANCE_FLOOR)
+        return np.asarray((vectors * scale) @ vectors.T, dtype=np.float32)
+
+    def coloring(self) -> Floats:
+        """Matrix `[3, 3]` that gives white noise this picture's covariance."""
+        values, vectors = np.linalg.eigh(self.covariance.astype(np.float64))
+        scale = np.sqrt(np.maximum(values, 0))
+        return np.asarray((vectors * scale) @ vectors.T, dtype=np.float32)
+
+
+def whiten(picture: Floats, statistics: ColorStatistics) -> Floats:
+    """Picture `[3, H, W]` in [0, 1] to zero mean and (nearly) unit colour covariance."""
+    centred = picture - statistics.mean[:, None, None]
+    return np.einsum("ij,jhw->ihw", statistics.whitening(), centred).astype(np.float32)
+
+
+def quantize_pixels(white: Floats) -> Ints:
+    """Whitened picture to the signed 4-bit integers that are encrypted."""
+    levels = np.floor(white * PIXEL_STEPS + 0.5)
+    return np.clip(levels, PIXEL_MIN, PIXEL_MAX).astype(np.int64)

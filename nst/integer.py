@@ -1,0 +1,194 @@
+"""The network in integers, on plain NumPy: what the circuits compute, in the clear.
+
+`preview` runs it, the client runs it before encrypting to prove that no accumulator leaves its
+10 bits on the very pictures it is about to send, and the tests compare circuits with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nst.architecture import (
+    ACCUMULATOR_MAX,
+    ACCUMULATOR_MIN,
+    CELL,
+    CONTENT,
+    LEVEL,
+    STYLE,
+    UPSAMPLE,
+    Architecture,
+    Stage,
+)
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+RESULT_FLOOR = 0.3
+"""Smallest deviation by which a result is divided when it is standardized."""
+
+
+@dataclass(frozen=True)
+class IntegerStage:
+    """Integer weights of a stage.
+
+    Attributes:
+        stage: What the stage is.
+        weight: `[out, in, k, k]`, values -7 .. 7.
+        bias: `[out]`, accumulator units.
+        modulation: `[out, code]`, values -7 .. 7, or None.
+    """
+
+    stage: Stage
+    weight: Ints
+    bias: Ints
+    modulation: Ints | None
+
+    def accumulate(self, x: Ints, code: Ints | None) -> Ints:
+        """Accumulators `[out, H, W]` from source levels `[in, H, W]` and style code `[code]`."""
+        stage = self.stage
+        if stage.kind == "conv":
+            acc = convolve(x, self.weight, stage.stride)
+        else:
+            summed = x.sum(2 if stage.kind == "row_pool" else 1, keepdims=True)
+            acc = np.einsum("oi,ihw->ohw", self.weight[:, :, 0, 0], summed)
+        acc = acc + self.bias[:, None, None]
+        if self.modulation is not None:
+            if code is None:
+                raise ValueError(f"stage {stage.name} is modulated and needs a style code")
+            acc = acc + (self.modulation @ code)[:, None, None]
+        return acc
+
+    def activate(self, acc: Ints) -> Ints:
+        """Levels of accumulators, as exact rounding gives them: halves go up."""
+        levels = (acc + LEVEL // 2) // LEVEL
+        return np.clip(levels, self.stage.output_min, self.stage.output_max)
+
+
+@dataclass
+class AccumulatorRange:
+    """Smallest and largest accumulator met so far."""
+
+    low: int = 0
+    high: int = 0
+
+    def include(self, acc: Ints) -> None:
+        """Widen the range by these accumulators."""
+        self.low = min(self.low, int(acc.min()))
+        self.high = max(self.high, int(acc.max()))
+
+    @property
+    def safe(self) -> bool:
+        """Whether all of them fit the circuits' accumulators."""
+        return self.low >= ACCUMULATOR_MIN and self.high <= ACCUMULATOR_MAX
+
+
+@dataclass(frozen=True)
+class IntegerNetwork:
+    """All stages as integers, and the client's last linear layer in float32.
+
+    Attributes:
+        architecture: Sizes.
+        stages: By name, in order of evaluation.
+        head_weight: `[12, up, 3, 3]`.
+        head_bias: `[12]`.
+        skip: `[3, 3]`, the colour-mixing skip from the content.
+    """
+
+    architecture: Architecture
+    stages: dict[str, IntegerStage]
+    head_weight: Floats
+    head_bias: Floats
+    skip: Floats
+
+    def style_code(self, pixels: Ints, seen: AccumulatorRange | None = None) -> Ints:
+        """Style code `[code]` of quantized style pixels `[3, S, S]`."""
+        levels = {STYLE: space_to_depth(pixels)}
+        for name, stage in self.stages.items():
+            if is_style(name):
+                self._run(stage, levels, None, seen)
+        return levels["style_code"][:, 0, 0]
+
+    def content_features(
+        self, pixels: Ints, code: Ints, seen: AccumulatorRange | None = None
+    ) -> Ints:
+        """Levels `[up * 4, S/4, S/4]` of the last encrypted stage."""
+        levels = {CONTENT: space_to_depth(pixels)}
+        for name, stage in self.stages.items():
+            if not is_style(name):
+                self._run(stage, levels, code, seen)
+        return levels["up"]
+
+    @staticmethod
+    def _run(
+        stage: IntegerStage,
+        levels: dict[str, Ints],
+        code: Ints | None,
+        seen: AccumulatorRange | None,
+    ) -> None:
+        sources = np.concatenate([levels[s] for s in stage.stage.sources])
+        acc = stage.accumulate(sources, code)
+        if seen is not None:
+            seen.include(acc)
+        levels[stage.stage.name] = stage.activate(acc)
+
+    def finish(self, white: Floats, features: Ints) -> Floats:
+        """The client's last linear layer: a standardized result `[3, S, S]` in whitened space.
+
+        Args:
+            white: Whitened content `[3, S, S]`.
+            features: Decrypted levels `[up * 4, S/4, S/4]`.
+        """
+        half = depth_to_space(features.astype(np.float32), UPSAMPLE)
+        full = depth_to_space(
+            convolve(half, self.head_weight) + self.head_bias[:, None, None], UPSAMPLE
+        )
+        result = np.einsum("ij,jhw->ihw", self.skip, white) + binomial_blur(full)
+        mean = result.mean((1, 2), keepdims=True)
+        deviation = result.std((1, 2), keepdims=True)
+        return ((result - mean) / np.maximum(deviation, RESULT_FLOOR)).astype(np.float32)
+
+
+def is_style(name: str) -> bool:
+    """Whether a stage belongs to the style branch, which is computed once a style."""
+    return name.startswith("style_")
+
+
+def replicate_pad(x: NDArray) -> NDArray:
+    """One replicated row or column on each side of `[C, H, W]`."""
+    return np.pad(x, ((0, 0), (1, 1), (1, 1)), mode="edge")
+
+
+def convolve(x: NDArray, weight: NDArray, stride: int = 1) -> NDArray:
+    """3 x 3 convolution with replicate padding of `[in, H, W]` by `[out, in, 3, 3]`."""
+    padded = replicate_pad(x)
+    height, width = x.shape[1] // stride, x.shape[2] // stride
+    out = np.zeros((weight.shape[0], height, width), dtype=np.result_type(x, weight))
+    for dy in range(3):
+        for dx in range(3):
+            window = padded[:, dy : dy + x.shape[1] : stride, dx : dx + x.shape[2] : stride]
+            out += np.einsum("oi,ihw->ohw", weight[:, :, dy, dx], window, optimize=True)
+    return out
+
+
+def space_to_depth(pixels: NDArray, block: int = CELL) -> NDArray:
+    """`[C, H, W]` to `[C * block^2, H / block, W / block]`, in PyTorch's channel order."""
+    channels, height, width = pixels.shape
+    split = pixels.reshape(channels, height // block, block, width // block, block)
+    return split.transpose(0, 2, 4, 1, 3).reshape(-1, height // block, width // block)
+
+
+def depth_to_space(cells: NDArray, block: int) -> NDArray:
+    """Inverse of `space_to_depth`."""
+    depth, height, width = cells.shape
+    split = cells.reshape(depth // block**2, block, block, height, width)
+    return split.transpose(0, 3, 1, 4, 2).reshape(-1, height * block, width * block)
+
+
+def binomial_blur(x: Floats) -> Floats:
+    """Each channel blurred by the 3 x 3 binomial kernel, replicate padding."""
+    p = replicate_pad(x)
+    rows = (p[:, :-2] + 2 * p[:, 1:-1] + p[:, 2:]) / 4
+    return (rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 4

@@ -1,0 +1,70 @@
+"""Content, style, style-signal-contrastive and grain losses.
+
+All are per-picture `[N]` and relative to the features they are compared with, so that their
+values mean the same at every picture size and layer.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LUMINANCE = (0.299, 0.587, 0.114)
+
+Statistics = list[tuple[Tensor, Tensor]]
+"""Channel means and deviations `[N, C]` of each layer."""
+
+
+def statistics(features: list[Tensor]) -> Statistics:
+    """Means and deviations over space of feature maps `[N, C, H, W]`."""
+    return [(f.mean((2, 3)), (f.var((2, 3)) + 1e-5).sqrt()) for f in features]
+
+
+def content_loss(result: Tensor, content: Tensor) -> Tensor:
+    """Mean squared difference of relu4_1 over the content's mean square (arXiv 1703.06868, 6.2)."""
+    return (result - content).pow(2).mean((1, 2, 3)) / content.pow(2).mean((1, 2, 3))
+
+
+def style_loss(result: Statistics, style: Statistics) -> Tensor:
+    """Squared differences of channel means and deviations, relu1_1 to relu4_1.
+
+    As in AdaIN (arXiv 1703.06868, eq. 13), normalized by each layer's own energy in the style.
+    """
+    total: Tensor = torch.zeros(())
+    for (mean, deviation), (mean_s, deviation_s) in zip(result, style, strict=True):
+        energy = mean_s.pow(2).mean(1) + deviation_s.pow(2).mean(1)
+        difference = (mean - mean_s).pow(2).mean(1) + (deviation - deviation_s).pow(2).mean(1)
+        total = total + difference / energy
+    return total
+
+
+def contrastive_loss(result: Tensor, style: Tensor) -> Tensor:
+    """Style signal contrastive loss of a batch (MicroAST, arXiv 2211.15313, section 3.3).
+
+    Each result's style signal is drawn to the signal of its own style and pushed from those of
+    the other styles in the batch.
+
+    Args:
+        result: Style signals of the results `[N, K]`, N >= 2.
+        style: Style signals of their styles `[N, K]`.
+    """
+    distance = (result[:, None] - style[None]).pow(2).mean(2)
+    own = distance.diagonal()
+    others = (distance.sum(1) - own) / max(len(result) - 1, 1)
+    return own / (others + 1e-3)
+
+
+def grain(result: Tensor, content: Tensor, style: Tensor) -> Tensor:
+    """Share of luminance variance in the highest octave, over the larger share of the two inputs.
+
+    Well above 1 means hatching or a checkerboard that neither picture has.
+    """
+    return _top(result) / torch.maximum(_top(content), _top(style))
+
+
+def _top(picture: Tensor) -> Tensor:
+    weights = torch.tensor(LUMINANCE, device=picture.device).view(1, 3, 1, 1)
+    luminance = (picture * weights).sum(1, keepdim=True)
+    low = F.avg_pool2d(F.pad(luminance, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    return (luminance - low).pow(2).mean((1, 2, 3)) / (luminance.var((1, 2, 3)) + 1e-4)
