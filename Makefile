@@ -1,0 +1,85 @@
+# Everything runs from .venv; `make venv` builds it, and the targets that need it ask for it.
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint bench-low bench-grid bench-efficiency lock clean
+.DELETE_ON_ERROR:
+
+SHELL := /bin/sh
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# Sets $$python to a Python 3.11, or stops and says what is missing. A python3.11 that is only a
+# version manager's stub, with nothing behind it, is passed over.
+FIND_PYTHON = python=; \
+	for candidate in python3.11 python3; do \
+	    if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; \
+	    then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo "nst-batch needs Python 3.11 (concrete-ml 1.9.0 is pinned to it here);" \
+	         "found: $$(python3 --version 2>/dev/null || echo no python3)." \
+	         "Install python3.11 with its venv module and run make again." >&2; \
+	    exit 1; \
+	fi
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(VENV)/.installed ## create .venv with the locked packages (about 7 GB, a few minutes)
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@set -e; \
+	if ! $(PYTHON) -m pip --version >/dev/null 2>&1; then \
+	    $(FIND_PYTHON); \
+	    "$$python" -m venv --clear $(VENV); \
+	fi; \
+	if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
+	    echo "$(VENV) holds $$($(PYTHON) --version), not Python 3.11." \
+	         "Remove $(VENV) and run make again." >&2; \
+	    exit 1; \
+	fi
+	$(PYTHON) -m pip install -r requirements.lock
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: venv ## stylize the bundled pairs, encrypted, on this machine
+	$(VENV)/bin/nst-batch demo
+
+test: venv ## run the tests; ARGS="-m 'not slow'" leaves out the long ones
+	$(PYTHON) -m pytest $(ARGS)
+
+lint: venv ## ruff (rules and format) and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench-low: venv ## benchmark one pair at low quality
+	$(PYTHON) -m benchmarks.low $(ARGS)
+
+bench-grid: venv ## benchmark every quality and setting of the grid
+	$(PYTHON) -m benchmarks.grid $(ARGS)
+
+bench-efficiency: venv ## benchmark how well a batch fills the cores
+	$(PYTHON) -m benchmarks.efficiency $(ARGS)
+
+# Resolves pyproject.toml afresh in a throw-away environment and writes down what came out, without
+# pip and without this project. Run it after a change of dependencies, read the diff, run the tests.
+# Needs about 7 GB of temporary disk space; TMPDIR says where.
+lock: ## resolve the dependencies anew and write requirements.lock
+	@set -e; \
+	$(FIND_PYTHON); \
+	work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; trap 'exit 1' HUP INT TERM; \
+	"$$python" -m venv "$$work/venv"; \
+	"$$work/venv/bin/python" -m pip install --quiet '.[dev]'; \
+	{ sed -n '/^#/p' requirements.lock; \
+	  "$$work/venv/bin/python" -m pip freeze --all --exclude pip --exclude nst-batch; \
+	} > "$$work/requirements.lock"; \
+	cp "$$work/requirements.lock" requirements.lock
+
+clean: ## remove caches and what was built; keeps .venv
+	rm -rf build dist demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .artifacts
+	find . -path ./$(VENV) -prune -o -path ./.git -prune -o \
+	    -type d -name __pycache__ -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Jobs on the client: finding pairs, reading and writing pictures, showing results."""

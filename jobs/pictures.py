@@ -1,0 +1,174 @@
+"""Reads and writes pictures safely, on the client, where files come from anywhere."""
+
+from __future__ import annotations
+
+import io
+import secrets
+import warnings
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from nst.errors import InputError
+
+Floats = NDArray[np.float32]
+Fit = Literal["crop", "letterbox"]
+
+MAX_PIXELS = 100_000_000
+"""Larger pictures are refused by their header: a small file can decode to all the memory."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+"""The decoders in use, whatever the suffix says; others would only widen the attack surface."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """The region of a square that holds the picture; right and bottom are exclusive."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    def to_list(self) -> list[int]:
+        """The four sides as JSON can hold them."""
+        return list(astuple(self))
+
+    @staticmethod
+    def from_list(values: list[int]) -> Box:
+        """Inverse of `to_list`; raises TypeError unless there are four values."""
+        return Box(*values)
+
+
+def read_picture(path: Path, size: int, fit: Fit) -> tuple[Floats, Box]:
+    """Picture as `[3, size, size]` in [0, 1], and the region of it that holds the picture.
+
+    Args:
+        path: A file in one of `FORMATS`; of an animation the first frame counts.
+        size: Side of the square.
+        fit: `crop` takes the central square, `letterbox` the whole picture, with its edges
+            repeated where it does not fill the square (the network would paint black bars).
+
+    Raises:
+        InputError: The file is missing, unreadable, damaged, too large or not a picture.
+    """
+    rgb = _decode(path)
+    width, height = rgb.size
+    if fit == "crop":
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        square = _resize(rgb, (left, top, left + side, top + side), (size, size))
+        return square, Box(0, 0, size, size)
+
+    longest = max(width, height)
+    # A line thinner than one pixel of the square still gets one.
+    inner = (max(1, round(width * size / longest)), max(1, round(height * size / longest)))
+    left, top = (size - inner[0]) // 2, (size - inner[1]) // 2
+    box = Box(left, top, left + inner[0], top + inner[1])
+    margins = ((0, 0), (box.top, size - box.bottom), (box.left, size - box.right))
+    return np.pad(_resize(rgb, (0, 0, width, height), inner), margins, mode="edge"), box
+
+
+def write_png(picture: Floats, box: Box, path: Path, force: bool = False) -> None:
+    """Writes the region `box` of a picture `[3, H, W]` in [0, 1] as PNG.
+
+    Raises:
+        InputError: The file exists and `force` is not set, or it cannot be written.
+    """
+    if path.exists() and not force:
+        raise InputError(f"{str(path)!r} exists: use --force to replace it or another --out")
+    write_file(encode_png(picture[:, box.top : box.bottom, box.left : box.right]), path)
+
+
+def to_image(picture: Floats) -> Image.Image:
+    """Picture `[3, H, W]`, clipped to [0, 1], as 8-bit RGB."""
+    levels = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))
+
+
+def encode_png(picture: Floats) -> bytes:
+    """Picture `[3, H, W]`, clipped to [0, 1], as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    to_image(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_file(data: bytes, path: Path) -> None:
+    """Writes a file whole or not at all; raises InputError if it cannot be written."""
+    # Not from tempfile: its files are for their owner only, results are for everyone.
+    temporary = path.parent / f".nst-batch-{secrets.token_hex(8)}.tmp"
+    try:
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{str(path)!r} cannot be written ({error.strerror}): "
+            "check that its folder exists, may be written and has space, or use another --out"
+        ) from error
+
+
+def _decode(path: Path) -> Image.Image:
+    """The picture as RGB, upright and without alpha; raises InputError."""
+    shown = repr(str(path))
+    too_large = f"{shown} has too many pixels to be opened safely: scale it down"
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{shown} is not a file: name a picture")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as picture:
+                # Only the header has been read so far. Pillow has a limit too, but any library
+                # of the process may have lifted it.
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise InputError(too_large)
+                picture.load()
+                return _to_rgb(ImageOps.exif_transpose(picture))
+    except InputError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(too_large) from error
+    except FileNotFoundError as error:
+        raise InputError(f"{shown} does not exist: check the path") from error
+    except PermissionError as error:
+        raise InputError(f"{shown} may not be read: check its permissions") from error
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{shown} is empty, damaged or not a picture: use one of {', '.join(FORMATS)}"
+        ) from error
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        detail = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{shown} cannot be decoded in full ({detail}): save it again as RGB PNG or JPEG"
+        ) from error
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        return _to_eight_bits(picture).convert("RGB")
+    if picture.has_transparency_data:
+        white = Image.new("RGBA", picture.size, "white")
+        white.alpha_composite(picture.convert("RGBA"))
+        return white.convert("RGB")
+    return picture.convert("RGB")
+
+
+def _to_eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey of 16 bits (`I` modes) or of floats in [0, 1] or [0, 255], scaled to 8 bits."""
+    # Pillow's own conversion clips at 255: nearly every 16-bit pixel would be white.
+    values = np.nan_to_num(np.asarray(picture, dtype=np.float32))
+    white = 65535
+    if picture.mode == "F":
+        white = 1 if values.max() <= 1 else 255
+    return Image.fromarray(np.rint(np.clip(values / white, 0, 1) * 255).astype(np.uint8))
+
+
+def _resize(rgb: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int]) -> Floats:
+    resized = rgb.resize(size, Image.Resampling.BICUBIC, box=box)
+    return np.asarray(resized, dtype=np.float32).transpose(2, 0, 1) / 255

@@ -1,0 +1,100 @@
+"""Ciphertexts on their way: a self-describing envelope around Concrete's serialized tensors.
+
+An envelope names the key set and the circuits it was made under, so that mixing them up is an
+error in one line and not a picture of noise, and carries a checksum. It holds nothing about the
+picture: no name, no pixel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+
+from nst.errors import CircuitError
+
+MAGIC = b"NSTC"
+FORMAT = 1
+_PREFIX = struct.Struct("<4sII")
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """Serialized ciphertext tensors of the rows of one picture, top to bottom.
+
+    Attributes:
+        key_id: Key set they are encrypted under.
+        circuit_id: Circuits they are input or output of.
+        rows: One serialized ciphertext a row.
+    """
+
+    key_id: str
+    circuit_id: str
+    rows: tuple[bytes, ...]
+
+    def pack(self) -> bytes:
+        """As bytes: a fixed prefix, a JSON header, the rows."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(row)
+        header = json.dumps(
+            {
+                "key_id": self.key_id,
+                "circuit_id": self.circuit_id,
+                "lengths": [len(row) for row in self.rows],
+                "sha256": digest.hexdigest(),
+            }
+        ).encode()
+        return b"".join([_PREFIX.pack(MAGIC, FORMAT, len(header)), header, *self.rows])
+
+    @staticmethod
+    def unpack(blob: bytes, what: str) -> Envelope:
+        """Inverse of `pack`.
+
+        Args:
+            blob: The bytes.
+            what: Name of the object in an error.
+
+        Raises:
+            CircuitError: if it is truncated, damaged or of another format.
+        """
+        try:
+            magic, form, length = _PREFIX.unpack_from(blob)
+            if magic != MAGIC:
+                raise ValueError("no ciphertext")
+            if form != FORMAT:
+                raise CircuitError(
+                    f"{what} has ciphertext format {form}, this version reads {FORMAT}; "
+                    "use the version that wrote it"
+                )
+            start = _PREFIX.size + length
+            header = json.loads(blob[_PREFIX.size : start])
+            rows = []
+            digest = hashlib.sha256()
+            for size in header["lengths"]:
+                rows.append(blob[start : start + size])
+                digest.update(rows[-1])
+                start += size
+            if start != len(blob) or digest.hexdigest() != header["sha256"]:
+                raise ValueError("checksum does not match")
+            return Envelope(header["key_id"], header["circuit_id"], tuple(rows))
+        except (struct.error, ValueError, KeyError, TypeError) as error:
+            raise CircuitError(f"{what} is damaged ({error}); submit the pair again") from error
+
+    def require(self, key_id: str, circuit_id: str, what: str) -> None:
+        """Check that the ciphertexts were made under this key set and these circuits.
+
+        Raises:
+            CircuitError: if not, saying which of the two differs.
+        """
+        if self.key_id != key_id:
+            raise CircuitError(
+                f"{what} was made under key {self.key_id}, not {key_id}; "
+                "fetch it with the key it was submitted with"
+            )
+        if self.circuit_id != circuit_id:
+            raise CircuitError(
+                f"{what} was made by circuits {self.circuit_id}, not {circuit_id}; "
+                "submit the pair again, or fetch it with the version that submitted it"
+            )

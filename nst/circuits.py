@@ -1,0 +1,360 @@
+"""The network as circuits: each stage one function of one Concrete module, row by row.
+
+A 3 x 3 stage is a function `(row above, row, row below, ..., style code) -> row` on tensors
+`[1, C, 1, W]`. All functions share one key set, and `Wired` composition tells the optimizer which
+output may become which input, so that a result is used without decryption.
+
+Only clients compile; the server loads what `build` wrote (see `nst.server`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from concrete import fhe
+from concrete.fhe.compilation.configuration import SecurityLevel
+from numpy.typing import NDArray
+
+from nst import architecture as shape
+from nst import integer
+from nst.architecture import Grid, Stage, grids
+from nst.errors import CircuitError
+from nst.integer import IntegerNetwork, IntegerStage
+from nst.plan import CircuitPlan, StagePlan
+
+Ints = NDArray[np.int64]
+SERVER_FILE, PLAN_FILE = "server.zip", "plan.json"
+CODE_PARAMETER = "code"
+
+
+def circuit_id(network: IntegerNetwork, size: int, p_error: float) -> str:
+    """Hash of everything the compiled circuits depend on, 16 hex digits."""
+    digest = hashlib.sha256()
+    for stage in network.stages.values():
+        digest.update(repr(stage.stage).encode())
+        for array in (stage.weight, stage.bias, stage.modulation):
+            digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
+    for module in (shape, integer):
+        digest.update(inspect.getsource(module).encode())
+    digest.update(Path(__file__).read_bytes())
+    digest.update(f"{version('concrete-python')} {_python()} {size} {p_error}".encode())
+    return digest.hexdigest()[:16]
+
+
+def build(network: IntegerNetwork, size: int, p_error: float, cache: Path) -> Path:
+    """Compile the circuits, or find them compiled.
+
+    Args:
+        network: Integer weights.
+        size: Picture side in pixels.
+        p_error: Error probability of one PBS to compile for.
+        cache: Folder that holds compiled circuits by their id.
+
+    Returns:
+        The folder with `server.zip` and `plan.json`.
+
+    Raises:
+        CircuitError: if the weights do not fit the accumulators the design counts on.
+    """
+    identifier = circuit_id(network, size, p_error)
+    folder = cache / identifier
+    if (folder / PLAN_FILE).exists():
+        return folder
+    module, parameters = compile_module(network, size, p_error)
+    plan = make_plan(module, parameters, network, size, identifier)
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=cache, prefix=".building-"))
+    try:
+        module.server.save(partial / SERVER_FILE)
+        (partial / PLAN_FILE).write_text(json.dumps(plan.to_dict(), indent=2))
+        os.replace(partial, folder)
+    except OSError:
+        # Another process built the same circuits meanwhile; theirs are as good.
+        if not (folder / PLAN_FILE).exists():
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def load_plan(folder: Path) -> CircuitPlan:
+    """The plan of built circuits.
+
+    Raises:
+        CircuitError: if it is missing, damaged or of another version.
+    """
+    try:
+        return CircuitPlan.from_dict(json.loads((folder / PLAN_FILE).read_text()))
+    except (OSError, json.JSONDecodeError) as error:
+        raise CircuitError(f"no circuit plan in {folder} ({error}); build it again") from error
+
+
+def compile_module(
+    network: IntegerNetwork, size: int, p_error: float
+) -> tuple[fhe.FheModule, dict[str, list[str]]]:
+    """Compile all stages as functions of one module.
+
+    Returns:
+        The module, and the parameter names of each function in order.
+    """
+    shapes = grids(network.architecture.stages(), size)
+    functions: dict[str, fhe.FunctionDef] = {}
+    parameters: dict[str, list[str]] = {}
+    inputsets: dict[str, list[tuple[Ints, ...] | Ints]] = {}
+    for name, stage in network.stages.items():
+        source = shapes[stage.stage.sources[0]]
+        parameters[name] = _parameters(stage.stage, source)
+        function = _function(stage, parameters[name])
+        functions[name] = fhe.function({p: "encrypted" for p in parameters[name]})(function)
+        samples = _calibration(stage, source, network)
+        inputsets[name] = [s if len(s) > 1 else s[0] for s in samples]
+    wires = {
+        fhe.Wire(fhe.Output(functions[source], 0), fhe.Input(functions[name], position))
+        for name in functions
+        for position, source in enumerate(_sources(network.stages[name].stage, parameters[name]))
+        if source in functions
+    }
+    holder = type("Stages", (), {**functions, "composition": fhe.Wired(wires)})
+    module = fhe.module()(holder).compile(
+        inputsets,
+        p_error=p_error,
+        security_level=SecurityLevel.SECURITY_128_BITS,
+        approximate_rounding_config=fhe.ApproximateRoundingConfig(logical_clipping=True),
+        compress_evaluation_keys=True,
+        compress_input_ciphertexts=True,
+        # One row task is one core's work; the scheduler fills the others.
+        loop_parallelize=False,
+    )
+    _check_accumulators(module)
+    return module, parameters
+
+
+def make_plan(
+    module: fhe.FheModule,
+    parameters: dict[str, list[str]],
+    network: IntegerNetwork,
+    size: int,
+    identifier: str,
+) -> CircuitPlan:
+    """Read the costs off a compiled module."""
+    functions = module.functions()
+    shapes = grids(network.architecture.stages(), size)
+    sets = {p for f in functions.values() for p in f.programmable_bootstrap_count_per_parameter}
+    if len({str(p) for p in sets}) != 1:
+        raise CircuitError(
+            f"the optimizer chose {len(sets)} parameter sets where the design counts on one; "
+            "bring all accumulators to one width"
+        )
+    # `complexity` is that of calling every function once; with one parameter set each PBS (its
+    # key switch included) costs the same.
+    calls = sum(f.programmable_bootstrap_count for f in functions.values())
+    per_pbs = module.complexity / calls
+    stages = []
+    for name, stage in network.stages.items():
+        rows = shapes[name].rows
+        pbs = functions[name].programmable_bootstrap_count * rows
+        stages.append(
+            StagePlan(
+                name=name,
+                kind=stage.stage.kind,
+                sources=stage.stage.sources,
+                stride=stage.stage.stride,
+                modulated=stage.stage.modulated,
+                rows=rows,
+                pbs=pbs,
+                operations=pbs * per_pbs,
+                output_bytes=functions[name].size_of_outputs,
+            )
+        )
+    # The evaluation keys' size is only known once made; these are thrown away at once.
+    module.keygen()
+    keys = module.client.evaluation_keys.serialize()
+    # The style stem takes three rows of pixels and nothing else.
+    row_bytes = functions["style_stem"].size_of_inputs // 3
+    return CircuitPlan(
+        circuit_id=identifier,
+        concrete_version=version("concrete-python"),
+        size=size,
+        p_error=module.p_error,
+        evaluation_key_bytes=len(keys),
+        input_ciphertext_bytes=row_bytes * shapes[shape.CONTENT].rows,
+        output_ciphertext_bytes=functions["up"].size_of_outputs * shapes["up"].rows,
+        stages=tuple(stages),
+    )
+
+
+def _python() -> str:
+    return ".".join(platform.python_version_tuple()[:2])
+
+
+def _parameters(stage: Stage, source: Grid) -> list[str]:
+    if stage.kind == "conv":
+        names = [f"{p}_{i}" for i in range(len(stage.sources)) for p in ("above", "row", "below")]
+    elif stage.kind == "row_pool":
+        names = ["row_0"]
+    else:
+        names = [f"row_{i}" for i in range(source.rows)]
+    return [*names, CODE_PARAMETER] if stage.modulated else names
+
+
+def _sources(stage: Stage, parameters: list[str]) -> list[str]:
+    """The stage or input that each parameter comes from."""
+    if stage.kind == "conv":
+        out = [source for source in stage.sources for _ in range(3)]
+    else:
+        out = [stage.sources[0]] * len([p for p in parameters if p != CODE_PARAMETER])
+    return [*out, "style_code"] if stage.modulated else out
+
+
+def _function(layer: IntegerStage, parameters: list[str]) -> Callable[..., NDArray[Any]]:
+    """The stage as a function of rows that Concrete can trace."""
+    stage = layer.stage
+    low, high = stage.output_min, stage.output_max
+
+    def accumulate_conv(rows: list[Any]) -> Any:
+        tall = [np.concatenate(tuple(rows[i : i + 3]), axis=2) for i in range(0, len(rows), 3)]
+        x = np.concatenate(tuple(tall), axis=1) if len(tall) > 1 else tall[0]
+        edges = (x[:, :, :, 0:1], x) if stage.stride == 2 else (x[:, :, :, 0:1], x, x[:, :, :, -1:])
+        padded = np.concatenate(edges, axis=3)
+        return fhe.conv(padded, layer.weight, layer.bias, strides=(stage.stride, stage.stride))
+
+    def accumulate_pool(rows: list[Any]) -> Any:
+        total = rows[0]
+        for row in rows[1:]:
+            total = total + row
+        summed = np.sum(total, axis=3, keepdims=True)
+        # The bias goes into the convolution: a sum without it might need an eleventh bit.
+        return fhe.conv(summed, layer.weight, layer.bias)
+
+    def run(**arguments: Any) -> Any:
+        rows = [arguments[p] for p in parameters if p != CODE_PARAMETER]
+        acc = accumulate_conv(rows) if stage.kind == "conv" else accumulate_pool(rows)
+        if layer.modulation is not None:
+            code = arguments[CODE_PARAMETER].reshape((layer.modulation.shape[1],))
+            acc = acc + (layer.modulation @ code).reshape((1, stage.out_channels, 1, 1))
+        acc = fhe.hint(acc, bit_width=shape.ACCUMULATOR_BITS)
+        kept = fhe.round_bit_pattern(
+            acc, lsbs_to_remove=shape.SHIFT, exactness=fhe.Exactness.APPROXIMATE
+        )
+        return fhe.univariate(
+            lambda v: np.clip(v // shape.LEVEL, low, high).astype(np.int64)
+        )(kept)
+
+    run.__name__ = stage.name
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(p, inspect.Parameter.POSITIONAL_OR_KEYWORD) for p in parameters]
+    )
+    return run
+
+
+def _calibration(
+    layer: IntegerStage, source: Grid, network: IntegerNetwork
+) -> list[tuple[Ints, ...]]:
+    """Arguments that take inputs and accumulators of a stage to the ends of their ranges.
+
+    Concrete sizes encodings from what it sees. Pictures would make the circuits depend on which
+    pictures were at hand; these made-up rows reach the ends of the 10-bit accumulator without
+    crossing them, for any weights.
+    """
+    stage = layer.stage
+    first = network.stages.get(stage.sources[0])
+    low = shape.PIXEL_MIN if first is None else first.stage.output_min
+    high = shape.PIXEL_MAX if first is None else first.stage.output_max
+    rows = {"conv": 3, "row_pool": 1, "pool": source.rows}[stage.kind]
+    empty = np.zeros((stage.in_channels, rows, source.width), dtype=np.int64)
+    samples = [empty]
+    per_source = stage.in_channels // len(stage.sources)
+    for first_channel in range(0, stage.in_channels, per_source):
+        for row in range(rows):
+            # Both ends in both border columns: every slice must show that it can be negative.
+            for column in (0, -1):
+                ends = empty.copy()
+                ends[first_channel, row, column] = low
+                ends[first_channel + 1, row, column] = high
+                samples.append(ends)
+    for target in (shape.ACCUMULATOR_MIN, shape.ACCUMULATOR_MAX):
+        reach = _reach(layer, empty, low, high, target)
+        if reach is not None:
+            samples.append(reach)
+    code = None
+    if layer.modulation is not None:
+        code = np.zeros(layer.modulation.shape[1], dtype=np.int64)
+    out = [_arguments(stage, x, code) for x in samples]
+    if code is not None:
+        one = code.copy()
+        one[0] = shape.RELU_MAX
+        out.append(_arguments(stage, empty, one))
+    return out
+
+
+def _arguments(stage: Stage, x: Ints, code: Ints | None) -> tuple[Ints, ...]:
+    """Stacked sources `[in, rows, W]` and a code as the arguments of the stage's function."""
+    parts = np.split(x, len(stage.sources))
+    rows = tuple(part[None, :, i : i + 1, :] for part in parts for i in range(part.shape[1]))
+    return rows if code is None else (*rows, code.reshape(1, -1, 1, 1))
+
+
+def _reach(layer: IntegerStage, empty: Ints, low: int, high: int, target: int) -> Ints | None:
+    """An input whose accumulators reach close to `target` in one channel and stay safe in all."""
+    sign = 1 if target > 0 else -1
+    norms = np.abs(layer.weight).sum((1, 2, 3))
+    for channel in np.argsort(-norms):
+        effect = sign * _effect(layer, empty, int(channel))
+        x = empty.copy()
+        missing = sign * (target - int(layer.bias[channel]))
+        for index in np.argsort(-np.abs(effect), axis=None):
+            weight = int(effect.flat[index])
+            end = high if weight > 0 else low
+            steps = missing // abs(weight) if weight else 0
+            x.flat[index] = np.sign(end) * min(abs(end), steps)
+            missing -= weight * int(x.flat[index])
+        acc = _accumulators(layer, x)
+        safe = acc.min() >= shape.ACCUMULATOR_MIN and acc.max() <= shape.ACCUMULATOR_MAX
+        if safe and missing < shape.LEVEL // 2:
+            return x
+    return None
+
+
+def _effect(layer: IntegerStage, empty: Ints, channel: int) -> Ints:
+    """What each input element adds to the accumulator of a channel's first column."""
+    weight = layer.weight[channel]
+    out = np.zeros_like(empty)
+    if layer.stage.kind != "conv":
+        return out + weight[:, :1, :]
+    for dx in range(3):
+        out[:, :, max(dx - 1, 0)] += weight[:, :, dx]
+    return out
+
+
+def _accumulators(layer: IntegerStage, x: Ints) -> Ints:
+    """Accumulators of one row task, code zero: the middle row of three for a convolution."""
+    none = None if layer.modulation is None else np.zeros(layer.modulation.shape[1], np.int64)
+    if layer.stage.kind != "conv":
+        return layer.accumulate(x.sum((1, 2), keepdims=True), none)
+    if layer.stage.stride == 2:
+        # Row 1 of the strided result is centred on row 2: give it a row above to skip.
+        return layer.accumulate(np.concatenate([x[:, :1], x], axis=1), none)[:, 1:2]
+    return layer.accumulate(x, none)[:, 1:2]
+
+
+def _check_accumulators(module: fhe.FheModule) -> None:
+    for name, graph in module.graphs.items():
+        for node in graph.query_nodes(operation_filter="round_bit_pattern"):
+            (operand,) = graph.ordered_preds_of(node)
+            kind = operand.output.dtype
+            if not (kind.is_signed and kind.bit_width == shape.ACCUMULATOR_BITS):
+                raise CircuitError(
+                    f"stage {name} has {kind} accumulators, not signed "
+                    f"{shape.ACCUMULATOR_BITS}-bit ones: train with an overflow penalty"
+                )

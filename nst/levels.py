@@ -1,0 +1,58 @@
+"""The registry of quality levels: names, picture sizes and weights, one code path for all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nst.errors import CircuitError, InputError
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+P_ERROR = 0.02
+"""Probability that one PBS is off by one activation level more than its rounding. See README."""
+
+
+@dataclass(frozen=True)
+class QualityLevel:
+    """A size of picture with the network trained for it.
+
+    Attributes:
+        name: What a user types.
+        size: Side of the square result in pixels.
+        weights: Its `.safetensors` file.
+        p_error: Error probability of one PBS that the circuits are compiled for.
+    """
+
+    name: str
+    size: int
+    weights: Path
+    p_error: float = P_ERROR
+
+    @property
+    def trained(self) -> bool:
+        """Whether weights for this level are installed."""
+        return self.weights.is_file()
+
+
+LEVELS = {
+    name: QualityLevel(name, size, WEIGHTS / f"{name}.safetensors")
+    for name, size in (("draft", 32), ("low", 64), ("mid", 128), ("high", 192))
+}
+
+
+def get_level(name: str) -> QualityLevel:
+    """The level of that name.
+
+    Raises:
+        InputError: if there is none.
+        CircuitError: if its weights are not installed.
+    """
+    if name not in LEVELS:
+        raise InputError(f"no quality level {name!r}; choose one of {', '.join(LEVELS)}")
+    level = LEVELS[name]
+    if not level.trained:
+        ready = ", ".join(n for n, other in LEVELS.items() if other.trained)
+        raise CircuitError(
+            f"quality level {name!r} has no weights at {level.weights}; trained levels: {ready}"
+        )
+    return level

@@ -1,0 +1,129 @@
+"""What compiled circuits cost, as plain data: read off the compiler once, stored beside them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nst.errors import CircuitError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One circuit function and how often a picture calls it.
+
+    Attributes:
+        name: Function name.
+        kind: `conv`, `row_pool` or `pool` (see `nst.architecture.Stage`).
+        sources: Stages or inputs whose rows it reads.
+        stride: Rows of the source per row of the result.
+        modulated: Whether it takes the style code as its last argument.
+        rows: Calls a picture.
+        pbs: PBS of all these calls.
+        operations: Their cost on Concrete's `complexity` scale.
+        output_bytes: Size of one call's serialized result.
+    """
+
+    name: str
+    kind: str
+    sources: tuple[str, ...]
+    stride: int
+    modulated: bool
+    rows: int
+    pbs: int
+    operations: float
+    output_bytes: int
+
+    @property
+    def pbs_per_row(self) -> int:
+        """PBS of one call."""
+        return self.pbs // self.rows
+
+
+@dataclass(frozen=True)
+class CircuitPlan:
+    """The compiled circuits of one quality level.
+
+    Attributes:
+        circuit_id: Hash of weights, stage code, Concrete version, size and `p_error`.
+        concrete_version: Compiled artefacts load under this version only.
+        size: Picture side in pixels.
+        p_error: Error probability of one PBS, as compiled.
+        evaluation_key_bytes: Serialized (compressed) evaluation keys.
+        input_ciphertext_bytes: One encrypted picture, all rows.
+        output_ciphertext_bytes: One encrypted result, all rows.
+        stages: In order of evaluation.
+    """
+
+    circuit_id: str
+    concrete_version: str
+    size: int
+    p_error: float
+    evaluation_key_bytes: int
+    input_ciphertext_bytes: int
+    output_ciphertext_bytes: int
+    stages: tuple[StagePlan, ...]
+
+    @property
+    def pbs_style(self) -> int:
+        """PBS of one style branch, paid once a style."""
+        return sum(s.pbs for s in self.stages if s.name.startswith("style_"))
+
+    @property
+    def pbs_content(self) -> int:
+        """PBS of one content path, paid once a pair."""
+        return sum(s.pbs for s in self.stages) - self.pbs_style
+
+    @property
+    def operations_per_pair(self) -> float:
+        """Cost of a pair whose style is not shared, on Concrete's `complexity` scale."""
+        return sum(s.operations for s in self.stages)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able record."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @staticmethod
+    def from_dict(record: dict[str, Any]) -> CircuitPlan:
+        """Inverse of `to_dict`.
+
+        Raises:
+            CircuitError: if the record was written by another version.
+        """
+        try:
+            fields = dict(record)
+            if fields.pop("format") != FORMAT:
+                raise CircuitError(
+                    f"circuit plan has format {record['format']}, this version reads {FORMAT}; "
+                    "build the circuits again"
+                )
+            stages = tuple(
+                StagePlan(**{**s, "sources": tuple(s["sources"])}) for s in fields.pop("stages")
+            )
+            return CircuitPlan(stages=stages, **fields)
+        except (KeyError, TypeError) as error:
+            raise CircuitError(f"circuit plan is damaged ({error}); build it again") from error
+
+    def summary(self) -> dict[str, Any]:
+        """What `circuits inspect --json` prints."""
+        pbs = self.pbs_style + self.pbs_content
+        return {
+            "circuit_id": self.circuit_id,
+            "concrete_version": self.concrete_version,
+            "size": self.size,
+            "pbs_per_pair": pbs,
+            "pbs_style": self.pbs_style,
+            "pbs_content": self.pbs_content,
+            "operations_per_pair": self.operations_per_pair,
+            "operations_per_pbs": self.operations_per_pair / pbs,
+            "p_error": self.p_error,
+            "evaluation_key_bytes": self.evaluation_key_bytes,
+            "input_ciphertext_bytes": self.input_ciphertext_bytes,
+            "output_ciphertext_bytes": self.output_ciphertext_bytes,
+            "stages": [
+                {"name": s.name, "rows": s.rows, "pbs": s.pbs, "operations": s.operations}
+                for s in self.stages
+            ],
+        }

@@ -1,0 +1,99 @@
+"""The server's side: evaluate circuits on ciphertexts, and nothing else.
+
+This module uses Concrete's runtime directly and imports neither `nst.client` nor `concrete.fhe`,
+which hold key generation, encryption and decryption; `seal` makes that a property of the process.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import concrete.compiler as runtime
+
+from nst.errors import CircuitError
+from nst.plan import CircuitPlan
+
+FORBIDDEN_MODULES = ("concrete.fhe", "concrete.ml", "nst.client", "nst.circuits")
+FORBIDDEN_NAMES = (
+    "ClientCircuit",
+    "ClientProgram",
+    "Keyset",
+    "KeysetCache",
+    "LweSecretKey",
+    "TfhersExporter",
+)
+
+
+def seal() -> None:
+    """Make key generation and decryption unimportable in this process.
+
+    Raises:
+        RuntimeError: if client code has been imported already.
+    """
+    loaded = [m for m in FORBIDDEN_MODULES if sys.modules.get(m) is not None]
+    if loaded:
+        raise RuntimeError(f"a server process has imported client code: {', '.join(loaded)}")
+    for module in FORBIDDEN_MODULES:
+        sys.modules[module] = None  # type: ignore[assignment]
+    native = sys.modules["mlir._mlir_libs._concretelang._compiler"]
+    for name in FORBIDDEN_NAMES:
+        for holder in (runtime, native):
+            if hasattr(holder, name):
+                delattr(holder, name)
+
+
+class Evaluator:
+    """The circuits of one quality level with one user's evaluation keys, loaded once."""
+
+    def __init__(self, plan: CircuitPlan, server_zip: bytes, evaluation_keys: bytes) -> None:
+        """Load circuits and keys.
+
+        Raises:
+            CircuitError: if either is damaged or made for another version of Concrete.
+        """
+        here = version("concrete-python")
+        if plan.concrete_version != here:
+            raise CircuitError(
+                f"circuits {plan.circuit_id} were compiled with Concrete {plan.concrete_version}, "
+                f"this machine has {here}; install the same version on both"
+            )
+        self._folder = tempfile.TemporaryDirectory(prefix="nst-circuits-")
+        archive = Path(self._folder.name) / "server.zip"
+        archive.write_bytes(server_zip)
+        try:
+            shutil.unpack_archive(archive, self._folder.name, "zip")
+            archive.unlink()
+            self._library = runtime.Library(self._folder.name)
+            self._program = runtime.ServerProgram(self._library, False)
+            self._keys = runtime.ServerKeyset.deserialize(evaluation_keys)
+        except (OSError, RuntimeError, ValueError, shutil.ReadError) as error:
+            raise CircuitError(
+                f"circuits {plan.circuit_id} or their evaluation keys cannot be loaded "
+                f"({str(error).splitlines()[0]}); submit the job again"
+            ) from error
+        self._circuits = {
+            stage.name: self._program.get_server_circuit(stage.name) for stage in plan.stages
+        }
+        self._lock = threading.Lock()
+
+    def run(self, stage: str, rows: Sequence[bytes]) -> bytes:
+        """One row task: serialized input ciphertexts to one serialized output ciphertext.
+
+        Raises:
+            CircuitError: if the ciphertexts do not fit the stage.
+        """
+        try:
+            arguments = [runtime.TransportValue.deserialize(row) for row in rows]
+            with self._lock:
+                (result,) = self._circuits[stage].call(arguments, self._keys)
+            return bytes(result.serialize())
+        except (RuntimeError, ValueError) as error:
+            raise CircuitError(
+                f"stage {stage} refused its ciphertexts ({str(error).splitlines()[0]})"
+            ) from error

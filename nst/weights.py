@@ -1,0 +1,85 @@
+"""Trained weights on disk: one safetensors file with a JSON card beside it.
+
+The file holds integers (int8 weights, int32 biases) and the client's float32 last layer, and the
+architecture in its metadata, so that loading needs no PyTorch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from nst.architecture import Architecture
+from nst.errors import CircuitError
+from nst.integer import IntegerNetwork, IntegerStage
+
+FORMAT = 1
+
+
+def save_weights(network: IntegerNetwork, path: Path, card: dict[str, Any]) -> None:
+    """Write `path` (`.safetensors`) and its card, `path` with `.json`.
+
+    Args:
+        network: What was trained.
+        path: Destination; replaced if it exists.
+        card: How it was trained; the file's SHA-256 is added to it.
+    """
+    arrays: dict[str, np.ndarray] = {
+        "head.weight": network.head_weight,
+        "head.bias": network.head_bias,
+        "skip": network.skip,
+    }
+    for name, stage in network.stages.items():
+        arrays[f"{name}.weight"] = stage.weight.astype(np.int8)
+        arrays[f"{name}.bias"] = stage.bias.astype(np.int32)
+        if stage.modulation is not None:
+            arrays[f"{name}.modulation"] = stage.modulation.astype(np.int8)
+    metadata = {"format": str(FORMAT), "architecture": json.dumps(network.architecture.to_dict())}
+    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path, metadata)
+    card = {**card, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
+
+
+def load_weights(path: Path) -> IntegerNetwork:
+    """Read weights written by `save_weights`.
+
+    Raises:
+        CircuitError: if the file is missing, damaged, or of another format or architecture.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CircuitError(f"weights {path} cannot be read ({error}); reinstall them") from error
+    if metadata.get("format") != str(FORMAT):
+        raise CircuitError(
+            f"weights {path} have format {metadata.get('format')}, this version reads {FORMAT}; "
+            "export them again"
+        )
+    try:
+        architecture = Architecture.from_dict(json.loads(metadata["architecture"]))
+        stages = {}
+        for stage in architecture.stages():
+            modulation = arrays.get(f"{stage.name}.modulation")
+            stages[stage.name] = IntegerStage(
+                stage,
+                arrays[f"{stage.name}.weight"].astype(np.int64),
+                arrays[f"{stage.name}.bias"].astype(np.int64),
+                None if modulation is None else modulation.astype(np.int64),
+            )
+        return IntegerNetwork(
+            architecture,
+            stages,
+            arrays["head.weight"],
+            arrays["head.bias"],
+            arrays["skip"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CircuitError(f"weights {path} do not fit the network ({error})") from error

@@ -1,0 +1,329 @@
+"""Pictures from anywhere become squares of numbers, or one line that says why not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps, PngImagePlugin
+
+from jobs.pictures import Box, Fit, Floats, read_picture, write_png
+from nst.dataset import center_square
+from nst.errors import InputError
+
+WHOLE = Box(0, 0, 8, 8)
+
+
+def noise(width: int, height: int) -> Image.Image:
+    """A random picture; smooth ones would hide a wrong place or orientation."""
+    rng = np.random.default_rng(7)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def save(picture: Image.Image, path: Path, **options: Any) -> Path:
+    picture.save(path, **options)
+    return path
+
+
+def plain(picture: Image.Image) -> Floats:
+    return np.asarray(picture.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255
+
+
+def error_of(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        read_picture(path, 8, "crop")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert repr(str(path)) in message
+    return message
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to no data."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + body))
+        return struct.pack(">I", len(body)) + kind + body + check
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0"))
+
+
+@pytest.mark.parametrize("shape", [(90, 60), (41, 80), (20, 20)])
+def test_crop_is_what_the_network_was_trained_on(tmp_path: Path, shape: tuple[int, int]) -> None:
+    path = save(noise(*shape), tmp_path / "a.jpg")
+    square, box = read_picture(path, 32, "crop")
+    assert square.dtype == np.float32 and square.shape == (3, 32, 32)
+    np.testing.assert_array_equal(square, center_square(path, 32))
+    assert box == Box(0, 0, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("shape", "box"),
+    [
+        ((40, 20), Box(0, 8, 32, 24)),
+        ((20, 40), Box(8, 0, 24, 32)),
+        ((5, 5), Box(0, 0, 32, 32)),
+        ((1, 5000), Box(15, 0, 16, 32)),
+        ((5000, 1), Box(0, 15, 32, 16)),
+    ],
+)
+def test_letterbox_holds_the_whole_picture(
+    tmp_path: Path, shape: tuple[int, int], box: Box
+) -> None:
+    picture = noise(*shape)
+    square, found = read_picture(save(picture, tmp_path / "a.png"), 32, "letterbox")
+    assert found == box
+    assert square.shape == (3, 32, 32)
+    size = (box.right - box.left, box.bottom - box.top)
+    inside = square[:, box.top : box.bottom, box.left : box.right]
+    np.testing.assert_array_equal(inside, plain(picture.resize(size, Image.Resampling.BICUBIC)))
+
+
+def test_letterbox_repeats_the_edges(tmp_path: Path) -> None:
+    square, box = read_picture(save(noise(40, 20), tmp_path / "a.png"), 32, "letterbox")
+    for row in range(box.top):
+        np.testing.assert_array_equal(square[:, row], square[:, box.top])
+    for row in range(box.bottom, 32):
+        np.testing.assert_array_equal(square[:, row], square[:, box.bottom - 1])
+
+
+@pytest.mark.parametrize("fit", ["crop", "letterbox"])
+@pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (1, 1)])
+def test_elongated_pictures_work(tmp_path: Path, shape: tuple[int, int], fit: Fit) -> None:
+    square, _ = read_picture(save(noise(*shape), tmp_path / "a.png"), 16, fit)
+    assert square.shape == (3, 16, 16)
+    assert square.min() >= 0 and square.max() <= 1
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", [1, 2, 3, 6, 8])
+def test_exif_orientation_is_honoured(tmp_path: Path, orientation: int, suffix: str) -> None:
+    picture = noise(8, 8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if suffix == "webp" else {}
+    path = save(picture, tmp_path / f"a.{suffix}", exif=exif, **options)
+    upright = {
+        1: picture,
+        2: ImageOps.mirror(picture),
+        3: picture.rotate(180),
+        6: picture.rotate(270),
+        8: picture.rotate(90),
+    }[orientation]
+    np.testing.assert_array_equal(read_picture(path, 8, "crop")[0], plain(upright))
+
+
+def test_exif_orientation_swaps_the_sides_of_a_photograph(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(noise(40, 20), tmp_path / "a.jpg", exif=exif)
+    assert read_picture(path, 32, "letterbox")[1] == Box(8, 0, 24, 32)
+
+
+def transparent(mode: str) -> Image.Image:
+    """Black; its left half is transparent, its right half opaque."""
+    alpha = Image.new("L", (8, 8), 255)
+    alpha.paste(0, (0, 0, 4, 8))
+    picture = Image.new("RGBA", (8, 8), "black")
+    picture.putalpha(alpha)
+    return picture.convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"), [("RGBA", "a.png"), ("LA", "a.png"), ("RGBA", "a.gif"), ("RGBA", "a.tif")]
+)
+def test_alpha_is_flattened_on_white(tmp_path: Path, mode: str, name: str) -> None:
+    square, _ = read_picture(save(transparent(mode), tmp_path / name), 8, "crop")
+    assert (square[:, :, :4] == 1).all()
+    assert (square[:, :, 4:] == 0).all()
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+def test_a_transparent_colour_is_flattened_on_white(tmp_path: Path, mode: str) -> None:
+    picture = Image.new("L", (8, 8), 0)
+    picture.paste(100, (0, 0, 4, 8))
+    key: int | tuple[int, int, int] = (100, 100, 100) if mode == "RGB" else 100
+    if mode == "P":
+        picture.putpalette([level for level in range(256) for _ in range(3)])
+    else:
+        picture = picture.convert(mode)
+    path = save(picture, tmp_path / "a.png", transparency=key)
+    square, _ = read_picture(path, 8, "crop")
+    assert (square[:, :, :4] == 1).all()
+    assert (square[:, :, 4:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        ("L", "a.png"),
+        ("1", "a.png"),
+        ("P", "a.png"),
+        ("P", "a.gif"),
+        ("CMYK", "a.tif"),
+        ("RGB", "a.bmp"),
+        ("RGB", "a.PNG"),
+    ],
+)
+def test_modes_become_rgb(tmp_path: Path, mode: str, name: str) -> None:
+    picture = noise(8, 8).convert(mode)
+    square, _ = read_picture(save(picture, tmp_path / name), 8, "crop")
+    np.testing.assert_array_equal(square, plain(picture))
+
+
+def test_cmyk_jpeg_keeps_its_colours(tmp_path: Path) -> None:
+    red = Image.new("RGB", (16, 16), "red").convert("CMYK")
+    square, _ = read_picture(save(red, tmp_path / "a.jpg"), 8, "crop")
+    np.testing.assert_allclose(square.mean((1, 2)), [1, 0, 0], atol=0.05)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, name: str) -> None:
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    square, _ = read_picture(save(Image.fromarray(ramp), tmp_path / name), 8, "crop")
+    np.testing.assert_allclose(square[0], ramp / 65535, atol=0.5 / 255 + 1e-6)
+    np.testing.assert_array_equal(square[0], square[2])
+
+
+@pytest.mark.parametrize("white", [1, 255])
+def test_floats_may_end_at_1_or_255(tmp_path: Path, white: int) -> None:
+    ramp = np.linspace(0, white, 64, dtype=np.float32).reshape(8, 8)
+    square, _ = read_picture(save(Image.fromarray(ramp), tmp_path / "a.tif"), 8, "crop")
+    np.testing.assert_allclose(square[1], ramp / white, atol=0.5 / 255 + 1e-6)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp"])
+def test_of_an_animation_the_first_frame_counts(tmp_path: Path, name: str) -> None:
+    first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    path = save(first, tmp_path / name, save_all=True, append_images=[second])
+    square, _ = read_picture(path, 8, "crop")
+    np.testing.assert_allclose(square.mean((1, 2)), [1, 0, 0], atol=0.02)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tif", "gif"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_truncated_files_are_refused(tmp_path: Path, suffix: str, share: float) -> None:
+    path = save(noise(64, 64), tmp_path / f"a.{suffix}")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    error_of(path)
+
+
+@pytest.mark.parametrize(
+    ("side", "limit_of_pillow"),
+    [
+        (9_700, Image.MAX_IMAGE_PIXELS),  # Pillow would only warn
+        (60_000, Image.MAX_IMAGE_PIXELS),
+        (10_001, None),  # as libraries set it
+    ],
+)
+def test_bombs_are_refused_before_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int, limit_of_pillow: int | None
+) -> None:
+    def decode(_: PngImagePlugin.PngImageFile) -> None:
+        pytest.fail("decoded")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", decode)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit_of_pillow)
+    path = tmp_path / "a.png"
+    path.write_bytes(png_header(side, side))
+    assert "too many pixels" in error_of(path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\n", b"<svg/>", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", png_header(0, 9)],
+)
+def test_what_is_not_a_picture_is_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    assert "not a picture" in error_of(path)
+
+
+def test_missing_files_folders_and_pipes_are_told_apart(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "does not exist" in error_of(tmp_path / "gone.png")
+    assert "not a file" in error_of(tmp_path)
+    assert "not a file" in error_of(tmp_path / "pipe.png")
+
+
+def test_names_with_line_breaks_stay_on_one_line(tmp_path: Path) -> None:
+    error_of(tmp_path / "two\nlines.png")
+
+
+def test_closed_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    path = save(noise(8, 8), tmp_path / "a.png")
+    monkeypatch.setattr(Image, "open", refuse)
+    assert "permissions" in error_of(path)
+
+
+def test_box_survives_json() -> None:
+    box = Box(1, 2, 3, 4)
+    assert box.to_list() == [1, 2, 3, 4]
+    assert Box.from_list(box.to_list()) == box
+    with pytest.raises(TypeError):
+        Box.from_list([1, 2, 3])
+
+
+def test_the_box_gives_back_the_aspect_ratio(tmp_path: Path) -> None:
+    picture = noise(32, 16)
+    square, box = read_picture(save(picture, tmp_path / "a.png"), 32, "letterbox")
+    write_png(square, box, tmp_path / "b.png")
+    with Image.open(tmp_path / "b.png") as written:
+        assert written.mode == "RGB" and written.size == (32, 16)
+        np.testing.assert_array_equal(plain(written), plain(picture))
+
+
+def test_written_pixels_are_clipped_and_rounded(tmp_path: Path) -> None:
+    levels = np.array([-3, 0.6 / 255, 1.4 / 255, 2], dtype=np.float32)
+    picture = np.broadcast_to(levels, (3, 1, 4)).copy()
+    write_png(picture, Box(0, 0, 4, 1), tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as written:
+        assert np.asarray(written)[0, :, 0].tolist() == [0, 1, 1, 255]
+
+
+def test_nothing_is_replaced_without_force(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_text("precious")
+    picture = plain(noise(8, 8))
+    with pytest.raises(InputError, match=r"--force .* --out"):
+        write_png(picture, WHOLE, path)
+    assert path.read_text() == "precious"
+    write_png(picture, WHOLE, path, force=True)
+    np.testing.assert_array_equal(read_picture(path, 8, "crop")[0], picture)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_results_have_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    write_png(plain(noise(8, 8)), WHOLE, tmp_path / "a.png")
+    (tmp_path / "ordinary").touch()
+    assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+def test_a_failed_write_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(InputError, match=r"a\.png.*No space left"):
+        write_png(plain(noise(8, 8)), WHOLE, tmp_path / "a.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["gone", "file"])
+def test_unusable_folders_are_named(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=rf"{folder}/a\.png.*--out"):
+        write_png(plain(noise(8, 8)), WHOLE, tmp_path / folder / "a.png")
