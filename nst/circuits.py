@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 import platform
 import shutil
 import tempfile
@@ -78,7 +77,7 @@ def build(network: IntegerNetwork, size: int, p_error: float, cache: Path) -> Pa
     try:
         module.server.save(partial / SERVER_FILE)
         (partial / PLAN_FILE).write_text(json.dumps(plan.to_dict(), indent=2))
-        os.replace(partial, folder)
+        partial.replace(folder)
     except OSError:
         # Another process built the same circuits meanwhile; theirs are as good.
         if not (folder / PLAN_FILE).exists():
@@ -243,13 +242,10 @@ def _function(layer: IntegerStage, parameters: list[str]) -> Callable[..., NDArr
         if layer.modulation is not None:
             code = arguments[CODE_PARAMETER].reshape((layer.modulation.shape[1],))
             acc = acc + (layer.modulation @ code).reshape((1, stage.out_channels, 1, 1))
-        acc = fhe.hint(acc, bit_width=shape.ACCUMULATOR_BITS)
         kept = fhe.round_bit_pattern(
             acc, lsbs_to_remove=shape.SHIFT, exactness=fhe.Exactness.APPROXIMATE
         )
-        return fhe.univariate(
-            lambda v: np.clip(v // shape.LEVEL, low, high).astype(np.int64)
-        )(kept)
+        return fhe.univariate(lambda v: np.clip(v // shape.LEVEL, low, high).astype(np.int64))(kept)
 
     run.__name__ = stage.name
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -283,10 +279,14 @@ def _calibration(
                 ends[first_channel, row, column] = low
                 ends[first_channel + 1, row, column] = high
                 samples.append(ends)
-    for target in (shape.ACCUMULATOR_MIN, shape.ACCUMULATOR_MAX):
-        reach = _reach(layer, empty, low, high, target)
-        if reach is not None:
-            samples.append(reach)
+    targets = (shape.ACCUMULATOR_MIN, shape.ACCUMULATOR_MAX)
+    reached = [_reach(layer, empty, low, high, target) for target in targets]
+    if all(x is None for x in reached):
+        raise CircuitError(
+            f"no input takes stage {stage.name} to the ends of its accumulator: its weights are "
+            "too small; train it longer"
+        )
+    samples += [x for x in reached if x is not None]
     code = None
     if layer.modulation is not None:
         code = np.zeros(layer.modulation.shape[1], dtype=np.int64)

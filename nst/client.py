@@ -18,8 +18,8 @@ from concrete.compiler import Value as NativeValue
 from numpy.typing import NDArray
 
 from nst.architecture import CONTENT, STYLE
-from nst.circuits import SERVER_FILE, load_plan
 from nst.ciphertext import Envelope
+from nst.circuits import SERVER_FILE, load_plan
 from nst.errors import CircuitError, InputError
 from nst.integer import space_to_depth
 
@@ -69,7 +69,7 @@ class KeyRing:
         _write_private(partial / SECRET_FILE, client.keys.serialize())
         _write_private(partial / EVALUATION_FILE, evaluation)
         _write_private(partial / CARD_FILE, json.dumps(card.__dict__).encode())
-        os.replace(partial, self.folder / card.key_id)
+        partial.replace(self.folder / card.key_id)
         return card
 
     def list(self) -> list[KeyCard]:
@@ -122,9 +122,7 @@ class KeyRing:
 class Cipher:
     """Encrypts pictures and decrypts results under one key set."""
 
-    def __init__(
-        self, key_id: str, circuit_id: str, specs: fhe.ClientSpecs, secret: bytes
-    ) -> None:
+    def __init__(self, key_id: str, circuit_id: str, specs: fhe.ClientSpecs, secret: bytes) -> None:
         self.key_id, self.circuit_id = key_id, circuit_id
         try:
             keys = fhe.Keys.deserialize(secret)

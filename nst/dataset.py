@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from nst.color import ColorStatistics, whiten
+from nst.color import ColorStatistics, Floats, whiten
 from nst.losses import statistics
 from nst.vgg import VGG16
 
@@ -60,7 +60,7 @@ def split(paths: list[Path]) -> tuple[list[Path], list[Path]]:
     return train, paths[::VALIDATION_EVERY]
 
 
-def center_square(path: Path, size: int) -> np.ndarray:
+def center_square(path: Path, size: int) -> Floats:
     """Central square of a picture as `[3, size, size]` in [0, 1]."""
     with Image.open(path) as picture:
         rgb = picture.convert("RGB")
@@ -70,7 +70,7 @@ def center_square(path: Path, size: int) -> np.ndarray:
     return _array(rgb, (left, top, left + side, top + side), size)
 
 
-def random_square(path: Path, size: int, rng: random.Random) -> np.ndarray:
+def random_square(path: Path, size: int, rng: random.Random) -> Floats:
     """A random square crop, perhaps mirrored, as `[3, size, size]` in [0, 1]."""
     with Image.open(path) as picture:
         rgb = picture.convert("RGB")
@@ -82,7 +82,7 @@ def random_square(path: Path, size: int, rng: random.Random) -> np.ndarray:
     return np.ascontiguousarray(out[:, :, ::-1]) if rng.random() < 0.5 else out
 
 
-def _array(rgb: Image.Image, box: tuple[int, int, int, int], size: int) -> np.ndarray:
+def _array(rgb: Image.Image, box: tuple[int, int, int, int], size: int) -> Floats:
     resized = rgb.resize((size, size), Image.Resampling.BICUBIC, box=box)
     return np.asarray(resized, dtype=np.float32).transpose(2, 0, 1) / 255
 
@@ -115,7 +115,7 @@ class Crops:
             self._made[key] = self._make(random_square(self.paths[index], self.size, rng))
         return self._made[key]
 
-    def _make(self, array: np.ndarray) -> Example:
+    def _make(self, array: Floats) -> Example:
         colors = ColorStatistics.of(array)
         rgb = torch.from_numpy(array)
         return Example(

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,12 +157,12 @@ def is_style(name: str) -> bool:
     return name.startswith("style_")
 
 
-def replicate_pad(x: NDArray) -> NDArray:
+def replicate_pad(x: NDArray[Any]) -> NDArray[Any]:
     """One replicated row or column on each side of `[C, H, W]`."""
     return np.pad(x, ((0, 0), (1, 1), (1, 1)), mode="edge")
 
 
-def convolve(x: NDArray, weight: NDArray, stride: int = 1) -> NDArray:
+def convolve(x: NDArray[Any], weight: NDArray[Any], stride: int = 1) -> NDArray[Any]:
     """3 x 3 convolution with replicate padding of `[in, H, W]` by `[out, in, 3, 3]`."""
     padded = replicate_pad(x)
     height, width = x.shape[1] // stride, x.shape[2] // stride
@@ -173,14 +174,14 @@ def convolve(x: NDArray, weight: NDArray, stride: int = 1) -> NDArray:
     return out
 
 
-def space_to_depth(pixels: NDArray, block: int = CELL) -> NDArray:
+def space_to_depth(pixels: NDArray[Any], block: int = CELL) -> NDArray[Any]:
     """`[C, H, W]` to `[C * block^2, H / block, W / block]`, in PyTorch's channel order."""
     channels, height, width = pixels.shape
     split = pixels.reshape(channels, height // block, block, width // block, block)
     return split.transpose(0, 2, 4, 1, 3).reshape(-1, height // block, width // block)
 
 
-def depth_to_space(cells: NDArray, block: int) -> NDArray:
+def depth_to_space(cells: NDArray[Any], block: int) -> NDArray[Any]:
     """Inverse of `space_to_depth`."""
     depth, height, width = cells.shape
     split = cells.reshape(depth // block**2, block, block, height, width)

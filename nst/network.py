@@ -36,11 +36,11 @@ from nst.architecture import (
     Stage,
 )
 from nst.color import PIXEL_STEPS
-from nst.integer import RESULT_FLOOR, IntegerNetwork, IntegerStage, is_style
+from nst.integer import RESULT_FLOOR, IntegerNetwork, IntegerStage, Ints, is_style
 
 TIE = 0.5 / LEVEL
 """Half an accumulator unit: the circuit rounds halves up, PyTorch to even; with it none are met."""
-SAFE_LEVELS = 6.75
+SAFE_LEVELS = 6.5
 """Beyond this many levels an accumulator is penalized: it must never leave its 10 bits."""
 
 
@@ -75,7 +75,7 @@ class Conditions:
     noise: float = 0.0
     """Standard deviation, in levels, of the noise the circuit's PBS sees before rounding."""
     overflow: Tensor | float = 0.0
-    """Sum over stages of the mean squared excess over `SAFE_LEVELS`."""
+    """Sum over stages of the excess over `SAFE_LEVELS`, in levels a channel and picture."""
 
 
 class StageLayer(nn.Module):
@@ -123,7 +123,10 @@ class StageLayer(nn.Module):
         if self.modulation is not None:
             assert code is not None
             acc = acc + self.modulation(code)[:, :, None, None]
-        conditions.overflow = conditions.overflow + F.relu(acc.abs() - SAFE_LEVELS).pow(2).mean()
+        # Summed over positions, so that a single accumulator out of bounds is felt: one wrapped
+        # value is a wrong activation, however rare.
+        excess = F.relu(acc.abs() - SAFE_LEVELS).sum((2, 3)).mean()
+        conditions.overflow = conditions.overflow + excess
         if conditions.noise:
             acc = acc + conditions.noise * torch.randn_like(acc)
         levels: Tensor = self.quantizer(acc + TIE)
@@ -144,7 +147,7 @@ class StageLayer(nn.Module):
     def integers(self) -> IntegerStage:
         """The stage as integers, exactly what `forward` computes with when quantized."""
 
-        def whole(weight: Tensor) -> np.ndarray:
+        def whole(weight: Tensor) -> Ints:
             # Brevitas rounds half to even and clips to the narrow range, as np.rint does here.
             scaled = np.rint(weight.detach().double().numpy() * LEVEL)
             return np.clip(scaled, -WEIGHT_MAX, WEIGHT_MAX).astype(np.int64)
@@ -172,6 +175,7 @@ class StyleTransfer(nn.Module):
         )
         self.head = nn.Conv2d(architecture.up, 3 * UPSAMPLE * UPSAMPLE, 3)
         nn.init.normal_(self.head.weight, std=0.02)
+        assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)
         self.skip = nn.Parameter(torch.eye(3) * 0.7)
         self.register_buffer("blur", torch.tensor([1.0, 2.0, 1.0]) / 4, persistent=False)
@@ -215,6 +219,7 @@ class StyleTransfer(nn.Module):
 
     def integers(self) -> IntegerNetwork:
         """The trained network as integers and the client's float32 last layer."""
+        assert self.head.bias is not None
         return IntegerNetwork(
             architecture=self.architecture,
             stages={name: layer.integers() for name, layer in self.stages.items()},
@@ -235,4 +240,3 @@ def pixel_levels(white: Tensor, quantized: bool) -> Tensor:
 def cells(pixels: Tensor) -> Tensor:
     """Space to depth: `[N, 3, S, S]` to `[N, 48, S/4, S/4]`; costs nothing under encryption."""
     return F.pixel_unshuffle(pixels, 4)
-

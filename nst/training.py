@@ -55,7 +55,7 @@ class Options:
     ssc_weight: float = 0.05
     grain_weight: float = 0.5
     grain_allowed: float = 0.5
-    overflow_weight: float = 0.1
+    overflow_weight: float = 0.03
     noise: float = 0.12
     variants: int = 3
     seed: int = 1
@@ -168,7 +168,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint so that a crash leaves the old one."""
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def train(options: Options, arguments: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -30,7 +31,7 @@ def save_weights(network: IntegerNetwork, path: Path, card: dict[str, Any]) -> N
         path: Destination; replaced if it exists.
         card: How it was trained; the file's SHA-256 is added to it.
     """
-    arrays: dict[str, np.ndarray] = {
+    arrays: dict[str, NDArray[Any]] = {
         "head.weight": network.head_weight,
         "head.bias": network.head_bias,
         "skip": network.skip,

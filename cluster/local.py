@@ -1,0 +1,36 @@
+"""A Ray cluster on this machine, for one job."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def local_ray(cpus: int) -> Iterator[None]:
+    """Start Ray on this machine and stop it at the end.
+
+    Args:
+        cpus: Logical CPUs to offer, one an actor.
+    """
+    # Ray gives workers nice 15 by default, and they would starve beside any busy process.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Actors run one single-threaded circuit each; idle OpenMP threads would only spin.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="nst-ray-") as folder:
+        ray.init(
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            _temp_dir=folder,
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()

@@ -1,0 +1,127 @@
+"""The client's half of a job's end: download, decrypt, finish, write pictures and a gallery."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jobs import layout
+from jobs.gallery import Entry, write_contact_sheet, write_gallery
+from jobs.home import BookPair, Home, JobBook, box_of
+from jobs.pictures import Floats, write_png
+from jobs.records import JobRecord, ResultRecord, finished_pairs, read_record
+from jobs.store import Store
+from nst.ciphertext import Envelope
+from nst.circuits import build
+from nst.client import Cipher, KeyRing
+from nst.errors import CircuitError, InputError, NstBatchError
+from nst.integer import IntegerNetwork
+from nst.levels import QualityLevel
+from nst.stylize import Picture, finish
+
+GALLERY, SHEET = "gallery.html", "contact-sheet.png"
+
+
+@dataclass
+class Fetched:
+    """What a fetch brought: names of pairs, by outcome."""
+
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    waiting: list[str] = field(default_factory=list)
+    gallery: Path = Path()
+
+
+def fetch(
+    home: Home,
+    store: Store,
+    book: JobBook,
+    level: QualityLevel,
+    network: IntegerNetwork,
+    out: Path,
+    force: bool,
+) -> Fetched:
+    """Decrypt what is ready of a job into PNG files named after the pairs, and a gallery.
+
+    A pair whose result cannot be decrypted counts as failed; the others are written.
+
+    Raises:
+        InputError: if the output folder cannot be written or holds pictures already.
+        CircuitError: if this installation's circuits are not the job's.
+    """
+    make_folder(out)
+    refuse_overwriting(out, [pair.name for pair in book.pairs], force)
+    circuits = build(network, level.size, level.p_error, home.circuits)
+    if circuits.name != book.circuit_id:
+        raise CircuitError(
+            f"job {book.job_id} ran on circuits {book.circuit_id}, this version has "
+            f"{circuits.name}; fetch it with the version that submitted it"
+        )
+    cipher = KeyRing(home.keys).cipher(book.key_id, circuits)
+    finished = finished_pairs(store, read_record(store, layout.job(book.job_id), JobRecord))
+    pictures = home.pictures(book.job_id)
+    report, entries = Fetched(gallery=out / GALLERY), []
+    for pair in book.pairs:
+        content, style = pictures[pair.content], pictures[pair.style]
+        record = finished.get(pair.pair_id)
+        if record is None:
+            report.waiting.append(pair.name)
+            entries.append(Entry(pair.name, "running", content.rgb, style.rgb, None, ""))
+            continue
+        try:
+            result = _result(store, book, pair, record, cipher, network, content, style)
+        except NstBatchError as error:
+            report.failed[pair.name] = str(error)
+            entries.append(Entry(pair.name, "failed", content.rgb, style.rgb, None, str(error)))
+            continue
+        write_png(result, box_of(pair), out / f"{pair.name}.png", force=True)
+        report.done.append(pair.name)
+        entries.append(Entry(pair.name, "done", content.rgb, style.rgb, result, ""))
+    for skipped in book.skipped:
+        report.failed[skipped.name] = skipped.reason
+        entries.append(Entry(skipped.name, "failed", None, None, None, skipped.reason))
+    write_gallery(entries, f"nst-batch {book.quality}, job {book.job_id}", report.gallery)
+    write_contact_sheet(entries, out / SHEET)
+    return report
+
+
+def _result(
+    store: Store,
+    book: JobBook,
+    pair: BookPair,
+    record: ResultRecord,
+    cipher: Cipher,
+    network: IntegerNetwork,
+    content: Picture,
+    style: Picture,
+) -> Floats:
+    if record.status == "failed":
+        raise InputError(record.reason)
+    rows: list[bytes] = []
+    for row in range(record.rows):
+        what = f"row {row} of {pair.name}"
+        blob = store.read(layout.result_row(book.job_id, pair.pair_id, row))
+        envelope = Envelope.unpack(blob, what)
+        envelope.require(book.key_id, book.circuit_id, what)
+        rows += envelope.rows
+    whole = Envelope(book.key_id, book.circuit_id, tuple(rows))
+    return finish(network, content, style, cipher.decrypt(whole, pair.name))
+
+
+def make_folder(out: Path) -> None:
+    """Create an output folder; raises InputError if that fails."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot create {out} ({error.strerror}); choose another --out") from error
+
+
+def refuse_overwriting(out: Path, names: list[str], force: bool) -> None:
+    """Before any work: raise InputError if a picture would be replaced without `--force`."""
+    taken = [name for name in names if (out / f"{name}.png").exists()]
+    if taken and not force:
+        raise InputError(
+            f"{out} already holds {taken[0]}.png"
+            + (f" and {len(taken) - 1} more" if len(taken) > 1 else "")
+            + "; use --force or another --out"
+        )

@@ -1,0 +1,158 @@
+"""The task graph of a job, stage x row x picture, as plain data: built and costed before it runs.
+
+A row task is one call of a circuit function. Content tasks belong to a pair, style tasks to a
+style picture, which is computed once however many contents it meets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jobs.records import PairRecord
+from nst.plan import CircuitPlan, StagePlan
+
+STYLE_CODE = "style_code"
+OUTPUT = "up"
+
+
+@dataclass(frozen=True)
+class InputRow:
+    """One row of an encrypted picture."""
+
+    input_id: str
+    row: int
+
+
+Source = int | InputRow
+"""Where an argument comes from: the index of a task, or a row of an input."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One call of a circuit function.
+
+    Attributes:
+        index: Position in the graph.
+        stage: Function to call.
+        group: The pair or style it belongs to.
+        row: Row of the stage's output.
+        sources: Its arguments in order.
+        pbs: Its cost.
+        output_bytes: Size of its result.
+        priority: Lower runs first among the tasks that are ready: pairs in order, and within a
+            pair the deepest stage, so that rows are used up soon after they are made.
+    """
+
+    index: int
+    stage: str
+    group: str
+    row: int
+    sources: tuple[Source, ...]
+    pbs: int
+    output_bytes: int
+    priority: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class TaskGraph:
+    """All row tasks of a job.
+
+    Attributes:
+        tasks: In an order in which sources come before readers.
+        outputs: By pair id, the tasks that make the rows of its result, top to bottom.
+        pairs_of: By group, the pairs that fail with it.
+    """
+
+    tasks: tuple[Task, ...]
+    outputs: dict[str, tuple[int, ...]]
+    pairs_of: dict[str, tuple[str, ...]]
+
+    @property
+    def pbs(self) -> int:
+        """PBS of all tasks."""
+        return sum(task.pbs for task in self.tasks)
+
+    def readers(self) -> list[list[int]]:
+        """By task, the tasks that read it (once for each distinct reader)."""
+        out: list[list[int]] = [[] for _ in self.tasks]
+        for task in self.tasks:
+            for source in {s for s in task.sources if isinstance(s, int)}:
+                out[source].append(task.index)
+        return out
+
+
+def build_graph(plan: CircuitPlan, pairs: Sequence[PairRecord]) -> TaskGraph:
+    """Lay out the row tasks of a job's pairs.
+
+    Args:
+        plan: The compiled circuits.
+        pairs: What is to be done; earlier pairs get priority.
+    """
+    builder = _Builder(plan)
+    codes: dict[str, int] = {}
+    outputs: dict[str, tuple[int, ...]] = {}
+    pairs_of: dict[str, tuple[str, ...]] = {}
+    for rank, pair in enumerate(pairs):
+        style_group = f"style:{pair.style}"
+        if pair.style not in codes:
+            rows = builder.add(pair.style, style_group, rank, style=True, code=None)
+            codes[pair.style] = rows[STYLE_CODE][0]
+        rows = builder.add(
+            pair.content, f"pair:{pair.pair_id}", rank, style=False, code=codes[pair.style]
+        )
+        outputs[pair.pair_id] = tuple(rows[OUTPUT])
+        pairs_of[style_group] = (*pairs_of.get(style_group, ()), pair.pair_id)
+        pairs_of[f"pair:{pair.pair_id}"] = (pair.pair_id,)
+    return TaskGraph(tuple(builder.tasks), outputs, pairs_of)
+
+
+class _Builder:
+    def __init__(self, plan: CircuitPlan) -> None:
+        self.plan = plan
+        self.tasks: list[Task] = []
+
+    def add(
+        self, input_id: str, group: str, rank: int, style: bool, code: int | None
+    ) -> dict[str, list[int]]:
+        """Tasks of one style branch or one content path; returns the rows of each stage."""
+        made: dict[str, list[int]] = {}
+        for depth, stage in enumerate(self.plan.stages):
+            if stage.name.startswith("style_") != style:
+                continue
+            made[stage.name] = []
+            for row in range(stage.rows):
+                sources = self._sources(stage, row, made, input_id)
+                if stage.modulated and code is not None:
+                    sources.append(code)
+                task = Task(
+                    index=len(self.tasks),
+                    stage=stage.name,
+                    group=group,
+                    row=row,
+                    sources=tuple(sources),
+                    pbs=stage.pbs_per_row,
+                    output_bytes=stage.output_bytes,
+                    priority=(rank, -depth, row),
+                )
+                self.tasks.append(task)
+                made[stage.name].append(task.index)
+        return made
+
+    @staticmethod
+    def _sources(
+        stage: StagePlan, row: int, made: dict[str, list[int]], input_id: str
+    ) -> list[Source]:
+        out: list[Source] = []
+        for name in stage.sources:
+            count = len(made[name]) if name in made else stage.rows * stage.stride
+            if stage.kind == "conv":
+                center = row * stage.stride
+                # Replicate padding: at the border the row itself stands in for its neighbour.
+                wanted = [min(max(center + d, 0), count - 1) for d in (-1, 0, 1)]
+            elif stage.kind == "row_pool":
+                wanted = [row]
+            else:
+                wanted = list(range(count))
+            out += [made[name][i] if name in made else InputRow(input_id, i) for i in wanted]
+        return out

@@ -1,0 +1,55 @@
+"""Every key in a store, in one place. Nothing else in the program spells a path in a store."""
+
+from __future__ import annotations
+
+STORE = "store.json"
+
+
+def server_zip(circuit_id: str) -> str:
+    """Compiled circuits."""
+    return f"circuits/{circuit_id}/server.zip"
+
+
+def circuit_plan(circuit_id: str) -> str:
+    """What they cost."""
+    return f"circuits/{circuit_id}/plan.json"
+
+
+def evaluation_keys(key_id: str) -> str:
+    """Evaluation keys: they compute on ciphertexts and cannot decrypt them."""
+    return f"keys/{key_id}/evaluation.key"
+
+
+def job(job_id: str) -> str:
+    """A job's record, written last by the client: a job without it was never submitted."""
+    return f"jobs/{job_id}/job.json"
+
+
+def state(job_id: str) -> str:
+    """How far a job is."""
+    return f"jobs/{job_id}/state.json"
+
+
+def trace(job_id: str) -> str:
+    """When each row task ran."""
+    return f"jobs/{job_id}/trace.json"
+
+
+def encrypted_input(job_id: str, input_id: str) -> str:
+    """An encrypted picture."""
+    return f"jobs/{job_id}/inputs/{input_id}.ct"
+
+
+def result_row(job_id: str, pair_id: str, row: int) -> str:
+    """One encrypted row of a result."""
+    return f"jobs/{job_id}/results/{pair_id}/{row:03d}.ct"
+
+
+def results(job_id: str) -> str:
+    """Prefix of the markers of all finished pairs."""
+    return f"jobs/{job_id}/results/"
+
+
+def result(job_id: str, pair_id: str) -> str:
+    """Marker of a finished pair: done or failed with its reason."""
+    return f"jobs/{job_id}/results/{pair_id}.json"

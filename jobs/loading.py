@@ -1,0 +1,38 @@
+"""How a worker gets its circuits: from the store, by id."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from jobs import layout
+from jobs.store import Store, open_store
+from nst.errors import CircuitError
+from nst.plan import CircuitPlan
+from nst.server import Evaluator
+
+
+@dataclass(frozen=True)
+class EvaluatorLoader:
+    """Loads an evaluator in whichever process calls it; small enough to send to any."""
+
+    store_url: str
+    circuit_id: str
+    key_id: str
+
+    def __call__(self) -> Evaluator:
+        """Read circuits and evaluation keys and load them; see `Evaluator` for errors."""
+        store = open_store(self.store_url)
+        return Evaluator(
+            read_plan(store, self.circuit_id),
+            store.read(layout.server_zip(self.circuit_id)),
+            store.read(layout.evaluation_keys(self.key_id)),
+        )
+
+
+def read_plan(store: Store, circuit_id: str) -> CircuitPlan:
+    """The plan of circuits in a store; raises CircuitError if it is damaged."""
+    try:
+        return CircuitPlan.from_dict(json.loads(store.read(layout.circuit_plan(circuit_id))))
+    except json.JSONDecodeError as error:
+        raise CircuitError(f"circuit plan {circuit_id} is damaged; submit again") from error

@@ -1,0 +1,99 @@
+"""The client's path around the encrypted network: normalize, quantize, finish, colour.
+
+Everything here sees plain pixels and runs on the user's machine only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nst.color import ColorStatistics, quantize_pixels, whiten
+from nst.errors import InputError
+from nst.integer import AccumulatorRange, IntegerNetwork
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+GAINS = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25)
+"""Contrasts tried, in this order, until no accumulator leaves its 10 bits."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A square picture `[3, S, S]` in [0, 1] with its colour statistics."""
+
+    rgb: Floats
+
+    @cached_property
+    def statistics(self) -> ColorStatistics:
+        """Mean and covariance of its colours."""
+        return ColorStatistics.of(self.rgb)
+
+    @cached_property
+    def white(self) -> Floats:
+        """The whitened picture."""
+        return whiten(self.rgb, self.statistics)
+
+    def quantized(self, gain: float) -> Ints:
+        """Signed 4-bit pixels `[3, S, S]` of the whitened picture at a contrast."""
+        return quantize_pixels(self.white * np.float32(gain))
+
+
+@dataclass(frozen=True)
+class StylePlan:
+    """A style proved safe: the contrast it is encrypted at and the style code it gives."""
+
+    gain: float
+    code: Ints
+
+
+@dataclass(frozen=True)
+class ContentPlan:
+    """A content proved safe with its style: its contrast and the features it gives in the clear."""
+
+    gain: float
+    features: Ints
+
+
+def plan_style(network: IntegerNetwork, style: Picture) -> StylePlan:
+    """Choose the contrast of a style.
+
+    The accumulators of the circuits have 10 bits and would wrap around beyond them. The client
+    knows its pictures, so it runs the integer network in the clear before encrypting anything,
+    and lowers the contrast of a picture that would overflow.
+
+    Raises:
+        InputError: if no contrast is safe, which no known picture does.
+    """
+    for gain in GAINS:
+        seen = AccumulatorRange()
+        code = network.style_code(style.quantized(gain), seen)
+        if seen.safe:
+            return StylePlan(gain, code)
+    raise InputError("overflows the circuits at every contrast; try another picture")
+
+
+def plan_content(network: IntegerNetwork, content: Picture, code: Ints) -> ContentPlan:
+    """Choose the contrast of a content under a style code; see `plan_style`.
+
+    Raises:
+        InputError: if no contrast is safe.
+    """
+    for gain in GAINS:
+        seen = AccumulatorRange()
+        features = network.content_features(content.quantized(gain), code, seen)
+        if seen.safe:
+            return ContentPlan(gain, features)
+    raise InputError("overflows the circuits at every contrast; try another picture")
+
+
+def finish(network: IntegerNetwork, content: Picture, style: Picture, features: Ints) -> Floats:
+    """Decrypted (or clear) features of the last stage to an RGB result `[3, S, S]` in [0, 1]."""
+    result = network.finish(content.white, features)
+    matrix, mean = style.statistics.coloring(), style.statistics.mean
+    rgb = np.einsum("ij,jhw->ihw", matrix, result) + mean[:, None, None]
+    return np.clip(rgb, 0, 1).astype(np.float32)
