@@ -1,7 +1,7 @@
 # Everything runs from .venv; `make venv` builds it, and the targets that need it ask for it.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint bench-low bench-grid bench-efficiency lock clean
+.PHONY: help venv demo test lint bench-low bench-grid lock clean
 .DELETE_ON_ERROR:
 
 SHELL := /bin/sh
@@ -56,14 +56,11 @@ lint: venv ## ruff (rules and format) and mypy
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench-low: venv ## benchmark one pair at low quality
+bench-low: venv ## one encrypted pair at low: time, memory, PSNR, parallel efficiency
 	$(PYTHON) -m benchmarks.low $(ARGS)
 
-bench-grid: venv ## benchmark every quality and setting of the grid
+bench-grid: venv ## 3 contents x 2 styles at draft: each style computed once
 	$(PYTHON) -m benchmarks.grid $(ARGS)
-
-bench-efficiency: venv ## benchmark how well a batch fills the cores
-	$(PYTHON) -m benchmarks.efficiency $(ARGS)
 
 # Resolves pyproject.toml afresh in a throw-away environment and writes down what came out, without
 # pip and without this project. Run it after a change of dependencies, read the diff, run the tests.

@@ -7,6 +7,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+LONGEST_BASE = 24
+"""Characters of a folder for temporary files below which the names of Ray's sockets fit."""
+
 
 @contextmanager
 def local_ray(cpus: int) -> Iterator[None]:
@@ -22,8 +25,16 @@ def local_ray(cpus: int) -> Iterator[None]:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import ray
 
-    with tempfile.TemporaryDirectory(prefix="nst-ray-") as folder:
+    # Ray's sockets lie in this folder, and the path of a socket may have 107 characters.
+    base = tempfile.gettempdir()
+    base = base if len(base) <= LONGEST_BASE else "/tmp"
+    # Ray's processes may still be writing their logs there when it is removed.
+    with tempfile.TemporaryDirectory(
+        prefix="nst-ray-", dir=base, ignore_cleanup_errors=True
+    ) as folder:
         ray.init(
+            # Never a cluster that RAY_ADDRESS or a file in /tmp points to.
+            address="local",
             num_cpus=cpus,
             include_dashboard=False,
             log_to_driver=False,

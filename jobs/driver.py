@@ -7,6 +7,7 @@ markers and state back. It needs no other input and no client code: `seal` sees 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -21,12 +22,14 @@ from jobs.records import (
     TaskTrace,
     finished_pairs,
     read_record,
+    read_state,
     write_record,
 )
 from jobs.scheduler import Completion, Executor, run_graph
 from jobs.store import Store, open_store
+from nst.architecture import CELL
 from nst.ciphertext import Envelope
-from nst.errors import NstBatchError
+from nst.errors import CircuitError, NstBatchError, StoreError
 from nst.server import seal
 
 STATE_EVERY = 1.0
@@ -101,7 +104,7 @@ class JobWriter:
 
     def _publish(self, record: ResultRecord) -> None:
         key = layout.result(self.job.job_id, record.pair_id)
-        # The first marker stands: a second driver's equal result is dropped.
+        # The first marker stands: a second driver's, which is as good, is dropped.
         self.store.create(key, record.model_dump_json().encode())
 
     def _write_state(self) -> None:
@@ -121,6 +124,11 @@ def run_job(store: Store, job: JobRecord, executor: Executor, actors: int) -> Jo
         key = layout.encrypted_input(job.job_id, input_id)
         envelope = Envelope.unpack(store.read(key), what)
         envelope.require(job.key_id, job.circuit_id, what)
+        if len(envelope.rows) != plan.size // CELL:
+            raise CircuitError(
+                f"{what} has {len(envelope.rows)} rows, not {plan.size // CELL}; "
+                "submit the pair again"
+            )
         return envelope.rows
 
     run_graph(graph, executor, read_input, writer)
@@ -135,7 +143,7 @@ def drive(store: Store, job_id: str, actors: int) -> JobState:
     with the reason, so that whoever watches it learns of it.
     """
     job = read_record(store, layout.job(job_id), JobRecord)
-    return _recording_failure(store, job_id, lambda: _drive_on_ray(store, job, actors))
+    return _recording_failure(store, job, lambda: _drive_on_ray(store, job, actors))
 
 
 def _drive_on_ray(store: Store, job: JobRecord, actors: int) -> JobState:
@@ -149,13 +157,20 @@ def _drive_on_ray(store: Store, job: JobRecord, actors: int) -> JobState:
         return run_job(store, job, executor, actors)
 
 
-def _recording_failure(store: Store, job_id: str, run: Callable[[], JobState]) -> JobState:
+def _recording_failure(store: Store, job: JobRecord, run: Callable[[], JobState]) -> JobState:
     try:
         return run()
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        state = JobState(status="failed", reason=reason, updated=time.time())
-        write_record(store, layout.state(job_id), state)
+        # Of an actor's stack trace the last line says what happened, after the error's name.
+        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        reason = re.sub(r"^nst\.errors\.\w+: ", "", last)
+        try:
+            state = read_state(store, job.job_id)
+        except StoreError:
+            state = JobState()
+        state.status, state.reason, state.updated = "failed", reason, time.time()
+        state.pairs_total = len(job.pairs)
+        write_record(store, layout.state(job.job_id), state)
         raise
 
 
@@ -166,6 +181,8 @@ def main() -> None:
     parser.add_argument("job_id")
     parser.add_argument("--actors", type=int, required=True)
     arguments = parser.parse_args()
+    if arguments.actors < 1:
+        parser.error("--actors must be at least 1")
     seal()
     try:
         drive(open_store(arguments.store), arguments.job_id, arguments.actors)

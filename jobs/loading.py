@@ -34,5 +34,5 @@ def read_plan(store: Store, circuit_id: str) -> CircuitPlan:
     """The plan of circuits in a store; raises CircuitError if it is damaged."""
     try:
         return CircuitPlan.from_dict(json.loads(store.read(layout.circuit_plan(circuit_id))))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise CircuitError(f"circuit plan {circuit_id} is damaged; submit again") from error

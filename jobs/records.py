@@ -15,6 +15,12 @@ FORMAT = 1
 Record = TypeVar("Record", bound=BaseModel)
 
 
+class _Form(BaseModel):
+    """What every record tells of itself, whichever version wrote it."""
+
+    format: int = FORMAT
+
+
 class PairRecord(BaseModel):
     """A pair by the ids of its encrypted pictures."""
 
@@ -91,19 +97,21 @@ def read_record(store: Store, key: str, kind: type[Record]) -> Record:
     Raises:
         StoreError: if it is missing, damaged or of another format.
     """
+    blob = store.read(key)
     try:
-        record = kind.model_validate_json(store.read(key))
+        # The format first: other versions have other fields.
+        form = _Form.model_validate_json(blob).format
+        if form != FORMAT:
+            raise StoreError(
+                f"store {store.url}: {key} has format {form}, this version reads {FORMAT}; "
+                "use the version that wrote it"
+            )
+        return kind.model_validate_json(blob)
     except ValidationError as error:
         raise StoreError(
-            f"store {store.url}: {key} is damaged ({error.error_count()} fields)"
+            f"store {store.url}: {key} is damaged ({error.error_count()} problems); "
+            "submit the job again"
         ) from error
-    form = getattr(record, "format", FORMAT)
-    if form != FORMAT:
-        raise StoreError(
-            f"store {store.url}: {key} has format {form}, this version reads {FORMAT}; "
-            "use the version that wrote it"
-        )
-    return record
 
 
 def write_record(store: Store, key: str, record: BaseModel) -> None:

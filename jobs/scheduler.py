@@ -117,6 +117,13 @@ class _Walk:
                 self.input_readers[input_id] = self.input_readers.get(input_id, 0) + 1
         self.ready = [(t.priority, t.index) for t in graph.tasks if not self.waiting[t.index]]
         heapq.heapify(self.ready)
+        self.unstarted: dict[str, set[int]] = {group: set() for group in graph.pairs_of}
+        for task in graph.tasks:
+            self.unstarted[task.group].add(task.index)
+        self.groups_of: dict[str, list[str]] = {}
+        for group, pairs in graph.pairs_of.items():
+            for pair in pairs:
+                self.groups_of.setdefault(pair, []).append(group)
         self.failed_pairs: set[str] = set()
         self.running = 0
         self.live_bytes = 0
@@ -132,17 +139,17 @@ class _Walk:
                 self._end(self.graph.tasks[completion.index], completion)
 
     def _start(self, task: Task) -> None:
-        if self._dead(task.group):
-            self._release_sources(task)
-            return
+        if task.index not in self.unstarted[task.group]:
+            return  # Given up since it became ready.
+        self.unstarted[task.group].remove(task.index)
         try:
-            inputs = [
-                self._input(s) if isinstance(s, InputRow) else self.handles[s] for s in task.sources
-            ]
+            rows = {s: self._input(s) for s in task.sources if isinstance(s, InputRow)}
         except Exception as error:
-            self._fail(task, str(error))
+            self._fail(task, (str(error).strip().splitlines() or [type(error).__name__])[0])
             return
-        self.executor.submit(task, inputs)
+        self.executor.submit(
+            task, [rows[s] if isinstance(s, InputRow) else self.handles[s] for s in task.sources]
+        )
         self.running += 1
 
     def _input(self, source: InputRow) -> Handle:
@@ -178,7 +185,8 @@ class _Walk:
     def _release_sources(self, task: Task) -> None:
         for source in {s for s in task.sources if isinstance(s, int)}:
             self.wanted[source] -= 1
-            if not self.wanted[source]:
+            # A task that is given up may never have had all its sources.
+            if not self.wanted[source] and source in self.handles:
                 del self.handles[source]
                 self.live_bytes -= self.graph.tasks[source].output_bytes
         for input_id in _input_ids(task):
@@ -187,11 +195,20 @@ class _Walk:
                 self.inputs.pop(input_id, None)
 
     def _fail(self, task: Task, reason: str) -> None:
+        self._release_sources(task)
         for pair_id in self.graph.pairs_of[task.group]:
             if pair_id not in self.failed_pairs:
                 self.failed_pairs.add(pair_id)
                 self.listener.pair_failed(pair_id, reason)
-        self._release_sources(task)
+                self._give_up(pair_id)
+
+    def _give_up(self, pair_id: str) -> None:
+        """Drop the tasks that nobody needs any more, and with them their claims on results."""
+        for group in self.groups_of[pair_id]:
+            if self._dead(group):
+                for index in self.unstarted[group]:
+                    self._release_sources(self.graph.tasks[index])
+                self.unstarted[group] = set()
 
     def _dead(self, group: str) -> bool:
         return all(pair in self.failed_pairs for pair in self.graph.pairs_of[group])

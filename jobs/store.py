@@ -12,6 +12,8 @@ from jobs import layout
 from nst.errors import StoreError
 
 FORMAT = 1
+PARTIAL = ".partial-"
+"""How names of files that are still being written begin."""
 
 
 class Store(Protocol):
@@ -57,7 +59,7 @@ class LocalStore:
     def read(self, key: str) -> bytes:
         """See `Store`."""
         try:
-            return (self.root / key).read_bytes()
+            return self._path(key).read_bytes()
         except FileNotFoundError as error:
             raise StoreError(f"store {self.root} has no {key}; was the job deleted?") from error
         except OSError as error:
@@ -65,7 +67,7 @@ class LocalStore:
 
     def write(self, key: str, blob: bytes) -> None:
         """See `Store`."""
-        path, partial = self.root / key, self._partial(key, blob)
+        path, partial = self._path(key), self._partial(key, blob)
         try:
             partial.replace(path)
         except OSError as error:
@@ -74,7 +76,7 @@ class LocalStore:
 
     def create(self, key: str, blob: bytes) -> bool:
         """See `Store`."""
-        path, partial = self.root / key, self._partial(key, blob)
+        path, partial = self._path(key), self._partial(key, blob)
         try:
             # A hard link fails if the name exists, and shows the whole blob or nothing.
             os.link(partial, path)
@@ -88,24 +90,38 @@ class LocalStore:
 
     def exists(self, key: str) -> bool:
         """See `Store`."""
-        return (self.root / key).is_file()
+        try:
+            return self._path(key).is_file()
+        except OSError as error:
+            raise StoreError(f"store {self.root}: cannot read {key}: {error.strerror}") from error
 
     def list(self, prefix: str) -> list[str]:
         """See `Store`."""
         folder = self.root / prefix.rpartition("/")[0]
-        found = (p.relative_to(self.root).as_posix() for p in folder.rglob("*") if p.is_file())
-        return sorted(k for k in found if k.startswith(prefix) and "/.partial-" not in k)
+        files = (p for p in folder.rglob("*") if not p.name.startswith(PARTIAL) and p.is_file())
+        found = (p.relative_to(self.root).as_posix() for p in files)
+        return sorted(k for k in found if k.startswith(prefix))
+
+    def _path(self, key: str) -> Path:
+        """Where a blob is. Ids in keys come out of records that others wrote."""
+        if any(part in ("", ".", "..") for part in key.split("/")):
+            raise StoreError(f"store {self.root}: {key!r} is no key; submit the job again")
+        return self.root / key
 
     def _partial(self, key: str, blob: bytes) -> Path:
         """The blob in a temporary file beside its destination."""
-        folder = (self.root / key).parent
+        folder = self._path(key).parent
+        partial = None
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle, name = tempfile.mkstemp(dir=folder, prefix=".partial-")
+            handle, name = tempfile.mkstemp(dir=folder, prefix=PARTIAL)
+            partial = Path(name)
             with os.fdopen(handle, "wb") as file:
                 file.write(blob)
-            return Path(name)
+            return partial
         except OSError as error:
+            if partial is not None:
+                partial.unlink(missing_ok=True)
             raise StoreError(
                 f"store {self.root}: cannot write {key}: {error.strerror}; "
                 "free some space or choose another --store"

@@ -55,8 +55,8 @@ class Options:
     ssc_weight: float = 0.05
     grain_weight: float = 0.5
     grain_allowed: float = 0.5
-    overflow_weight: float = 0.03
-    noise: float = 0.12
+    overflow_weight: float = 0.3
+    noise: float = 0.16
     variants: int = 3
     seed: int = 1
 

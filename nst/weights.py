@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from nst.architecture import Architecture
+from nst.architecture import UPSAMPLE, Architecture
 from nst.errors import CircuitError
-from nst.integer import IntegerNetwork, IntegerStage
+from nst.integer import IntegerNetwork, IntegerStage, Ints
 
 FORMAT = 1
 
@@ -68,19 +68,33 @@ def load_weights(path: Path) -> IntegerNetwork:
         architecture = Architecture.from_dict(json.loads(metadata["architecture"]))
         stages = {}
         for stage in architecture.stages():
-            modulation = arrays.get(f"{stage.name}.modulation")
+            kernel = 3 if stage.kind == "conv" else 1
+
+            def integers(name: str, *shape: int, prefix: str = stage.name) -> Ints:
+                return _tensor(arrays, f"{prefix}.{name}", shape).astype(np.int64)
+
             stages[stage.name] = IntegerStage(
                 stage,
-                arrays[f"{stage.name}.weight"].astype(np.int64),
-                arrays[f"{stage.name}.bias"].astype(np.int64),
-                None if modulation is None else modulation.astype(np.int64),
+                integers("weight", stage.out_channels, stage.in_channels, kernel, kernel),
+                integers("bias", stage.out_channels),
+                integers("modulation", stage.out_channels, architecture.code)
+                if stage.modulated
+                else None,
             )
+        head = 3 * UPSAMPLE * UPSAMPLE
         return IntegerNetwork(
             architecture,
             stages,
-            arrays["head.weight"],
-            arrays["head.bias"],
-            arrays["skip"],
+            _tensor(arrays, "head.weight", (head, architecture.up, 3, 3)),
+            _tensor(arrays, "head.bias", (head,)),
+            _tensor(arrays, "skip", (3, 3)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CircuitError(f"weights {path} do not fit the network ({error})") from error
+
+
+def _tensor(arrays: dict[str, NDArray[Any]], name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """The array of that name; raises KeyError or ValueError if it is missing or misshapen."""
+    if arrays[name].shape != shape:
+        raise ValueError(f"{name} has shape {arrays[name].shape}, not {shape}")
+    return arrays[name]

@@ -19,10 +19,8 @@ from nst.server import Evaluator
 from nst.weights import save_weights
 
 TOY_SIZE = 32
-TOY = Architecture(
-    latent=4, body=1, up=1, style_stem=4, style_body=6, style_rows=6, code=6
-)
-"""1,150 PBS a pair at 32 px: a quarter of a minute."""
+TOY = Architecture(latent=4, body=1, up=1, style_stem=4, style_body=8, style_rows=8, code=6)
+"""1,190 PBS a pair at 32 px: a quarter of a minute."""
 
 
 def random_stage(stage: Stage, code: int, rng: np.random.Generator) -> IntegerStage:
@@ -31,7 +29,7 @@ def random_stage(stage: Stage, code: int, rng: np.random.Generator) -> IntegerSt
     # Inputs of a stem are pixels, of the others mostly small levels.
     typical = PIXEL_STEPS if stage.name.endswith("stem") else 2.0
     fan_in = stage.in_channels * kernel * kernel
-    spread = 1.75 * LEVEL / (typical * fan_in**0.5)
+    spread = 1.6 * LEVEL / (typical * fan_in**0.5)
     # A pool's inputs are sums already: few weights, and large, or no input fills its accumulator.
     spread = 5.0 if stage.kind != "conv" else spread
 
@@ -39,7 +37,8 @@ def random_stage(stage: Stage, code: int, rng: np.random.Generator) -> IntegerSt
         drawn = np.rint(rng.normal(0, spread, shape))
         return np.clip(drawn, -WEIGHT_MAX, WEIGHT_MAX).astype(np.int64)
 
-    lift = 2 * LEVEL if stage.name == "style_code" else 0
+    # So that style codes are neither zero nor all alike.
+    lift = {"style_body": LEVEL, "style_code": LEVEL}.get(stage.name, 0)
     return IntegerStage(
         stage,
         whole(stage.out_channels, stage.in_channels, kernel, kernel, spread=spread),
@@ -106,3 +105,14 @@ def run_stage(
         arguments = [rows[i] for rows in sources for i in wanted]
         out.append(evaluator.run(stage.name, arguments if code is None else [*arguments, code]))
     return out
+
+
+def assert_close_levels(encrypted: Ints, clear: Ints) -> None:
+    """Levels agree but for the circuits' rounding: one level at most, and not often.
+
+    6 to 12 % of the values are one level off; three more are granted to small samples.
+    """
+    assert encrypted.shape == clear.shape
+    difference = np.abs(encrypted - clear)
+    assert difference.max() <= 1
+    assert np.count_nonzero(difference) <= 0.25 * difference.size + 3 * (difference.size < 100)

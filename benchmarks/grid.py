@@ -1,0 +1,111 @@
+"""3 contents x 2 styles at draft as one job: each style is computed once: `make bench-grid`.
+
+Then one of the six pairs runs alone on the same encrypted pictures; its result must be the same
+to the last bit, since evaluation is deterministic given its inputs.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.measure import (
+    FOLDER,
+    bare_rate,
+    bare_stage_seconds,
+    load_png,
+    provenance,
+    psnr,
+    write_result,
+)
+from benchmarks.run import fetch_pictures, load, prepared, run_submitted, submit_pairs
+from jobs import layout
+from jobs.fetch import SHEET
+from jobs.home import Home
+from jobs.loading import read_plan
+from jobs.pictures import to_image
+from jobs.records import JobRecord, read_record, write_record
+from jobs.store import open_store
+from jobs.submit import new_id
+
+CONTENTS, STYLES = ("astronaut", "cat", "coffee"), ("cat", "coffee")
+ACTORS = 2
+EXAMPLES = FOLDER.parent / "examples" / "pairs"
+
+
+def main() -> None:
+    """Run, print and record; exits with an error if a style was computed twice."""
+    level, network = load("draft")
+    with tempfile.TemporaryDirectory(prefix="nst-bench-") as name:
+        folder = Path(name)
+        for side, stems in (("content", CONTENTS), ("style", STYLES)):
+            (folder / "pairs" / side).mkdir(parents=True)
+            for stem in stems:
+                shutil.copy(EXAMPLES / side / f"{stem}.jpg", folder / "pairs" / side)
+        pairs = prepared(folder / "pairs", "draft", grid=True)
+        book, submit_s = submit_pairs(folder, pairs, "draft")
+        store = open_store(book.store)
+        plan = read_plan(store, book.circuit_id)
+        bare = bare_stage_seconds(book.store, book.job_id)
+        job = run_submitted(folder, book, ACTORS, submit_s)
+        fetch_pictures(job, "draft", folder / "out")
+        shutil.copy(folder / "out" / SHEET, FOLDER / "grid.png")
+        decrypted = {p.name: load_png(folder / "out" / f"{p.name}.png") for p in pairs}
+        counted = Counter[str]()
+        for task in job.trace:
+            counted["style" if task.group.startswith("style:") else "content"] += task.pbs
+
+        # The first pair alone, on the very same ciphertexts.
+        record = read_record(store, layout.job(book.job_id), JobRecord)
+        alone = record.model_copy(update={"job_id": new_id(), "pairs": record.pairs[:1]})
+        for input_id in (alone.pairs[0].content, alone.pairs[0].style):
+            blob = store.read(layout.encrypted_input(book.job_id, input_id))
+            store.write(layout.encrypted_input(alone.job_id, input_id), blob)
+        single = book.model_copy(update={"job_id": alone.job_id, "pairs": book.pairs[:1]})
+        Home(folder / "home").save_job(single, Home(folder / "home").pictures(book.job_id))
+        write_record(store, layout.job(alone.job_id), alone)
+        run_submitted(folder, single, ACTORS, 0.0)
+        pair_id, rows = alone.pairs[0].pair_id, range(level.size // 4)
+        identical = all(
+            store.read(layout.result_row(book.job_id, pair_id, row))
+            == store.read(layout.result_row(alone.job_id, pair_id, row))
+            for row in rows
+        )
+    one_core = bare_rate(bare)
+    expected = len(STYLES) * plan.pbs_style
+    quality = {
+        p.name: psnr(np.asarray(to_image(p.preview(network))), decrypted[p.name]) for p in pairs
+    }
+    result = {
+        **provenance("make bench-grid"),
+        "pairs": len(pairs),
+        "styles": len(STYLES),
+        "pbs_style_counted": counted["style"],
+        "pbs_style_if_once_each": expected,
+        "pbs_style_if_once_a_pair": len(pairs) * plan.pbs_style,
+        "pbs_content_counted": counted["content"],
+        "pbs_content_expected": len(pairs) * plan.pbs_content,
+        "identical_to_single_pair": identical,
+        "psnr_db_to_preview": quality,
+        "wall_s": job.state.last_task - job.state.first_task,
+        "core_s": sum(t.cpu_s for t in job.trace),
+        "pbs_per_s": job.pbs_per_s,
+        "bare_pbs_per_s_one_core": one_core,
+        "actors": ACTORS,
+        "parallel_efficiency": job.pbs_per_s / (ACTORS * one_core),
+        "peak_rss_bytes": job.memory.rss,
+        "peak_live_ciphertext_bytes": job.state.peak_live_bytes,
+    }
+    print(write_result("grid", result))
+    for key in ("pbs_style_counted", "identical_to_single_pair", "parallel_efficiency"):
+        print(f"{key:28} {result[key]}")
+    if counted["style"] != expected or not identical:
+        raise SystemExit("a style was computed more than once, or a grid changed a picture")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""One 64 x 64 photograph x painting, encrypted, on local Ray with 2 actors: `make bench-low`.
+
+In the same run, before the job, each stage is called bare in a fresh process on one core; the
+job's PBS/s from first to last row task is compared with that rate times the actors.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.measure import (
+    FOLDER,
+    bare_rate,
+    bare_stage_seconds,
+    folder_bytes,
+    load_png,
+    provenance,
+    psnr,
+    side_by_side,
+    write_result,
+)
+from benchmarks.run import fetch_pictures, load, prepared, run_submitted, submit_pairs
+from jobs.pictures import to_image
+
+PAIR = "coffee"
+ACTORS = 2
+EXAMPLES = FOLDER.parent / "examples" / "pairs"
+
+
+def main() -> None:
+    """Run, print and record."""
+    _, network = load("low")
+    pairs = [p for p in prepared(EXAMPLES, "low") if p.name == PAIR]
+    with tempfile.TemporaryDirectory(prefix="nst-bench-") as name:
+        folder = Path(name)
+        book, submit_s = submit_pairs(folder, pairs, "low")
+        bare = bare_stage_seconds(book.store, book.job_id)
+        job = run_submitted(folder, book, ACTORS, submit_s)
+        stored = folder_bytes(Path(book.store) / "jobs")
+        fetch_s = fetch_pictures(job, "low", folder / "out")
+        decrypted = load_png(folder / "out" / f"{PAIR}.png")
+    pair = pairs[0]
+    clear = np.asarray(to_image(pair.preview(network)))
+    pictures = [np.asarray(to_image(p)) for p in (pair.content.rgb, pair.style.rgb)]
+    side_by_side([*pictures, clear, decrypted], FOLDER / "low.png")
+    one_core = bare_rate(bare)
+    result = {
+        **provenance("make bench-low"),
+        "pair": PAIR,
+        "actors": ACTORS,
+        "wall_s": job.state.last_task - job.state.first_task,
+        "core_s": sum(t.cpu_s for t in job.trace),
+        "pbs": sum(t.pbs for t in job.trace),
+        "pbs_per_s": job.pbs_per_s,
+        "peak_rss_bytes": job.memory.rss,
+        "largest_process_rss_bytes": job.memory.largest,
+        "peak_live_ciphertext_bytes": job.state.peak_live_bytes,
+        "stored_bytes": stored,
+        "psnr_db": psnr(clear, decrypted),
+        "submit_s": submit_s,
+        "fetch_s": fetch_s,
+        "driver_s": job.driver_s,
+        "bare_pbs_per_s_one_core": one_core,
+        "parallel_efficiency": job.pbs_per_s / (ACTORS * one_core),
+        "bare_stages": bare,
+        "note": "low.png: content, style, preview, decrypted result",
+    }
+    print(write_result("low", result))
+    for key in ("wall_s", "core_s", "pbs", "pbs_per_s", "psnr_db", "parallel_efficiency"):
+        print(f"{key:20} {result[key]:.4g}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""What every benchmark records and how: machine, versions, memory, stored bytes, PSNR."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+FOLDER = Path(__file__).resolve().parent
+SAMPLE_EVERY = 0.5
+
+
+def provenance(command: str) -> dict[str, Any]:
+    """Command, date, commit, machine and versions, to stand beside every figure."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=FOLDER
+    ).stdout.strip()
+    packages = ("concrete-python", "concrete-ml", "ray", "numpy", "nst-batch")
+    return {
+        "command": command,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit,
+        "machine": {
+            "cpu": _cpu_name(),
+            "cores": os.cpu_count(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "system": platform.platform(),
+        },
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+    }
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def write_result(name: str, result: dict[str, Any]) -> Path:
+    """Record a benchmark as `benchmarks/NAME.json`."""
+    path = FOLDER / f"{name}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    return path
+
+
+def psnr(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Peak signal-to-noise ratio in dB of two 8-bit pictures."""
+    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
+    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
+
+
+def load_png(path: Path) -> NDArray[np.uint8]:
+    """A PNG as `[H, W, 3]`."""
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def side_by_side(pictures: list[NDArray[np.uint8]], path: Path, zoom: int = 4) -> None:
+    """Pictures `[H, W, 3]` of one height beside each other, enlarged without smoothing."""
+    row = Image.fromarray(np.concatenate(pictures, axis=1))
+    row.resize((row.width * zoom, row.height * zoom), Image.Resampling.NEAREST).save(path)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+@dataclass
+class PeakMemory:
+    """Peak resident memory of a process and its descendants, shared pages counted once a process.
+
+    Attributes:
+        rss: Largest sum of resident set sizes; Ray's shared object store counts in every process
+            that has touched it, so this is an upper bound.
+        largest: Largest resident set of one process.
+    """
+
+    rss: int = 0
+    largest: int = 0
+
+
+@contextmanager
+def peak_memory(pid: int) -> Iterator[PeakMemory]:
+    """Sample the memory of a process tree until the block ends."""
+    peak, stop = PeakMemory(), threading.Event()
+
+    def sample() -> None:
+        while not stop.wait(SAMPLE_EVERY):
+            sizes = [_rss(p) for p in _tree(pid)]
+            peak.rss = max(peak.rss, sum(sizes))
+            peak.largest = max([peak.largest, *sizes])
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _tree(root: int) -> list[int]:
+    """A process, its descendants, and whatever else lives in its session."""
+    out = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            # Drivers lead a session of their own, so the session id finds all of Ray as well.
+            if int(fields[3]) == root or int(entry.name) == root:
+                out.append(int(entry.name))
+    return out
+
+
+def _rss(pid: int) -> int:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def bare_stage_seconds(
+    store_url: str, job_id: str, repeats: int = 2
+) -> dict[str, dict[str, float]]:
+    """Seconds of one bare call of each stage, one core, in a fresh process with nothing else.
+
+    Values do not matter for the time, so one row stands in for all arguments of a stage.
+    """
+    code = (
+        "import json, sys; from benchmarks.measure import time_stages; "
+        "print(json.dumps(time_stages(sys.argv[1], sys.argv[2], int(sys.argv[3]))))"
+    )
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, store_url, job_id, str(repeats)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=FOLDER.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    result: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def time_stages(store_url: str, job_id: str, repeats: int) -> dict[str, dict[str, float]]:
+    """Body of `bare_stage_seconds`: by stage, PBS and the median seconds of a call."""
+    from jobs import layout
+    from jobs.loading import EvaluatorLoader, read_plan
+    from jobs.records import JobRecord, read_record
+    from jobs.store import open_store
+    from nst.architecture import CONTENT, STYLE
+    from nst.ciphertext import Envelope
+
+    store = open_store(store_url)
+    job = read_record(store, layout.job(job_id), JobRecord)
+    plan = read_plan(store, job.circuit_id)
+    evaluator = EvaluatorLoader(store_url, job.circuit_id, job.key_id)()
+    rows: dict[str, bytes] = {}
+    for name, input_id in ((CONTENT, job.pairs[0].content), (STYLE, job.pairs[0].style)):
+        blob = store.read(layout.encrypted_input(job_id, input_id))
+        rows[name] = Envelope.unpack(blob, name).rows[0]
+    counts = {stage.name: stage.rows for stage in plan.stages}
+    out = {}
+    for stage in plan.stages:
+        each = {"conv": 3, "row_pool": 1, "pool": counts.get(stage.sources[0], 0)}[stage.kind]
+        arguments = [rows[source] for source in stage.sources for _ in range(each)]
+        if stage.modulated:
+            arguments.append(rows["style_code"])
+        rows[stage.name] = evaluator.run(stage.name, arguments)  # warms up: keys are unpacked
+        seconds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            evaluator.run(stage.name, arguments)
+            seconds.append(time.perf_counter() - start)
+        out[stage.name] = {
+            "pbs": stage.pbs_per_row,
+            "rows": stage.rows,
+            "seconds": statistics.median(seconds),
+        }
+    return out
+
+
+def bare_rate(stages: dict[str, dict[str, float]]) -> float:
+    """PBS/s of one core on a pair's own mix of stages."""
+    pbs = sum(s["pbs"] * s["rows"] for s in stages.values())
+    return pbs / sum(s["seconds"] * s["rows"] for s in stages.values())

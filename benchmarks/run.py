@@ -1,0 +1,90 @@
+"""Runs real jobs for the benchmarks, the way `nst-batch submit` does."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.measure import PeakMemory, peak_memory
+from jobs import layout
+from jobs.fetch import fetch
+from jobs.home import Home, JobBook
+from jobs.pairs import find_pairs
+from jobs.preparation import PreparedPair, prepare
+from jobs.records import JobState, TaskTrace, read_state
+from jobs.store import Store, open_store
+from jobs.submit import start_driver, submit
+from nst.integer import IntegerNetwork
+from nst.levels import QualityLevel, get_level
+from nst.weights import load_weights
+
+
+@dataclass
+class Finished:
+    """A job that has run, and what was seen of it."""
+
+    home: Home
+    store: Store
+    book: JobBook
+    state: JobState
+    trace: list[TaskTrace]
+    memory: PeakMemory
+    submit_s: float
+    driver_s: float
+
+    @property
+    def pbs_per_s(self) -> float:
+        """PBS/s from the first to the last row task."""
+        return sum(t.pbs for t in self.trace) / (self.state.last_task - self.state.first_task)
+
+
+def load(quality: str) -> tuple[QualityLevel, IntegerNetwork]:
+    """A level and its network."""
+    level = get_level(quality)
+    return level, load_weights(level.weights)
+
+
+def prepared(source: Path, quality: str, grid: bool = False) -> list[PreparedPair]:
+    """Pairs of a folder, ready to encrypt; raises RuntimeError if one is unusable."""
+    level, network = load(quality)
+    pairs, skipped = find_pairs(source, grid)
+    ready, unreadable = prepare(pairs, network, level.size, "crop")
+    if skipped or unreadable:
+        raise RuntimeError(f"unusable pairs in {source}: {skipped + unreadable}")
+    return ready
+
+
+def submit_pairs(folder: Path, pairs: list[PreparedPair], quality: str) -> tuple[JobBook, float]:
+    """Encrypt pairs into a store below `folder`; returns the book and the seconds it took."""
+    level, network = load(quality)
+    home = Home(folder / "home")
+    start = time.perf_counter()
+    book = submit(home, open_store(str(home.store)), level, network, pairs, [], lambda *_: None)
+    return book, time.perf_counter() - start
+
+
+def run_submitted(folder: Path, book: JobBook, actors: int, submit_s: float) -> Finished:
+    """Run a submitted job to its end; raises RuntimeError if it did not succeed."""
+    home = Home(folder / "home")
+    store = open_store(book.store)
+    start = time.perf_counter()
+    process = start_driver(home, book, actors)
+    with peak_memory(process.pid) as memory:
+        code = process.wait()
+    driver_s = time.perf_counter() - start
+    state = read_state(store, book.job_id)
+    if code or state.status != "succeeded":
+        raise RuntimeError(f"job {book.job_id}: {state.reason} {home.driver_log(book.job_id)}")
+    entries = json.loads(store.read(layout.trace(book.job_id)))
+    trace = [TaskTrace(**entry) for entry in entries]
+    return Finished(home, store, book, state, trace, memory, submit_s, driver_s)
+
+
+def fetch_pictures(job: Finished, quality: str, out: Path) -> float:
+    """Decrypt a job's pictures into `out`; returns the seconds it took."""
+    level, network = load(quality)
+    start = time.perf_counter()
+    fetch(job.home, job.store, job.book, level, network, out, force=True)
+    return time.perf_counter() - start

@@ -1,0 +1,54 @@
+"""What several test files share: the toy network, its circuits, a key set and an evaluator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nst.circuits import SERVER_FILE, build, load_plan
+from nst.client import Cipher, KeyCard, KeyRing
+from nst.integer import IntegerNetwork
+from nst.levels import P_ERROR
+from nst.server import Evaluator
+from tests.toy import TOY_SIZE, toy_network
+
+
+@pytest.fixture(scope="session")
+def network() -> IntegerNetwork:
+    """The toy network."""
+    return toy_network()
+
+
+@pytest.fixture(scope="session")
+def circuits(network: IntegerNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the toy network's circuits, built once for all tests."""
+    return build(network, TOY_SIZE, P_ERROR, tmp_path_factory.mktemp("circuits"))
+
+
+@pytest.fixture(scope="session")
+def key_ring(tmp_path_factory: pytest.TempPathFactory) -> KeyRing:
+    """A key ring in a folder of its own."""
+    return KeyRing(tmp_path_factory.mktemp("home") / "keys")
+
+
+@pytest.fixture(scope="session")
+def key_card(key_ring: KeyRing, circuits: Path) -> KeyCard:
+    """A key set for the toy circuits, in the key ring."""
+    return key_ring.create(circuits, "toy")
+
+
+@pytest.fixture(scope="session")
+def cipher(key_ring: KeyRing, key_card: KeyCard, circuits: Path) -> Cipher:
+    """Encryption and decryption under that key set."""
+    return key_ring.cipher(key_card.key_id, circuits)
+
+
+@pytest.fixture(scope="session")
+def evaluator(key_ring: KeyRing, key_card: KeyCard, circuits: Path) -> Evaluator:
+    """The toy circuits with that key set's evaluation keys, in this process."""
+    return Evaluator(
+        load_plan(circuits),
+        (circuits / SERVER_FILE).read_bytes(),
+        key_ring.evaluation_keys(key_card.key_id),
+    )

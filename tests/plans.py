@@ -1,0 +1,41 @@
+"""Circuit plans that were never compiled, for tests of what only reads them."""
+
+from __future__ import annotations
+
+from itertools import product
+
+from jobs.records import PairRecord
+from nst.architecture import Architecture, grids
+from nst.plan import CircuitPlan, StagePlan
+
+
+def made_up_plan(size: int = 64, body: int = 2) -> CircuitPlan:
+    """The stages of a real network, with a PBS an output element and a byte a PBS."""
+    stages = Architecture(latent=4, body=body, up=1, style_stem=2, code=5).stages()
+    shapes = grids(stages, size)
+    plans = []
+    for stage in stages:
+        rows = shapes[stage.name].rows
+        pbs_per_row = stage.out_channels * shapes[stage.name].width
+        plans.append(
+            StagePlan(
+                name=stage.name,
+                kind=stage.kind,
+                sources=stage.sources,
+                stride=stage.stride,
+                modulated=stage.modulated,
+                rows=rows,
+                pbs=rows * pbs_per_row,
+                operations=1.0,
+                output_bytes=pbs_per_row,
+            )
+        )
+    return CircuitPlan("0" * 16, "0", size, 0.02, 1, 1, 1, tuple(plans))
+
+
+def grid_of_pairs(contents: int, styles: int) -> list[PairRecord]:
+    """Every content with every style."""
+    return [
+        PairRecord(pair_id=f"p{c}{s}", content=f"c{c}", style=f"s{s}")
+        for c, s in product(range(contents), range(styles))
+    ]

@@ -1,0 +1,227 @@
+"""The command line as a user meets it: results, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from jobs.cli import main
+from nst import levels
+from nst.levels import QualityLevel
+from tests.toy import TOY_SIZE, toy_weights
+
+QUALITY = ["--quality", "toy"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_weights(tmp_path_factory.mktemp("weights") / "toy.safetensors")
+
+
+@pytest.fixture(scope="module")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One data directory for the module, so that circuits and keys are made once."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def toy_level(weights: Path, shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, weights))
+    monkeypatch.setenv("NST_BATCH_HOME", str(shared_home))
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def picture(path: Path, seed: int = 0, width: int = 48, height: int = 40) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(path)
+
+
+def pixels(folder: Path, name: str) -> np.ndarray:
+    with Image.open(folder / f"{name}.png") as png:
+        return np.asarray(png, dtype=np.float64)
+
+
+def folder_of(root: Path, names: tuple[str, ...]) -> Path:
+    for seed, name in enumerate(names):
+        picture(root / "content" / f"{name}.png", seed)
+        picture(root / "style" / f"{name}.png", seed + 100)
+    return root
+
+
+def refused(result: Result, code: int, *words: str) -> None:
+    """The command ended with this code and one line that holds these words, no stack trace."""
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    (line,) = [x for x in result.output.splitlines() if x.startswith("error: ")]
+    for word in words:
+        assert word in line, line
+
+
+def test_preview_writes_a_picture_per_pair_and_a_gallery(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "pairs", ("sea", "wood"))
+    result = run("preview", source, *QUALITY, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    for name in ("sea", "wood"):
+        with Image.open(tmp_path / "out" / f"{name}.png") as png:
+            assert png.size == (TOY_SIZE, TOY_SIZE)
+    assert "sea" in (tmp_path / "out" / "gallery.html").read_text()
+
+
+def test_letterbox_keeps_the_aspect_ratio(tmp_path: Path) -> None:
+    picture(tmp_path / "pairs" / "content" / "wide.png", width=80, height=40)
+    picture(tmp_path / "pairs" / "style" / "wide.png")
+    out = tmp_path / "out"
+    result = run("preview", tmp_path / "pairs", *QUALITY, "--fit", "letterbox", "--out", out)
+    assert result.exit_code == 0, result.output
+    with Image.open(out / "wide.png") as png:
+        assert png.size == (TOY_SIZE, TOY_SIZE // 2)
+
+
+def test_grid_takes_every_content_with_every_style(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "pairs", ("a", "b"))
+    result = run("preview", source, *QUALITY, "--grid", "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    made = {p.stem for p in (tmp_path / "out").glob("*--*.png")}
+    assert made == {"a--a", "a--b", "b--a", "b--b"}
+
+
+def test_a_bad_picture_costs_only_its_own_pair(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "pairs", ("good", "bad"))
+    broken = source / "content" / "bad.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    result = run("preview", source, *QUALITY, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "bad.png" in result.output
+    assert (tmp_path / "out" / "good.png").exists()
+    assert not (tmp_path / "out" / "bad.png").exists()
+
+
+def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "pairs", ("sea",))
+    kept = tmp_path / "out" / "sea.png"
+    kept.parent.mkdir()
+    kept.write_bytes(b"mine")
+    for command in ("preview", "submit"):
+        result = run(command, source, *QUALITY, "--out", tmp_path / "out")
+        refused(result, 2, "sea.png", "--force")
+    assert kept.read_bytes() == b"mine"
+    assert run("preview", source, *QUALITY, "--out", tmp_path / "out", "--force").exit_code == 0
+    assert kept.read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize("command", ["submit", "preview"])
+def test_unusable_sources(command: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    picture(tmp_path / "lone" / "content" / "x.png")
+    picture(tmp_path / "lone" / "style" / "y.png")
+    out = ["--out", tmp_path / "out"]
+    refused(run(command, tmp_path / "nowhere", *QUALITY, *out), 2, "nowhere")
+    refused(run(command, tmp_path / "empty", *QUALITY, *out), 2, "empty")
+    refused(run(command, tmp_path / "lone", *QUALITY, *out), 2, "--grid")
+
+
+def test_unknown_quality_and_untrained_level(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = folder_of(tmp_path / "pairs", ("sea",))
+    out = ["--out", tmp_path / "out"]
+    refused(run("preview", source, "--quality", "best", *out), 2, "best", "draft")
+    missing = QualityLevel("mid", 128, tmp_path / "none.safetensors")
+    monkeypatch.setitem(levels.LEVELS, "mid", missing)
+    refused(run("preview", source, "--quality", "mid", *out), 2, "mid", "none.safetensors")
+
+
+def test_unusable_stores(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "pairs", ("sea",))
+    (tmp_path / "file").write_text("no folder")
+    refused(run("submit", source, *QUALITY, "--store", tmp_path / "file"), 3, "file")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "store.json").write_text('{"format": 99}')
+    refused(run("submit", source, *QUALITY, "--store", other), 3, "99")
+    refused(run("submit", source, *QUALITY, "--store", "gs://bucket"), 3, "gs://bucket")
+
+
+def test_unknown_job(tmp_path: Path) -> None:
+    refused(run("fetch", "abc", "--out", tmp_path), 2, "abc")
+    refused(run("status", "abc"), 2, "abc")
+
+
+def test_keys_and_circuits(shared_home: Path) -> None:
+    assert run("keys", "create", *QUALITY).exit_code == 0
+    listed = json.loads(run("keys", "list", "--json").output)
+    assert listed[-1]["quality"] == "toy"
+    inspected = json.loads(run("circuits", "inspect", *QUALITY, "--json").output)
+    assert inspected["size"] == TOY_SIZE
+    assert inspected["pbs_per_pair"] == inspected["pbs_style"] + inspected["pbs_content"]
+    assert inspected["pbs_per_pair"] == sum(s["pbs"] for s in inspected["stages"])
+    assert inspected["circuit_id"] == listed[-1]["circuit_id"]
+    for key in ("evaluation_key_bytes", "input_ciphertext_bytes", "output_ciphertext_bytes"):
+        assert inspected[key] > 0
+    secret = shared_home / "keys" / listed[-1]["key_id"] / "secret.key"
+    assert secret.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.slow
+def test_submit_status_fetch(tmp_path: Path, shared_home: Path) -> None:
+    """The whole way on a real Ray cluster, with one pair that cannot be read."""
+    source = folder_of(tmp_path / "pairs", ("sea", "wood"))
+    shutil.copy(__file__, source / "content" / "text.png")
+    picture(source / "style" / "text.png")
+    store = ["--store", tmp_path / "store"]
+    result = run("submit", source, *QUALITY, *store, "--out", tmp_path / "out", "--actors", 2)
+    assert result.exit_code == 1, result.output
+    assert "text.png" in result.output
+    gallery = (tmp_path / "out" / "gallery.html").read_text()
+    assert "sea" in gallery and "text" in gallery
+    assert run("preview", source, *QUALITY, "--out", tmp_path / "clear").exit_code == 1
+    for name in ("sea", "wood"):
+        encrypted, clear = pixels(tmp_path / "out", name), pixels(tmp_path / "clear", name)
+        assert 10 * np.log10(255**2 / np.mean((encrypted - clear) ** 2)) > 20
+
+    (job,) = json.loads(run("status", "--json").output)
+    assert job["status"] == "succeeded" and job["pairs_done"] == 2
+    shown = json.loads(run("status", job["job"], "--json").output)
+    assert {p["name"]: p["status"] for p in shown["pairs"]} == {
+        "sea": "done",
+        "wood": "done",
+        "text": "skipped",
+    }
+
+    # A result row swapped for one under another key is an error of that pair only.
+    rows = sorted((tmp_path / "store" / "jobs" / job["job"] / "results").glob("*/000.ct"))
+    blob = rows[0].read_bytes()
+    key_id = json.loads((shared_home / "jobs" / job["job"] / "book.json").read_text())["key_id"]
+    assert key_id.encode() in blob
+    rows[0].write_bytes(blob.replace(key_id.encode(), b"0" * len(key_id)))
+    result = run("fetch", job["job"], "--out", tmp_path / "again")
+    assert result.exit_code == 1
+    assert "0" * len(key_id) in result.output and "Traceback" not in result.output
+    assert (
+        len(list((tmp_path / "again").glob("sea.png")))
+        + len(list((tmp_path / "again").glob("wood.png")))
+        == 1
+    )
+
+
+@pytest.mark.slow
+def test_a_result_of_other_circuits_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = json.loads(run("status", "--json").output)
+    if not jobs:
+        pytest.skip("needs the job of test_submit_status_fetch")
+    other = toy_weights(tmp_path / "other.safetensors", seed=1)
+    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, other))
+    result = run("fetch", jobs[0]["job"], "--out", tmp_path / "out")
+    refused(result, 2, jobs[0]["job"], "circuits")

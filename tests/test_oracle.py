@@ -1,0 +1,258 @@
+"""An independent oracle: concrete-ml compiles the same weights from an ordinary Brevitas model.
+
+Neither `nst.integer`'s arithmetic nor `nst.circuits`' lowering takes part in it: Brevitas and ONNX
+carry the weights, concrete-ml quantizes, lowers and encrypts, and its table look-ups are exact. It
+must give the very levels that `nst.integer` gives, and the staged circuits must stay within a
+rounding of it.
+
+concrete-ml knows no replicate padding, so it convolves without any and the interiors are compared;
+it can't add an encrypted style code to an accumulator, so the code is part of its biases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import brevitas.nn as qnn
+import numpy as np
+import pytest
+import torch
+from concrete.ml.quantization import QuantizedModule
+from concrete.ml.torch.compile import compile_brevitas_qat_model
+from PIL import Image
+from torch import Tensor, nn
+
+from nst.architecture import CONTENT, LEVEL, STYLE, Architecture
+from nst.circuits import SERVER_FILE, build, load_plan
+from nst.client import Cipher, KeyRing
+from nst.integer import IntegerNetwork, IntegerStage, Ints, is_style, space_to_depth
+from nst.levels import LEVELS, P_ERROR
+from nst.network import TIE, ReluLevels, SignedLevels, Weights
+from nst.server import Evaluator
+from nst.stylize import Picture, plan_content, plan_style
+from nst.weights import load_weights
+from tests.toy import TOY_SIZE, assert_close_levels, random_network, run_stage
+
+PICTURES = Path(__file__).resolve().parent.parent / "examples" / "pairs"
+
+
+def installed_network() -> IntegerNetwork:
+    """Trained weights if there are any, else random ones of the real sizes."""
+    for name in ("low", "draft"):
+        if LEVELS[name].trained:
+            return load_weights(LEVELS[name].weights)
+    return random_network(Architecture())
+
+
+def crop(kind: str, name: str, size: int) -> Picture:
+    """The middle of an example picture at half its size."""
+    with Image.open(PICTURES / kind / f"{name}.jpg") as image:
+        small = image.convert("RGB").reduce(2)
+    left, top = (small.width - size) // 2, (small.height - size) // 2
+    pixels = np.asarray(small.crop((left, top, left + size, top + size)), dtype=np.float32)
+    return Picture(np.ascontiguousarray(pixels.transpose(2, 0, 1)) / 255)
+
+
+@dataclass(frozen=True)
+class Clear:
+    """A pair's levels after each stage, by NumPy."""
+
+    pixels: dict[str, Ints]
+    levels: dict[str, Ints]
+
+    @property
+    def code(self) -> Ints:
+        return self.levels["style_code"][:, 0, 0]
+
+
+def run_clear(network: IntegerNetwork, size: int) -> Clear:
+    """An example pair through `nst.integer`, at the contrast the client would choose."""
+    content, style = crop(CONTENT, "cat", size), crop(STYLE, "rocket", size)
+    style_plan = plan_style(network, style)
+    content_plan = plan_content(network, content, style_plan.code)
+    pixels = {
+        STYLE: style.quantized(style_plan.gain),
+        CONTENT: content.quantized(content_plan.gain),
+    }
+    levels = {name: space_to_depth(p) for name, p in pixels.items()}
+    for name, layer in network.stages.items():
+        code = levels["style_code"][:, 0, 0] if layer.stage.modulated else None
+        sources = np.concatenate([levels[s] for s in layer.stage.sources])
+        levels[name] = layer.activate(layer.accumulate(sources, code))
+    np.testing.assert_array_equal(levels["up"], content_plan.features)
+    return Clear(pixels, levels)
+
+
+class OracleStage(nn.Module):
+    """One stage with its style as part of the bias, valid padding.
+
+    A pool is a convolution whose kernel spans what it sums over. The quantizer to 0 .. 7 is the
+    ReLU: with a `QuantReLU` between two layers concrete-ml would round the accumulator (scales
+    are powers of two) before the bias is added, which is not what the network was trained for.
+    """
+
+    def __init__(self, layer: IntegerStage, code: Ints | None, kernel: tuple[int, int]) -> None:
+        super().__init__()
+        stage = layer.stage
+        self.conv = qnn.QuantConv2d(
+            stage.in_channels,
+            stage.out_channels,
+            kernel,
+            stride=stage.stride,
+            bias=True,
+            weight_quant=Weights,
+        )
+        bias = layer.bias if layer.modulation is None else layer.bias + layer.modulation @ code
+        weight = np.broadcast_to(layer.weight, (*layer.weight.shape[:2], *kernel))
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.from_numpy(weight / LEVEL))
+            self.conv.bias.copy_(torch.from_numpy(bias / LEVEL + TIE))
+        self.quantizer = quantizer(stage.output_min)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.quantizer(self.conv(x))
+        return out
+
+
+def quantizer(low: int) -> nn.Module:
+    """Quantizer to levels from `low`: signed ones or those of a ReLU."""
+    identity: nn.Module = qnn.QuantIdentity(act_quant=SignedLevels if low < 0 else ReluLevels)
+    return identity
+
+
+class Oracle(nn.Module):
+    """Stages one after the other, each reading what its sources leave after valid padding."""
+
+    def __init__(self, stages: dict[str, OracleStage], sources: dict[str, tuple[str, ...]]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleDict(stages)
+        self.sources = sources
+        first = next(iter(sources.values()))[0]
+        self.input_name = first
+        signed = first in (CONTENT, STYLE) or first == "style_rows"
+        self.quantizer = quantizer(-1 if signed else 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = {self.input_name: self.quantizer(x)}
+        for name, stage in self.stages.items():
+            parts = [made[s] for s in self.sources[name]]
+            width = min(part.shape[-1] for part in parts)
+            # The earlier of two sources has lost one row fewer on each side.
+            parts = [p if p.shape[-1] == width else p[:, :, 1:-1, 1:-1] for p in parts]
+            made[name] = stage(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
+        return made[name]
+
+
+def make_oracle(network: IntegerNetwork, names: list[str], clear: Clear) -> Oracle:
+    """The oracle of some stages under a style code."""
+    stages, sources = {}, {}
+    for name in names:
+        layer = network.stages[name]
+        source = clear.levels[layer.stage.sources[0]]
+        kernel = {"conv": (3, 3), "row_pool": (1, source.shape[2]), "pool": (source.shape[1], 1)}
+        code = None if is_style(name) else clear.code
+        stages[name] = OracleStage(layer, code, kernel[layer.stage.kind])
+        sources[name] = layer.stage.sources
+    return Oracle(stages, sources).eval()
+
+
+def compile_oracle(oracle: Oracle, samples: Ints, p_error: float) -> QuantizedModule:
+    """Compile by concrete-ml for inputs of the samples' shape."""
+    return compile_brevitas_qat_model(oracle, samples.astype(np.float32), n_bits=4, p_error=p_error)
+
+
+def oracle_levels(module: QuantizedModule, x: Ints, fhe: str) -> Ints:
+    """Levels `[C, H, W]` that concrete-ml computes from levels `[C, H, W]`."""
+    out = module.forward(x[None].astype(np.float32), fhe=fhe)[0]
+    np.testing.assert_array_equal(out, np.rint(out))
+    return np.rint(out).astype(np.int64)
+
+
+def interior(levels: Ints, margin: int) -> Ints:
+    """Levels that no border has reached."""
+    return levels[:, margin : levels.shape[1] - margin, margin : levels.shape[2] - margin]
+
+
+def check_clear(network: IntegerNetwork, names: list[str], clear: Clear, margin: int) -> None:
+    """concrete-ml's quantized forward of a chain of stages is NumPy's, value for value."""
+    source = clear.levels[network.stages[names[0]].stage.sources[0]]
+    module = compile_oracle(make_oracle(network, names, clear), source[None], 0.01)
+    expected = interior(clear.levels[names[-1]], margin)
+    assert np.unique(expected).size > 1, "a constant would prove nothing"
+    np.testing.assert_array_equal(oracle_levels(module, source, "disable"), expected)
+
+
+@pytest.fixture(scope="module")
+def toy_clear(network: IntegerNetwork) -> Clear:
+    return run_clear(network, TOY_SIZE)
+
+
+@pytest.fixture(scope="module")
+def real_network() -> IntegerNetwork:
+    return installed_network()
+
+
+@pytest.fixture(scope="module")
+def real_clear(real_network: IntegerNetwork) -> Clear:
+    return run_clear(real_network, 64)
+
+
+CHAINS = {
+    "style": (["style_stem", "style_body"], 1),
+    "style_rows": (["style_rows"], 0),
+    "style_code": (["style_code"], 0),
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_style_stages_agree_in_the_clear(
+    chain: str, real_network: IntegerNetwork, real_clear: Clear
+) -> None:
+    names, margin = CHAINS[chain]
+    check_clear(real_network, names, real_clear, margin)
+
+
+def test_the_whole_content_path_agrees_in_the_clear(
+    real_network: IntegerNetwork, real_clear: Clear
+) -> None:
+    names = [name for name in real_network.stages if not is_style(name)]
+    check_clear(real_network, names, real_clear, len(names))
+
+
+def test_encrypted_oracle_agrees(
+    network: IntegerNetwork, toy_clear: Clear, cipher: Cipher, evaluator: Evaluator
+) -> None:
+    # concrete-ml on a patch of two rows, encrypted, no rounding: errors are p_error's alone.
+    levels = toy_clear.levels
+    patch = levels[CONTENT][:, 2:6, 1:5]
+    oracle = make_oracle(network, ["stem"], toy_clear)
+    module = compile_oracle(oracle, np.stack([patch, patch[:, ::-1], -patch - 1]), 1e-4)
+    module.fhe_circuit.keygen()
+    by_oracle = oracle_levels(module, patch, "execute")
+    np.testing.assert_array_equal(by_oracle, levels["stem"][:, 3:5, 2:4])
+
+    # The staged circuit on the same rows, its style code encrypted too.
+    check_staged(network, toy_clear, cipher, evaluator, by_oracle)
+
+
+def check_staged(
+    network: IntegerNetwork, clear: Clear, cipher: Cipher, evaluator: Evaluator, by_oracle: Ints
+) -> None:
+    """Rows 3 and 4 of the stem under the style's encrypted code, against the oracle's patch."""
+    rows = {STYLE: list(cipher.encrypt(clear.pixels[STYLE], STYLE).rows)}
+    for name in filter(is_style, network.stages):
+        stage = network.stages[name].stage
+        rows[name] = run_stage(evaluator, stage, [rows[s] for s in stage.sources])
+    (code,) = rows["style_code"]
+    content = list(cipher.encrypt(clear.pixels[CONTENT], CONTENT).rows)
+    stem = network.stages["stem"]
+    out = run_stage(evaluator, stem.stage, [content], code, only=[3, 4])
+    staged = cipher.decrypt_rows("stem", tuple(out))
+    # What the circuits made of the style may be a level off; the oracle is told what it was.
+    met = cipher.decrypt_rows("style_code", (code,))[:, 0, 0]
+    assert_close_levels(met, clear.code)
+    expected = stem.activate(stem.accumulate(clear.levels[CONTENT], met))[:, 3:5]
+    assert_close_levels(staged, expected)
+    if (met == clear.code).all():
+        assert_close_levels(staged[:, :, 2:4], by_oracle)

@@ -1,0 +1,243 @@
+"""What every store promises, and what the local one does besides."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs import layout
+from jobs.store import FORMAT, LocalStore, Store, open_store
+from nst.errors import StoreError
+
+Opener = Callable[[], Store]
+
+
+def local(tmp_path: Path) -> Opener:
+    return lambda: open_store(str(tmp_path / "store"))
+
+
+STORES = {"local": local}
+"""By name, what makes an opener of one empty store. Another kind of store is added here."""
+
+
+@pytest.fixture(params=STORES)
+def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+    return STORES[request.param](tmp_path)
+
+
+@pytest.fixture
+def store(opener: Opener) -> Store:
+    return opener()
+
+
+def one_line(caught: pytest.ExceptionInfo[StoreError]) -> str:
+    message = str(caught.value)
+    assert message and "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("blob", [b"", b"x", bytes(range(256)) * 4096])
+def test_what_is_written_is_read_back(store: Store, blob: bytes) -> None:
+    store.write("a/b/c.ct", blob)
+    assert store.read("a/b/c.ct") == blob
+    assert store.exists("a/b/c.ct")
+
+
+def test_another_process_finds_it_by_url(store: Store) -> None:
+    store.write("a/b", b"1")
+    assert open_store(store.url).read("a/b") == b"1"
+
+
+def test_writing_again_replaces(store: Store) -> None:
+    store.write("a", b"a long first blob")
+    store.write("a", b"short")
+    assert store.read("a") == b"short"
+    assert store.list("a") == ["a"]
+
+
+def test_what_is_missing_is_an_error(store: Store) -> None:
+    store.write("a/b", b"1")
+    for key in ("nothing", "a", "a/b/c", "a/nothing"):
+        assert not store.exists(key)
+        with pytest.raises(StoreError) as caught:
+            store.read(key)
+        assert key in one_line(caught)
+
+
+def test_listing_is_by_prefix_and_sorted(store: Store) -> None:
+    for key in ("j/2", "j/10/x", "j/1", "k/1", "jj/1"):
+        store.write(key, b"")
+    assert store.list("j/") == ["j/1", "j/10/x", "j/2"]
+    assert store.list("j/1") == ["j/1", "j/10/x"]
+    assert store.list("j") == ["j/1", "j/10/x", "j/2", "jj/1"]
+    assert store.list("nothing/") == []
+    assert set(store.list("")) == {"j/1", "j/10/x", "j/2", "jj/1", "k/1", layout.STORE}
+
+
+def test_a_blob_is_created_once(store: Store) -> None:
+    assert store.create("a/b", b"first")
+    assert not store.create("a/b", b"second")
+    assert store.read("a/b") == b"first"
+    store.write("a/c", b"written")
+    assert not store.create("a/c", b"created")
+    assert store.read("a/c") == b"written"
+
+
+def test_of_racing_creators_one_wins(opener: Opener) -> None:
+    racers = 16
+    stores = [opener() for _ in range(racers)]
+    for heat in range(5):
+        won: list[int] = []
+        barrier = threading.Barrier(racers)
+
+        def race(
+            number: int,
+            won: list[int] = won,
+            barrier: threading.Barrier = barrier,
+            heat: int = heat,
+        ) -> None:
+            barrier.wait()
+            if stores[number].create(f"race/{heat}", str(number).encode()):
+                won.append(number)
+
+        threads = [threading.Thread(target=race, args=(i,)) for i in range(racers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1
+        assert stores[0].read(f"race/{heat}") == str(won[0]).encode()
+    assert stores[0].list("race/") == [f"race/{heat}" for heat in range(5)]
+
+
+def test_readers_see_whole_blobs_only(opener: Opener) -> None:
+    writer, reader = opener(), opener()
+    size = 1 << 20
+    writer.write("row/0", b"0" * size)
+    done = threading.Event()
+
+    def replace() -> None:
+        for i in range(1, 40):
+            writer.write("row/0", str(i % 10).encode() * size)
+        done.set()
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    while not done.is_set():
+        blob = reader.read("row/0")
+        assert len(blob) == size and blob == blob[:1] * size
+        assert reader.list("row/") == ["row/0"]
+        assert reader.list("") == ["row/0", layout.STORE]
+    thread.join()
+
+
+@pytest.mark.parametrize("key", ["../out", "a/../../out", "/etc/out", "", "a//b", "./a", "a/.."])
+def test_no_key_leads_out_of_the_store(store: Store, key: str) -> None:
+    for call in (
+        lambda: store.write(key, b""),
+        lambda: store.create(key, b""),
+        lambda: store.read(key),
+    ):
+        with pytest.raises(StoreError) as caught:
+            call()
+        one_line(caught)
+
+
+def test_a_new_store_carries_its_format(store: Store) -> None:
+    assert json.loads(store.read(layout.STORE)) == {"format": FORMAT}
+
+
+@pytest.mark.parametrize("marker", [b'{"format": 99}', b"{}", b"[]", b"no json", b"\xff", b""])
+def test_stores_of_other_formats_are_refused(opener: Opener, marker: bytes) -> None:
+    opener().write(layout.STORE, marker)
+    with pytest.raises(StoreError) as caught:
+        opener()
+    one_line(caught)
+
+
+def test_an_open_store_stays_what_it_is(opener: Opener) -> None:
+    opener().write("a", b"1")
+    assert opener().read("a") == b"1"
+
+
+def test_only_folders_are_stores() -> None:
+    with pytest.raises(StoreError, match="only folders"):
+        open_store("ftp://host/path")
+
+
+def test_a_home_folder_may_be_abbreviated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    open_store("~/store").write("a", b"1")
+    assert (tmp_path / "store" / "a").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("below", ["", "deeper", "deeper/still"])
+def test_a_file_is_no_store(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError) as caught:
+        open_store(str(tmp_path / "file" / below))
+    assert "file" in one_line(caught)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.write("jobs/1", b"")
+    for call in (store.write, store.create):
+        with pytest.raises(StoreError, match="jobs/1/state"):
+            call("jobs/1/state", b"")
+    with pytest.raises(StoreError, match="jobs"):
+        store.write("jobs", b"")  # a folder
+    assert store.list("") == ["jobs/1"]
+
+
+def test_closed_folders_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(StoreError, match="Permission denied"):
+        store.exists("a")
+
+
+@pytest.mark.parametrize("call", ["write", "create"])
+def test_a_full_disk_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    store = LocalStore(tmp_path)
+    store.write("a/kept", b"1")
+    fdopen = os.fdopen
+
+    class Full:
+        def __init__(self, handle: int, mode: str) -> None:
+            self.file = fdopen(handle, mode)
+
+        def __enter__(self) -> Full:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def write(self, blob: bytes) -> None:
+            self.file.write(blob[: len(blob) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fdopen", Full)
+    for key in ("a/new", "a/kept"):
+        with pytest.raises(StoreError, match="No space left"):
+            getattr(store, call)(key, b"12345678")
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["kept"]
+    assert store.read("a/kept") == b"1"
+
+
+def test_results_of_others_stay_private(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.write("jobs/1/x.ct", b"")
+    assert (tmp_path / "jobs/1/x.ct").stat().st_mode & 0o077 == 0
