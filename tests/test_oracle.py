@@ -24,10 +24,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from nst.architecture import CONTENT, LEVEL, STYLE, Architecture
-from nst.circuits import SERVER_FILE, build, load_plan
-from nst.client import Cipher, KeyRing
+from nst.client import Cipher
 from nst.integer import IntegerNetwork, IntegerStage, Ints, is_style, space_to_depth
-from nst.levels import LEVELS, P_ERROR
+from nst.levels import LEVELS
 from nst.network import TIE, ReluLevels, SignedLevels, Weights
 from nst.server import Evaluator
 from nst.stylize import Picture, plan_content, plan_style
