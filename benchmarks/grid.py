@@ -40,7 +40,7 @@ EXAMPLES = FOLDER.parent / "examples" / "pairs"
 
 def main() -> None:
     """Run, print and record; fails if a style was computed more than once."""
-    level, network = load("draft")
+    _, network = load("draft")
     with tempfile.TemporaryDirectory(prefix="nst-bench-") as name:
         folder = Path(name)
         for side, stems in (("content", CONTENTS), ("style", STYLES)):

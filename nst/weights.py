@@ -43,6 +43,7 @@ def save_weights(network: IntegerNetwork, path: Path, card: dict[str, Any]) -> N
             arrays[f"{name}.modulation"] = stage.modulation.astype(np.int8)
     metadata = {"format": str(FORMAT), "architecture": json.dumps(network.architecture.to_dict())}
     save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path, metadata)
+    path.chmod(0o644)  # safetensors makes files that only their owner can read
     card = {**card, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
 
