@@ -16,8 +16,6 @@ import numpy as np
 
 from benchmarks.measure import (
     FOLDER,
-    bare_rate,
-    bare_stage_seconds,
     load_png,
     provenance,
     psnr,
@@ -51,7 +49,6 @@ def main() -> None:
         book, submit_s = submit_pairs(folder, pairs, "draft")
         store = open_store(book.store)
         plan = read_plan(store, book.circuit_id)
-        bare = bare_stage_seconds(book.store, book.job_id)
         job = run_submitted(folder, book, ACTORS, submit_s)
         fetch_pictures(job, "draft", folder / "out")
         shutil.copy(folder / "out" / SHEET, FOLDER / "grid.png")
@@ -74,7 +71,6 @@ def main() -> None:
         first = book.pairs[0].name
         lone = load_png(folder / "alone" / f"{first}.png")
         same_pixels = float(np.mean(lone == decrypted[first]))
-    one_core = bare_rate(bare)
     expected = len(STYLES) * plan.pbs_style
     quality = {
         p.name: psnr(np.asarray(to_image(p.preview(network))), decrypted[p.name]) for p in pairs
@@ -91,17 +87,13 @@ def main() -> None:
         "pixels_equal_to_single_pair": same_pixels,
         "psnr_db_to_single_pair": psnr(lone, decrypted[first]),
         "psnr_db_to_preview": quality,
-        "wall_s": job.state.last_task - job.state.first_task,
         "core_s": sum(t.cpu_s for t in job.trace),
-        "pbs_per_s": job.pbs_per_s,
-        "bare_pbs_per_s_one_core": one_core,
         "actors": ACTORS,
-        "parallel_efficiency": job.pbs_per_s / (ACTORS * one_core),
         "peak_rss_bytes": job.memory.rss,
         "peak_live_ciphertext_bytes": job.state.peak_live_bytes,
     }
     print(write_result("grid", result))
-    for key in ("pbs_style_counted", "pixels_equal_to_single_pair", "parallel_efficiency"):
+    for key in ("pbs_style_counted", "pixels_equal_to_single_pair", "psnr_db_to_single_pair"):
         print(f"{key:28} {result[key]}")
     if counted["style"] != expected:
         raise SystemExit("a style was computed more than once")
