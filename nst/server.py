@@ -22,6 +22,7 @@ from nst.plan import CircuitPlan
 FORBIDDEN_MODULES = ("concrete.fhe", "concrete.ml", "nst.client", "nst.circuits")
 FORBIDDEN_NAMES = (
     "ClientCircuit",
+    "ClientKeyset",
     "ClientProgram",
     "Keyset",
     "KeysetCache",

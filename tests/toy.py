@@ -26,24 +26,24 @@ TOY = Architecture(latent=4, body=1, up=1, style_stem=4, style_body=8, style_row
 def random_stage(stage: Stage, code: int, rng: np.random.Generator) -> IntegerStage:
     """Integer weights with which ordinary inputs give accumulators of a few levels."""
     kernel = 3 if stage.kind == "conv" else 1
-    # Inputs of a stem are pixels, of the others mostly small levels.
-    typical = PIXEL_STEPS if stage.name.endswith("stem") else 2.0
+    # Inputs of a stem are pixels, of the others small levels.
+    few = stage.out_channels <= 8
+    typical = PIXEL_STEPS if stage.name.endswith("stem") else 1.2 if few else 2.0
     fan_in = stage.in_channels * kernel * kernel
-    spread = 1.6 * LEVEL / (typical * fan_in**0.5)
-    # A pool's inputs are sums already: few weights, and large, or no input fills its accumulator.
-    spread = 5.0 if stage.kind != "conv" else spread
+    # A pool's inputs are sums over many positions.
+    spread = 1.4 * LEVEL / (typical * fan_in**0.5) if stage.kind == "conv" else 40 / fan_in
 
     def whole(*shape: int, spread: float) -> Ints:
         drawn = np.rint(rng.normal(0, spread, shape))
         return np.clip(drawn, -WEIGHT_MAX, WEIGHT_MAX).astype(np.int64)
 
-    # So that style codes are neither zero nor all alike.
-    lift = {"style_body": LEVEL, "style_code": LEVEL}.get(stage.name, 0)
+    # So that few channels carry enough: most of them are not zero.
+    lift = {"style_stem": 0, "style_rows": 0, "style_code": 2 * LEVEL}.get(stage.name, LEVEL * few)
     return IntegerStage(
         stage,
         whole(stage.out_channels, stage.in_channels, kernel, kernel, spread=spread),
         rng.integers(-LEVEL // 2, LEVEL // 2, stage.out_channels) + lift,
-        whole(stage.out_channels, code, spread=3.0) if stage.modulated else None,
+        whole(stage.out_channels, code, spread=24 / code**0.5) if stage.modulated else None,
     )
 
 
@@ -110,9 +110,9 @@ def run_stage(
 def assert_close_levels(encrypted: Ints, clear: Ints) -> None:
     """Levels agree but for the circuits' rounding: one level at most, and not often.
 
-    6 to 12 % of the values are one level off; three more are granted to small samples.
+    5 to 15 % of the values are one level off; four more are granted to small samples.
     """
     assert encrypted.shape == clear.shape
     difference = np.abs(encrypted - clear)
     assert difference.max() <= 1
-    assert np.count_nonzero(difference) <= 0.25 * difference.size + 3 * (difference.size < 100)
+    assert np.count_nonzero(difference) <= 0.25 * difference.size + 4 * (difference.size < 100)
