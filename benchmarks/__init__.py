@@ -1,0 +1,1 @@
+"""Benchmarks, one command each; see the Makefile. Results lie beside them as JSON."""
