@@ -57,6 +57,7 @@ class Options:
     grain_allowed: float = 0.5
     overflow_weight: float = 0.3
     noise: float = 0.16
+    consistency_weight: float = 0.0
     variants: int = 3
     seed: int = 1
 
@@ -102,12 +103,22 @@ def losses(
         "overflow": torch.as_tensor(conditions.overflow),
         "range": (rgb - shown).pow(2).mean(),
     }
+    if options.consistency_weight and network.quantized:
+        # The same pair under other noise must give the same picture: a network that paints
+        # texture out of nothing paints another one each time a level flips.
+        again = Conditions(noise=options.noise)
+        code_again = network.style_code(torch.stack([s.white for s in styles]), again)
+        rgb_again = colored(network(white, code_again, again), styles)
+        out["consistency"] = (rgb - rgb_again).pow(2).mean()
+    else:
+        out["consistency"] = torch.zeros(())
     out["total"] = (
         options.content_weight * out["content"]
         + options.style_weight * out["style"]
         + options.ssc_weight * out["ssc"]
         + options.grain_weight * out["grain"]
         + options.overflow_weight * out["overflow"]
+        + options.consistency_weight * out["consistency"]
         + out["range"]
     )
     return out
