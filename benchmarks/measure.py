@@ -140,7 +140,7 @@ def _rss(pid: int) -> int:
 
 
 def bare_stage_seconds(
-    store_url: str, job_id: str, repeats: int = 2
+    store_url: str, job_id: str, repeats: int = 1
 ) -> dict[str, dict[str, float]]:
     """Seconds of one bare call of each stage, one core, in a fresh process with nothing else.
 
