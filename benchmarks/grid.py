@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.measure import (
     FOLDER,
@@ -21,10 +22,16 @@ from benchmarks.measure import (
     psnr,
     write_result,
 )
-from benchmarks.run import fetch_pictures, load, prepared, run_submitted, submit_pairs
+from benchmarks.run import (
+    Finished,
+    fetch_pictures,
+    load,
+    prepared,
+    run_submitted,
+    submit_pairs,
+)
 from jobs import layout
 from jobs.fetch import SHEET
-from jobs.home import Home
 from jobs.loading import read_plan
 from jobs.pictures import to_image
 from jobs.records import JobRecord, read_record, write_record
@@ -57,46 +64,48 @@ def main() -> None:
         for task in job.trace:
             counted["style" if task.group.startswith("style:") else "content"] += task.pbs
 
-        # The first pair alone, on the very same ciphertexts.
-        record = read_record(store, layout.job(book.job_id), JobRecord)
-        alone = record.model_copy(update={"job_id": new_id(), "pairs": record.pairs[:1]})
-        for input_id in (alone.pairs[0].content, alone.pairs[0].style):
-            blob = store.read(layout.encrypted_input(book.job_id, input_id))
-            store.write(layout.encrypted_input(alone.job_id, input_id), blob)
-        single = book.model_copy(update={"job_id": alone.job_id, "pairs": book.pairs[:1]})
-        Home(folder / "home").save_job(single, Home(folder / "home").pictures(book.job_id))
-        write_record(store, layout.job(alone.job_id), alone)
-        alone_job = run_submitted(folder, single, ACTORS, 0.0)
-        fetch_pictures(alone_job, "draft", folder / "alone")
+        quality = {
+            p.name: psnr(np.asarray(to_image(p.preview(network))), decrypted[p.name]) for p in pairs
+        }
+        expected = len(STYLES) * plan.pbs_style
+        result = {
+            **provenance("make bench-grid"),
+            "pairs": len(pairs),
+            "styles": len(STYLES),
+            "pbs_style_counted": counted["style"],
+            "pbs_style_if_once_each": expected,
+            "pbs_style_if_once_a_pair": len(pairs) * plan.pbs_style,
+            "pbs_content_counted": counted["content"],
+            "pbs_content_expected": len(pairs) * plan.pbs_content,
+            "psnr_db_to_preview": quality,
+            "core_s": sum(t.cpu_s for t in job.trace),
+            "actors": ACTORS,
+            "peak_rss_bytes": job.memory.rss,
+            "peak_live_ciphertext_bytes": job.state.peak_live_bytes,
+        }
+        print(write_result("grid", result), flush=True)
+        if counted["style"] != expected:
+            raise SystemExit("a style was computed more than once")
         first = book.pairs[0].name
-        lone = load_png(folder / "alone" / f"{first}.png")
-        same_pixels = float(np.mean(lone == decrypted[first]))
-    expected = len(STYLES) * plan.pbs_style
-    quality = {
-        p.name: psnr(np.asarray(to_image(p.preview(network))), decrypted[p.name]) for p in pairs
-    }
-    result = {
-        **provenance("make bench-grid"),
-        "pairs": len(pairs),
-        "styles": len(STYLES),
-        "pbs_style_counted": counted["style"],
-        "pbs_style_if_once_each": expected,
-        "pbs_style_if_once_a_pair": len(pairs) * plan.pbs_style,
-        "pbs_content_counted": counted["content"],
-        "pbs_content_expected": len(pairs) * plan.pbs_content,
-        "pixels_equal_to_single_pair": same_pixels,
-        "psnr_db_to_single_pair": psnr(lone, decrypted[first]),
-        "psnr_db_to_preview": quality,
-        "core_s": sum(t.cpu_s for t in job.trace),
-        "actors": ACTORS,
-        "peak_rss_bytes": job.memory.rss,
-        "peak_live_ciphertext_bytes": job.state.peak_live_bytes,
-    }
-    print(write_result("grid", result))
-    for key in ("pbs_style_counted", "pixels_equal_to_single_pair", "psnr_db_to_single_pair"):
-        print(f"{key:28} {result[key]}")
-    if counted["style"] != expected:
-        raise SystemExit("a style was computed more than once")
+        lone = run_alone(folder, job)
+        result["pixels_equal_to_single_pair"] = float(np.mean(lone == decrypted[first]))
+        result["psnr_db_to_single_pair"] = psnr(lone, decrypted[first])
+        print(write_result("grid", result))
+
+
+def run_alone(folder: Path, job: Finished) -> NDArray[np.uint8]:
+    """The first pair of a job as a job of its own, on the very same ciphertexts."""
+    store, book = job.store, job.book
+    record = read_record(store, layout.job(book.job_id), JobRecord)
+    alone = record.model_copy(update={"job_id": new_id(), "pairs": record.pairs[:1]})
+    for input_id in (alone.pairs[0].content, alone.pairs[0].style):
+        blob = store.read(layout.encrypted_input(book.job_id, input_id))
+        store.write(layout.encrypted_input(alone.job_id, input_id), blob)
+    single = book.model_copy(update={"job_id": alone.job_id, "pairs": book.pairs[:1]})
+    job.home.save_job(single, job.home.pictures(book.job_id))
+    write_record(store, layout.job(alone.job_id), alone)
+    fetch_pictures(run_submitted(folder, single, ACTORS, 0.0), "draft", folder / "alone")
+    return load_png(folder / "alone" / f"{book.pairs[0].name}.png")
 
 
 if __name__ == "__main__":
