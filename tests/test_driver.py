@@ -147,7 +147,7 @@ def check_results(finished: Finished, cipher: Cipher, network: IntegerNetwork) -
         assert levels.shape == expected[pair_id].shape
         # Rounding is approximate and a PBS may err: levels differ by one here and there.
         error = np.abs(levels - expected[pair_id]).mean()
-        assert error < 0.2 and error < 0.6 * np.abs(levels - expected[other]).mean()
+        assert error < 0.32 and error < 0.6 * np.abs(levels - expected[other]).mean()
 
 
 def test_results_decrypt_to_what_the_clear_network_gives(
