@@ -52,8 +52,10 @@ def load_weights(path: Path) -> IntegerNetwork:
     """Read weights written by `save_weights`.
 
     Raises:
-        CircuitError: if the file is missing, damaged, or of another format or architecture.
+        CircuitError: if the file is missing, damaged, of another format or architecture, or not
+            the one that the card beside it describes. Without a card it is taken as it is.
     """
+    _check_card(path)
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
@@ -92,6 +94,25 @@ def load_weights(path: Path) -> IntegerNetwork:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CircuitError(f"weights {path} do not fit the network ({error})") from error
+
+
+def _check_card(path: Path) -> None:
+    """Raises CircuitError if there is a card beside the weights that is not theirs."""
+    card = path.with_suffix(".json")
+    if not (path.is_file() and card.is_file()):
+        return
+    try:
+        recorded = json.loads(card.read_text())["sha256"]
+        actual = hashlib.sha256(path.read_bytes()).hexdigest()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CircuitError(
+            f"card {card} of weights {path} cannot be read ({error!r}); reinstall both"
+        ) from error
+    if recorded != actual:
+        raise CircuitError(
+            f"weights {path} are not those of their card {card} (SHA-256 {actual[:12]}..., the "
+            f"card has {str(recorded)[:12]}...); reinstall both or export them again"
+        )
 
 
 def _tensor(arrays: dict[str, NDArray[Any]], name: str, shape: tuple[int, ...]) -> NDArray[Any]:
