@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 
 from nst.errors import CircuitError, InputError
 
@@ -61,3 +62,14 @@ def get_level(name: str) -> QualityLevel:
             f"quality level {name!r} has no weights at {level.weights}; trained levels: {ready}"
         )
     return level
+
+
+def noise_levels(p_error: float) -> float:
+    """Standard deviation of a PBS's noise before rounding, in activation levels.
+
+    The noise is Gaussian and exceeds half a level with probability `p_error`.
+
+    Args:
+        p_error: Between 0 and 1, both excluded.
+    """
+    return 0.5 / NormalDist().inv_cdf(1 - p_error / 2)
