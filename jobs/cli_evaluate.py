@@ -1,0 +1,290 @@
+"""Commands for those who train: measure a level's pictures, and export weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from jobs.evaluation import Summary
+    from jobs.pairs import Pair, Skipped
+    from jobs.pictures import Fit
+    from nst.integer import IntegerNetwork
+    from nst.levels import QualityLevel
+
+SHEET, HELD_OUT = "evaluation.png", "pairs.csv"
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("pairs", type=_PATH, required=False)
+@click.option("--content-dir", type=_PATH, help="Instead of PAIRS: photographs of the training.")
+@click.option("--style-dir", type=_PATH, help="With --content-dir: paintings of the training.")
+@click.option(
+    "--count",
+    type=click.IntRange(min=1),
+    default=63,
+    show_default=True,
+    help="How many fixed pairs of held-out pictures of these folders.",
+)
+@click.option("--vgg", "vgg_file", type=_PATH, required=True, help="VGG16 or VGG19 weights.")
+@click.option("--quality", "-q", default="low", show_default=True, help="Quality level.")
+@click.option("--weights", type=_PATH, help="Weights to measure instead of the level's own.")
+@click.option("--grid", is_flag=True, help="Every content with every style.")
+@click.option(
+    "--fit",
+    type=click.Choice(["crop", "letterbox"]),
+    default="crop",
+    show_default=True,
+    help="How pictures that are not square are made so.",
+)
+@click.option(
+    "--simulate",
+    "runs",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    metavar="RUNS",
+    help="How often each pair is computed with the circuits' noise.",
+)
+@click.option(
+    "--p-error",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Error probability of one PBS in the simulation.  [default: the level's]",
+)
+@click.option("--results", type=_PATH, help="Folder written by fetch: measure its pictures too.")
+@click.option("--json", "record", help="Write all figures to this file; - is standard output.")
+@click.option("--out", type=_PATH, help="Folder for the contact sheet.")
+@click.option(
+    "--magnify",
+    type=click.IntRange(1, 8),
+    default=2,
+    show_default=True,
+    help="Pixels of the sheet that a pixel takes each way.",
+)
+def evaluate(
+    pairs: Path | None,
+    content_dir: Path | None,
+    style_dir: Path | None,
+    count: int,
+    vgg_file: Path,
+    quality: str,
+    weights: Path | None,
+    grid: bool,
+    fit: Fit,
+    runs: int,
+    p_error: float | None,
+    results: Path | None,
+    record: str | None,
+    out: Path | None,
+    magnify: int,
+) -> None:
+    """Measure a quality level on PAIRS, or on held-out pictures of the training.
+
+    Content, style (relative errors of VGG features) and grain of the preview, of simulated and of
+    decrypted results, with their PSNR to the preview. Held-out pairs are always the same ones;
+    --out DIR gets them as pairs.csv, which submit takes.
+
+    \b
+    Example: nst-batch evaluate ./pairs --vgg vgg16.pth --results ./stylized --out ./report
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from jobs import evaluation
+    from jobs.fetch import make_folder
+    from jobs.pairs import find_pairs
+    from jobs.preparation import prepare
+    from nst.errors import InputError
+    from nst.vgg import VGG16
+
+    held_out = content_dir is not None and style_dir is not None
+    if held_out == (pairs is not None) or (content_dir is None) != (style_dir is None):
+        raise click.UsageError("give either PAIRS, or --content-dir and --style-dir")
+    if grid and pairs is None:
+        raise click.UsageError("--grid needs PAIRS; held-out pairs are fixed")
+    level, network = _load(quality, weights)
+    vgg = VGG16(vgg_file)
+    if results is not None and not results.is_dir():
+        raise InputError(f"{results} is no folder: name the one that fetch wrote")
+    if out is not None:
+        make_folder(out)
+    found: list[Pair] = []
+    failed: list[Skipped] = []
+    if pairs is not None:
+        found, failed = find_pairs(pairs, grid)
+    elif content_dir is not None and style_dir is not None:
+        found = evaluation.held_out_pairs(content_dir, style_dir, count)
+    rate = level.p_error if p_error is None else p_error
+    errors = Console(stderr=True)
+    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
+        ready, unusable = prepare(
+            progress.track(found, description="previews"), network, level.size, fit
+        )
+        samples, missing = evaluation.make_samples(
+            progress.track(ready, description="results"), network, runs, rate, results
+        )
+        task = progress.add_task("measuring", total=len(samples))
+        measurements = evaluation.measure_samples(
+            samples, vgg, lambda done: progress.advance(task, done)
+        )
+    failed += unusable + missing
+    for item in failed:
+        click.echo(f"failed {item.name}: {item.reason}", err=True)
+    if not samples:
+        raise InputError(f"none of the {len(failed)} pairs could be measured; see above")
+    console = errors if record == "-" else Console()
+    _print(
+        console,
+        level,
+        evaluation.summarize(measurements),
+        evaluation.count_lowered(samples),
+        len(samples),
+    )
+    if record is not None:
+        report = {
+            "quality": level.name,
+            "size": level.size,
+            "p_error": rate,
+            "vgg": vgg.kind,
+            **evaluation.to_record(samples, measurements),
+            "failed": [item.__dict__ for item in failed],
+        }
+        _write_json(report, record)
+    if out is not None:
+        evaluation.write_sheet(samples, out / SHEET, magnify)
+        if pairs is None:
+            _write_csv(found, out / HELD_OUT)
+        console.print(f"contact sheet: {out / SHEET}", highlight=False, soft_wrap=True)
+    if failed:
+        raise SystemExit(1)
+
+
+@click.command()
+@click.argument("checkpoints", type=_PATH, nargs=-1, required=True, metavar="CHECKPOINT...")
+@click.option("--quality", "-q", required=True, help="Level that these weights are for.")
+@click.option("--out", type=_PATH, required=True, help="Destination .safetensors.")
+@click.option("--data", required=True, help="Description of the training pictures.")
+@click.option(
+    "--budget-pbs",
+    type=click.FloatRange(min=0, min_open=True),
+    default=22.0,
+    show_default=True,
+    help="Most PBS a pixel of output, style branch included.",
+)
+def export(
+    checkpoints: tuple[Path, ...], quality: str, out: Path, data: str, budget_pbs: float
+) -> None:
+    """Write the last CHECKPOINT's network as weights with a card.
+
+    CHECKPOINTs are the training runs in order. The circuits are compiled first: weights whose
+    circuits are over the budget, or whose accumulators are too wide, are refused.
+
+    \b
+    Example: nst-batch export runs/low/checkpoint.pt -q low --out weights/low.safetensors \\
+             --data "COCO-2014 and WikiArt, every 16th picture held out"
+    """
+    from rich.console import Console
+
+    from jobs.home import Home
+    from nst.export import export as export_weights
+
+    with Console(stderr=True).status("compiling circuits"):
+        card = export_weights(
+            list(checkpoints), _level(quality), out, data, Home.default().circuits, budget_pbs
+        )
+    costs = card["circuits"]
+    click.echo(
+        f"{out}: {card['steps']} steps, {costs['pbs_per_pair']:,} PBS a pair "
+        f"({costs['pbs_per_pixel']:.2f} a pixel), {costs['mops_per_pbs']:.1f} million operations "
+        f"a PBS, p_error {costs['p_error']:g}"
+    )
+
+
+def _level(quality: str) -> QualityLevel:
+    """The level of that name, whether its weights are installed or not."""
+    from nst.levels import LEVELS, get_level
+
+    return LEVELS[quality] if quality in LEVELS else get_level(quality)
+
+
+def _load(quality: str, weights: Path | None) -> tuple[QualityLevel, IntegerNetwork]:
+    """The level, and its network or the one named instead; raises if that does not fit."""
+    from nst.architecture import grids
+    from nst.errors import CircuitError
+    from nst.levels import get_level
+    from nst.weights import load_weights
+
+    level = get_level(quality) if weights is None else _level(quality)
+    network = load_weights(weights or level.weights)
+    try:
+        grids(network.architecture.stages(), level.size)
+    except ValueError as error:
+        raise CircuitError(
+            f"weights {weights or level.weights} do not fit {quality}: {error}"
+        ) from error
+    return level, network
+
+
+def _print(
+    console: Console,
+    level: QualityLevel,
+    summaries: dict[str, Summary],
+    contrast: dict[str, dict[str, float]],
+    pairs: int,
+) -> None:
+    from rich.table import Table
+
+    table: Table = Table(
+        "picture",
+        title=f"{level.name}, {level.size} x {level.size} pixels, medians",
+        title_justify="left",
+    )
+    for heading in ("pictures", "content", "style", "grain", "PSNR to preview", "lowest"):
+        table.add_column(heading, justify="right")
+    for label, row in summaries.items():
+        ratios = [row.psnr_median, row.psnr_min]
+        table.add_row(
+            label,
+            str(row.pictures),
+            *(f"{value:.3f}" for value in (row.content, row.style)),
+            f"{row.grain:.2f}",
+            *("" if ratio is None else f"{ratio:.1f} dB" for ratio in ratios),
+        )
+    console.print(table)
+    parts = [
+        f"{side} of {counted['lowered']} of {pairs} pairs (lowest {counted['lowest']:g})"
+        for side, counted in contrast.items()
+    ]
+    console.print(f"contrast lowered: {', '.join(parts)}", highlight=False, soft_wrap=True)
+
+
+def _write_json(report: dict[str, Any], target: str) -> None:
+    from jobs.pictures import write_file
+
+    text = json.dumps(report, indent=2) + "\n"
+    if target == "-":
+        click.echo(text, nl=False)
+    else:
+        write_file(text.encode(), Path(target))
+
+
+def _write_csv(pairs: list[Pair], path: Path) -> None:
+    """Pairs in the form that submit takes, so that their results have the same names."""
+    import csv
+    import io
+
+    from jobs.pictures import write_file
+
+    lines = io.StringIO(newline="")
+    writer = csv.writer(lines)
+    writer.writerow(["content", "style", "name"])
+    for pair in pairs:
+        writer.writerow([pair.content.resolve(), pair.style.resolve(), pair.name])
+    write_file(lines.getvalue().encode(errors="surrogateescape"), path)

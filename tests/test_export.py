@@ -1,0 +1,150 @@
+"""Checkpoints become weights only if their circuits keep to the budget."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from jobs.cli import main
+from nst import levels
+from nst.architecture import LEVEL
+from nst.circuits import load_plan
+from nst.integer import IntegerNetwork
+from nst.levels import P_ERROR, QualityLevel
+from nst.network import StyleTransfer
+from nst.weights import load_weights
+from tests.toy import TOY, TOY_SIZE
+
+
+@pytest.fixture(autouse=True)
+def toy_level(circuits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A level without weights, and a home whose circuits are those of the other tests."""
+    level = QualityLevel("toy", TOY_SIZE, tmp_path / "none.safetensors")
+    monkeypatch.setitem(levels.LEVELS, "toy", level)
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "circuits").symlink_to(circuits.parent)
+    monkeypatch.setenv("NST_BATCH_HOME", str(home))
+
+
+def state_of(network: IntegerNetwork) -> dict[str, Any]:
+    """A checkpoint of training that has arrived at these integers."""
+    trained = StyleTransfer(network.architecture)
+    with torch.no_grad():
+        for name, stage in network.stages.items():
+            layer = trained.stages[name]
+            layer.conv.weight.copy_(torch.from_numpy(stage.weight) / LEVEL)
+            layer.bias.copy_(torch.from_numpy(stage.bias) / LEVEL)
+            if stage.modulation is not None:
+                layer.modulation.weight.copy_(torch.from_numpy(stage.modulation) / LEVEL)
+        trained.head.weight.copy_(torch.from_numpy(network.head_weight))
+        trained.head.bias.copy_(torch.from_numpy(network.head_bias))
+        trained.skip.copy_(torch.from_numpy(network.skip))
+    return {
+        "network": trained.state_dict(),
+        "optimizer": torch.optim.Adam(trained.parameters()).state_dict(),
+        "step": 20,
+        "seconds": 90.0,
+        "options": {"size": TOY_SIZE, "lr": 1e-3},
+        "architecture": network.architecture.to_dict(),
+        "validation": {"content": 0.5, "style": 0.6, "grain": 0.7},
+    }
+
+
+def write(path: Path, state: Any) -> Path:
+    torch.save(state, path)
+    return path
+
+
+def run(*arguments: str | Path) -> Result:
+    quality = ["--quality", "toy", "--data", "toy pictures"]
+    return CliRunner().invoke(main, ["export", *map(str, arguments), *quality])
+
+
+def refused(result: Result, out: Path, *words: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    (line,) = [x for x in result.output.splitlines() if x.startswith("error: ")]
+    for word in words:
+        assert word in line, line
+    assert not list(out.parent.glob("made*"))
+
+
+def test_export_writes_weights_with_a_card(
+    network: IntegerNetwork, circuits: Path, tmp_path: Path
+) -> None:
+    state = state_of(network)
+    first = write(tmp_path / "first.pt", {**state, "step": 5, "seconds": 30.0})
+    last = write(tmp_path / "last.pt", state)
+    out = tmp_path / "made.safetensors"
+    result = run(first, last, "--out", out)
+    assert result.exit_code == 0, result.output
+
+    made = load_weights(out)
+    for name, stage in network.stages.items():
+        np.testing.assert_array_equal(made.stages[name].weight, stage.weight)
+        np.testing.assert_array_equal(made.stages[name].bias, stage.bias)
+    card = json.loads(out.with_suffix(".json").read_text())
+    plan = load_plan(circuits)
+    pbs = plan.pbs_style + plan.pbs_content
+    assert card["circuits"] == {
+        "pbs_per_pair": pbs,
+        "pbs_per_pixel": round(pbs / TOY_SIZE**2, 3),
+        "operations_per_pair": plan.operations_per_pair,
+        "mops_per_pbs": round(plan.operations_per_pair / pbs / 1e6, 2),
+        "p_error": plan.p_error,
+    }
+    assert card["circuits"]["p_error"] == pytest.approx(P_ERROR, rel=0.5)
+    assert f"{pbs:,} PBS" in result.output
+    assert card["size"] == TOY_SIZE and card["architecture"] == TOY.to_dict()
+    assert card["steps"] == 25 and card["training_minutes"] == 2.0
+    assert [r["steps"] for r in card["runs"]] == [5, 20]
+    assert card["validation"] == state["validation"] and card["data"] == "toy pictures"
+    assert card["checkpoint_sha256"] == hashlib.sha256(last.read_bytes()).hexdigest()
+    assert card["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+
+
+def test_weights_over_the_budget_are_refused(network: IntegerNetwork, tmp_path: Path) -> None:
+    checkpoint = write(tmp_path / "big.pt", state_of(network))
+    out = tmp_path / "made.safetensors"
+    refused(run(checkpoint, "--out", out, "--budget-pbs", "1.1"), out, "big.pt", "budget of 1.1")
+
+
+@pytest.mark.slow
+def test_accumulators_that_are_too_wide_are_refused(
+    network: IntegerNetwork, tmp_path: Path
+) -> None:
+    stage = network.stages["body1"]
+    loud = replace(stage, bias=np.full_like(stage.bias, 600))
+    wide = replace(network, stages={**network.stages, "body1": loud})
+    checkpoint = write(tmp_path / "loud.pt", state_of(wide))
+    out = tmp_path / "made.safetensors"
+    refused(run(checkpoint, "--out", out), out, "body1")
+
+
+def test_what_is_no_checkpoint_is_refused(network: IntegerNetwork, tmp_path: Path) -> None:
+    out = tmp_path / "made.safetensors"
+    refused(run(tmp_path / "gone.pt", "--out", out), out, "gone.pt")
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    refused(run(tmp_path / "text.pt", "--out", out), out, "text.pt")
+    refused(run(write(tmp_path / "list.pt", [1, 2]), "--out", out), out, "list.pt")
+    state = state_of(network)
+    other = {**state, "architecture": {**TOY.to_dict(), "latent": 8}}
+    refused(run(write(tmp_path / "other.pt", other), "--out", out), out, "other.pt")
+    strange = {**state, "architecture": {"layers": 3}}
+    refused(run(write(tmp_path / "strange.pt", strange), "--out", out), out, "strange.pt")
+
+
+def test_where_it_cannot_be_written(network: IntegerNetwork, tmp_path: Path) -> None:
+    checkpoint = write(tmp_path / "last.pt", state_of(network))
+    for name in ("made", "made/made.safetensors"):
+        refused(run(checkpoint, "--out", tmp_path / name), tmp_path / "made", ".safetensors")
+    assert CliRunner().invoke(main, ["export", "--quality", "toy"]).exit_code == 2
