@@ -144,12 +144,15 @@ class _Builder:
         stage: StagePlan, row: int, made: dict[str, list[int]], input_id: str
     ) -> list[Source]:
         out: list[Source] = []
+        height = stage.rows * stage.stride
         for name in stage.sources:
-            count = len(made[name]) if name in made else stage.rows * stage.stride
+            count = len(made[name]) if name in made else height
             if stage.kind == "conv":
                 center = row * stage.stride
                 # Replicate padding: at the border the row itself stands in for its neighbour.
-                wanted = [min(max(center + d, 0), count - 1) for d in (-1, 0, 1)]
+                # A source at half the resolution is enlarged by reading each of its rows twice.
+                near = [min(max(center + d, 0), height - 1) for d in (-1, 0, 1)]
+                wanted = [i * count // height for i in near]
             elif stage.kind == "row_pool":
                 wanted = [row]
             else:

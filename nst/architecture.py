@@ -32,6 +32,7 @@ RELU_MAX = (1 << (KEPT_BITS - 1)) - 1
 SIGNED_MIN, SIGNED_MAX = -(1 << (KEPT_BITS - 1)), (1 << (KEPT_BITS - 1)) - 1
 CELL = 4
 """Side in pixels of one latent position: pictures enter by space-to-depth of 4 x 4 cells."""
+CELL_CHANNELS = 3 * CELL * CELL
 UPSAMPLE = 2
 """Side, in half-resolution positions, of the pixel shuffle after the last encrypted stage."""
 
@@ -50,8 +51,9 @@ class Stage:
         name: Identifier, also the name of the circuit function.
         kind: `conv`, a 3 x 3 convolution with replicate padding; `row_pool`, a 1 x 1 convolution
             summed over the width of one row; `pool`, a 1 x 1 convolution summed over all rows.
-        sources: Names of the stages or inputs whose rows are concatenated over channels.
-        in_channels: Channels of that concatenation.
+        sources: Names of the stages or inputs whose rows are concatenated over channels. One at
+            half the resolution of the first is enlarged to it by repetition.
+        source_channels: Channels of each.
         out_channels: Channels of the result.
         stride: Spatial stride of a `conv`.
         modulated: Whether the style code, through a linear map, is added to the accumulator:
@@ -62,11 +64,16 @@ class Stage:
     name: str
     kind: Kind
     sources: tuple[str, ...]
-    in_channels: int
+    source_channels: tuple[int, ...]
     out_channels: int
     stride: int = 1
     modulated: bool = False
     activation: Activation = "relu"
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of all sources together."""
+        return sum(self.source_channels)
 
     @property
     def output_min(self) -> int:
@@ -83,60 +90,96 @@ class Stage:
 class Architecture:
     """Sizes of the network; everything else about its shape follows.
 
+    The content path is a trunk at a quarter of the resolution with, if `coarse` is not zero, a
+    second trunk at an eighth of it in between: a stage there costs a quarter and sees twice as
+    far. Concatenating more sources costs no PBS, only linear work.
+
     Attributes:
         latent: Channels at a quarter of the resolution.
-        body: Number of 3 x 3 stages after the stem, each reading its two predecessors
-            (two-step dense connections: concatenation costs no PBS).
+        body: Number of 3 x 3 stages at a quarter of the resolution between the stem (or the
+            coarse trunk) and the last stage.
         up: Channels at half the resolution, made by the last stage and a pixel shuffle.
-        style_stem: Channels of the style branch at a quarter of the resolution.
-        style_body: Channels of the style branch at an eighth of the resolution.
+        coarse: Channels at an eighth of the resolution; 0 for no such trunk.
+        coarse_body: Number of 3 x 3 stages at an eighth of the resolution.
+        dense: How many predecessors of its trunk a stage reads.
+        reads_pixels: Whether every stage at a quarter of the resolution reads the content's
+            pixels too.
+        style_stem: Channels of the first stage of the style branch.
+        style_stride: Its stride: 2 at mid and 3 at high keep the style branch at its size at low.
+        style_body: Channels of the style branch at half the resolution of its stem.
         style_rows: Channels of the row means of the style branch.
         code: Length of the style code that modulates every content stage.
+        code_layers: Number of layers from the row means to the style code.
     """
 
     latent: int = 32
     body: int = 4
     up: int = 12
+    coarse: int = 0
+    coarse_body: int = 0
+    dense: int = 2
+    reads_pixels: bool = False
     style_stem: int = 16
+    style_stride: int = 1
     style_body: int = 32
     style_rows: int = 48
     code: int = 64
+    code_layers: int = 1
 
     def stages(self) -> tuple[Stage, ...]:
         """All stages in an order in which every source comes before its readers."""
-        cell = 3 * CELL * CELL
+        return (*self._style_stages(), *self._content_stages())
+
+    def _style_stages(self) -> list[Stage]:
         stages = [
-            Stage("style_stem", "conv", (STYLE,), cell, self.style_stem),
-            Stage("style_body", "conv", ("style_stem",), self.style_stem, self.style_body, 2),
+            Stage(
+                "style_stem", "conv", (STYLE,), (CELL_CHANNELS,), self.style_stem, self.style_stride
+            ),
+            Stage("style_body", "conv", ("style_stem",), (self.style_stem,), self.style_body, 2),
             Stage(
                 "style_rows",
                 "row_pool",
                 ("style_body",),
-                self.style_body,
+                (self.style_body,),
                 self.style_rows,
                 activation="signed",
             ),
-            Stage("style_code", "pool", ("style_rows",), self.style_rows, self.code),
-            Stage("stem", "conv", (CONTENT,), cell, self.latent, modulated=True),
         ]
-        trunk = ["stem"]
-        for index in range(self.body + 1):
-            sources = tuple(reversed(trunk[-2:]))
-            last = index == self.body
-            stages.append(
-                Stage(
-                    "up" if last else f"body{index + 1}",
-                    "conv",
-                    sources,
-                    self.latent * len(sources),
-                    self.up * UPSAMPLE * UPSAMPLE if last else self.latent,
-                    modulated=True,
-                )
-            )
-            trunk.append(stages[-1].name)
-        return tuple(stages)
+        for index in range(self.code_layers):
+            before = stages[-1]
+            name = "style_code" if index == self.code_layers - 1 else f"style_mix{index + 1}"
+            stages.append(Stage(name, "pool", (before.name,), (before.out_channels,), self.code))
+        return stages
 
-    def to_dict(self) -> dict[str, int]:
+    def _content_stages(self) -> list[Stage]:
+        channels = {CONTENT: CELL_CHANNELS}
+        stages: list[Stage] = []
+
+        def add(name: str, sources: list[str], out: int, stride: int = 1) -> None:
+            widths = tuple(channels[s] for s in sources)
+            stages.append(Stage(name, "conv", tuple(sources), widths, out, stride, modulated=True))
+            channels[name] = out
+
+        add("stem", [CONTENT], self.latent)
+        trunk, beside = ["stem"], [CONTENT] if self.reads_pixels else []
+        for index in range(self.coarse_body if self.coarse else 0):
+            name = f"coarse{index + 1}"
+            coarse = [s.name for s in stages if s.name.startswith("coarse")]
+            if index == 0:
+                add(name, ["stem"], self.coarse, 2)
+            else:
+                add(name, coarse[: -self.dense - 1 : -1], self.coarse)
+        if stages[-1].name != "stem":
+            beside = [stages[-1].name, *beside]
+        for index in range(self.body + 1):
+            last = index == self.body
+            sources = [*trunk[: -self.dense - 1 : -1], *beside]
+            name = "up" if last else f"body{index + 1}"
+            add(name, sources, self.up * UPSAMPLE * UPSAMPLE if last else self.latent)
+            trunk.append(name)
+        return stages
+
+    def to_dict(self) -> dict[str, Any]:
         """A JSON-able record of the sizes."""
         return asdict(self)
 
@@ -158,7 +201,7 @@ def grids(stages: tuple[Stage, ...], size: int) -> dict[str, Grid]:
     """Output grid of every input and stage for square pictures of `size` pixels.
 
     Raises:
-        ValueError: if `size` is no multiple of 8 (the style branch halves the latent once).
+        ValueError: if `size` is no multiple of 8, or a stride does not divide the rows it meets.
     """
     if size <= 0 or size % (2 * CELL):
         raise ValueError(f"picture size {size} is no positive multiple of {2 * CELL}")
@@ -167,6 +210,11 @@ def grids(stages: tuple[Stage, ...], size: int) -> dict[str, Grid]:
     for stage in stages:
         source = out[stage.sources[0]]
         if stage.kind == "conv":
+            if source.rows % stage.stride:
+                raise ValueError(
+                    f"a picture of {size} pixels gives stage {stage.name} {source.rows} rows, "
+                    f"which its stride {stage.stride} does not divide"
+                )
             out[stage.name] = Grid(source.rows // stage.stride, source.width // stage.stride)
         elif stage.kind == "row_pool":
             out[stage.name] = Grid(source.rows, 1)

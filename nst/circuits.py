@@ -112,11 +112,11 @@ def compile_module(
     parameters: dict[str, list[str]] = {}
     inputsets: dict[str, list[tuple[Ints, ...] | Ints]] = {}
     for name, stage in network.stages.items():
-        source = shapes[stage.stage.sources[0]]
-        parameters[name] = _parameters(stage.stage, source)
+        sources = [shapes[source] for source in stage.stage.sources]
+        parameters[name] = _parameters(stage.stage, sources[0])
         function = _function(stage, parameters[name])
         functions[name] = fhe.function({p: "encrypted" for p in parameters[name]})(function)
-        samples = _calibration(stage, source, network)
+        samples = _calibration(stage, sources, network)
         inputsets[name] = [s if len(s) > 1 else s[0] for s in samples]
     wires = {
         fhe.Wire(fhe.Output(functions[source], 0), fhe.Input(functions[name], position))
@@ -223,8 +223,9 @@ def _function(layer: IntegerStage, parameters: list[str]) -> Callable[..., NDArr
 
     def accumulate_conv(rows: list[Any]) -> Any:
         tall = [np.concatenate(tuple(rows[i : i + 3]), axis=2) for i in range(0, len(rows), 3)]
-        x = np.concatenate(tuple(tall), axis=1) if len(tall) > 1 else tall[0]
-        edges = (x[:, :, :, 0:1], x) if stage.stride == 2 else (x[:, :, :, 0:1], x, x[:, :, :, -1:])
+        wide = [_widen(x, tall[0].shape[3]) for x in tall]
+        x = np.concatenate(tuple(wide), axis=1) if len(wide) > 1 else wide[0]
+        edges = (x[:, :, :, 0:1], x) if stage.stride > 1 else (x[:, :, :, 0:1], x, x[:, :, :, -1:])
         padded = np.concatenate(edges, axis=3)
         return fhe.conv(padded, layer.weight, layer.bias, strides=(stage.stride, stage.stride))
 
@@ -254,8 +255,23 @@ def _function(layer: IntegerStage, parameters: list[str]) -> Callable[..., NDArr
     return run
 
 
+def _widen(x: Any, width: int) -> Any:
+    """A row `[1, C, H, W]` of half the width (or the whole) enlarged to it by repetition."""
+    batch, channels, height, own = x.shape
+    if own == width:
+        return x
+    cells = x.reshape((batch, channels, height, own, 1))
+    return np.concatenate((cells,) * (width // own), axis=4).reshape(
+        (batch, channels, height, width)
+    )
+
+
+Rows = list[Ints]
+"""The rows that one call reads, by source: `[C, rows, W]`."""
+
+
 def _calibration(
-    layer: IntegerStage, source: Grid, network: IntegerNetwork
+    layer: IntegerStage, grids_of_sources: list[Grid], network: IntegerNetwork
 ) -> list[tuple[Ints, ...]]:
     """Arguments that take inputs and accumulators of a stage to the ends of their ranges.
 
@@ -264,23 +280,23 @@ def _calibration(
     crossing them, for any weights.
     """
     stage = layer.stage
-    first = network.stages.get(stage.sources[0])
-    low = shape.PIXEL_MIN if first is None else first.stage.output_min
-    high = shape.PIXEL_MAX if first is None else first.stage.output_max
-    rows = {"conv": 3, "row_pool": 1, "pool": source.rows}[stage.kind]
-    empty = np.zeros((stage.in_channels, rows, source.width), dtype=np.int64)
+    count = {"conv": 3, "row_pool": 1, "pool": grids_of_sources[0].rows}[stage.kind]
+    empty = [
+        np.zeros((channels, count, grid.width), dtype=np.int64)
+        for channels, grid in zip(stage.source_channels, grids_of_sources, strict=True)
+    ]
+    ranges = [_range(network, source) for source in stage.sources]
     samples = [empty]
-    per_source = stage.in_channels // len(stage.sources)
-    for first_channel in range(0, stage.in_channels, per_source):
-        for row in range(rows):
+    for position, (low, high) in enumerate(ranges):
+        for row in range(count):
             # Both ends in both border columns: every slice must show that it can be negative.
             for column in (0, -1):
-                ends = empty.copy()
-                ends[first_channel, row, column] = low
-                ends[first_channel + 1, row, column] = high
+                ends = [x.copy() for x in empty]
+                ends[position][0, row, column] = low
+                ends[position][1, row, column] = high
                 samples.append(ends)
     targets = (shape.ACCUMULATOR_MIN, shape.ACCUMULATOR_MAX)
-    reached = [_reach(layer, empty, low, high, target) for target in targets]
+    reached = [_reach(layer, empty, ranges[0], target) for target in targets]
     if all(x is None for x in reached):
         raise CircuitError(
             f"no input takes stage {stage.name} to the ends of its accumulator: its weights are "
@@ -290,28 +306,39 @@ def _calibration(
     code = None
     if layer.modulation is not None:
         code = np.zeros(layer.modulation.shape[1], dtype=np.int64)
-    out = [_arguments(stage, x, code) for x in samples]
+    out = [_arguments(x, code) for x in samples]
     if code is not None:
         one = code.copy()
         one[0] = shape.RELU_MAX
-        out.append(_arguments(stage, empty, one))
+        out.append(_arguments(empty, one))
     return out
 
 
-def _arguments(stage: Stage, x: Ints, code: Ints | None) -> tuple[Ints, ...]:
-    """Stacked sources `[in, rows, W]` and a code as the arguments of the stage's function."""
-    parts = np.split(x, len(stage.sources))
-    rows = tuple(part[None, :, i : i + 1, :] for part in parts for i in range(part.shape[1]))
-    return rows if code is None else (*rows, code.reshape(1, -1, 1, 1))
+def _range(network: IntegerNetwork, source: str) -> tuple[int, int]:
+    """Smallest and largest level of a stage or an input."""
+    if source not in network.stages:
+        return shape.PIXEL_MIN, shape.PIXEL_MAX
+    stage = network.stages[source].stage
+    return stage.output_min, stage.output_max
 
 
-def _reach(layer: IntegerStage, empty: Ints, low: int, high: int, target: int) -> Ints | None:
-    """An input whose accumulators reach close to `target` in one channel and stay safe in all."""
+def _arguments(rows: Rows, code: Ints | None) -> tuple[Ints, ...]:
+    """Rows of the sources and a code as the arguments of the stage's function."""
+    out = tuple(x[None, :, i : i + 1, :] for x in rows for i in range(x.shape[1]))
+    return out if code is None else (*out, code.reshape(1, -1, 1, 1))
+
+
+def _reach(layer: IntegerStage, empty: Rows, ends: tuple[int, int], target: int) -> Rows | None:
+    """Rows whose accumulators reach close to `target` in one channel and stay safe in all.
+
+    Only the first source, whose levels end at `ends`, and its first columns are used.
+    """
+    low, high = ends
     sign = 1 if target > 0 else -1
-    norms = np.abs(layer.weight).sum((1, 2, 3))
+    norms = np.abs(layer.weight[:, : len(empty[0])]).sum((1, 2, 3))
     for channel in np.argsort(-norms):
-        effect = sign * _effect(layer, empty, int(channel))
-        x = empty.copy()
+        effect = sign * _effect(layer, empty[0], int(channel))
+        x = empty[0].copy()
         missing = sign * (target - int(layer.bias[channel]))
         for index in np.argsort(-np.abs(effect), axis=None):
             weight = int(effect.flat[index])
@@ -319,16 +346,17 @@ def _reach(layer: IntegerStage, empty: Ints, low: int, high: int, target: int) -
             steps = missing // abs(weight) if weight else 0
             x.flat[index] = np.sign(end) * min(abs(end), steps)
             missing -= weight * int(x.flat[index])
-        acc = _accumulators(layer, x)
+        rows = [x, *empty[1:]]
+        acc = _accumulators(layer, rows)
         safe = acc.min() >= shape.ACCUMULATOR_MIN and acc.max() <= shape.ACCUMULATOR_MAX
         if safe and missing < shape.LEVEL // 2:
-            return x
+            return rows
     return None
 
 
 def _effect(layer: IntegerStage, empty: Ints, channel: int) -> Ints:
-    """What each input element adds to the accumulator of a channel's first column."""
-    weight = layer.weight[channel]
+    """What each element of the first source adds to a channel's first accumulator."""
+    weight = layer.weight[channel, : len(empty)]
     out = np.zeros_like(empty)
     if layer.stage.kind != "conv":
         return out + weight[:, :1, :]
@@ -337,14 +365,17 @@ def _effect(layer: IntegerStage, empty: Ints, channel: int) -> Ints:
     return out
 
 
-def _accumulators(layer: IntegerStage, x: Ints) -> Ints:
+def _accumulators(layer: IntegerStage, rows: Rows) -> Ints:
     """Accumulators of one row task, code zero: the middle row of three for a convolution."""
+    x = np.concatenate([_widen(r[None], rows[0].shape[2])[0] for r in rows])
     none = None if layer.modulation is None else np.zeros(layer.modulation.shape[1], np.int64)
     if layer.stage.kind != "conv":
         return layer.accumulate(x.sum((1, 2), keepdims=True), none)
-    if layer.stage.stride == 2:
-        # Row 1 of the strided result is centred on row 2: give it a row above to skip.
-        return layer.accumulate(np.concatenate([x[:, :1], x], axis=1), none)[:, 1:2]
+    if layer.stage.stride > 1:
+        # The second row of the strided result is centred on row `stride`: put rows above it.
+        above = np.repeat(x[:, :1], layer.stage.stride - 1, axis=1)
+        below = np.repeat(x[:, -1:], layer.stage.stride - 2, axis=1)
+        return layer.accumulate(np.concatenate([above, x, below], axis=1), none)[:, 1:2]
     return layer.accumulate(x, none)[:, 1:2]
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ from nst.architecture import (
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Noise = Callable[[Ints], NDArray[Any]]
+"""Accumulators to accumulators as a noisy PBS sees them (see `nst.simulation`)."""
 
 RESULT_FLOOR = 0.3
 """Smallest deviation by which a result is divided when it is standardized."""
@@ -62,10 +65,10 @@ class IntegerStage:
             acc = acc + (self.modulation @ code)[:, None, None]
         return acc
 
-    def activate(self, acc: Ints) -> Ints:
+    def activate(self, acc: NDArray[Any]) -> Ints:
         """Levels of accumulators, as exact rounding gives them: halves go up."""
         levels = (acc + LEVEL // 2) // LEVEL
-        return np.clip(levels, self.stage.output_min, self.stage.output_max)
+        return np.clip(levels, self.stage.output_min, self.stage.output_max).astype(np.int64)
 
 
 @dataclass
@@ -104,22 +107,28 @@ class IntegerNetwork:
     head_bias: Floats
     skip: Floats
 
-    def style_code(self, pixels: Ints, seen: AccumulatorRange | None = None) -> Ints:
+    def style_code(
+        self, pixels: Ints, seen: AccumulatorRange | None = None, noise: Noise | None = None
+    ) -> Ints:
         """Style code `[code]` of quantized style pixels `[3, S, S]`."""
         levels = {STYLE: space_to_depth(pixels)}
         for name, stage in self.stages.items():
             if is_style(name):
-                self._run(stage, levels, None, seen)
+                self._run(stage, levels, None, seen, noise)
         return levels["style_code"][:, 0, 0]
 
     def content_features(
-        self, pixels: Ints, code: Ints, seen: AccumulatorRange | None = None
+        self,
+        pixels: Ints,
+        code: Ints,
+        seen: AccumulatorRange | None = None,
+        noise: Noise | None = None,
     ) -> Ints:
         """Levels `[up * 4, S/4, S/4]` of the last encrypted stage."""
         levels = {CONTENT: space_to_depth(pixels)}
         for name, stage in self.stages.items():
             if not is_style(name):
-                self._run(stage, levels, code, seen)
+                self._run(stage, levels, code, seen, noise)
         return levels["up"]
 
     @staticmethod
@@ -128,12 +137,12 @@ class IntegerNetwork:
         levels: dict[str, Ints],
         code: Ints | None,
         seen: AccumulatorRange | None,
+        noise: Noise | None,
     ) -> None:
-        sources = np.concatenate([levels[s] for s in stage.stage.sources])
-        acc = stage.accumulate(sources, code)
+        acc = stage.accumulate(join([levels[s] for s in stage.stage.sources]), code)
         if seen is not None:
             seen.include(acc)
-        levels[stage.stage.name] = stage.activate(acc)
+        levels[stage.stage.name] = stage.activate(acc if noise is None else noise(acc))
 
     def finish(self, white: Floats, features: Ints) -> Floats:
         """The client's last linear layer: a standardized result `[3, S, S]` in whitened space.
@@ -155,6 +164,18 @@ class IntegerNetwork:
 def is_style(name: str) -> bool:
     """Whether a stage belongs to the style branch, which is computed once a style."""
     return name.startswith("style_")
+
+
+def join(sources: list[Ints]) -> Ints:
+    """Concatenate over channels; a source at half the resolution of the first is enlarged to it."""
+    height = sources[0].shape[1]
+    factors = [height // s.shape[1] for s in sources]
+    return np.concatenate(
+        [
+            s if f == 1 else s.repeat(f, 1).repeat(f, 2)
+            for s, f in zip(sources, factors, strict=True)
+        ]
+    )
 
 
 def replicate_pad(x: NDArray[Any]) -> NDArray[Any]:

@@ -24,11 +24,13 @@ from brevitas.quant import (
 from torch import Tensor, nn
 
 from nst.architecture import (
+    CONTENT,
     KEPT_BITS,
     LEVEL,
     RELU_MAX,
     SIGNED_MAX,
     SIGNED_MIN,
+    STYLE,
     UPSAMPLE,
     WEIGHT_BITS,
     WEIGHT_MAX,
@@ -105,8 +107,12 @@ class StageLayer(nn.Module):
             else qnn.QuantIdentity(act_quant=SignedLevels)
         )
         fan_in = stage.in_channels * kernel * kernel
-        typical = PIXEL_STEPS * 1.6 if stage.name.endswith("stem") else 1.4
-        nn.init.normal_(self.conv.weight, std=2.0 / (typical * fan_in**0.5))
+        for source, weight in zip(
+            stage.sources, self.conv.weight.split(stage.source_channels, 1), strict=True
+        ):
+            typical = PIXEL_STEPS * 1.6 if source in (CONTENT, STYLE) else 1.4
+            with torch.no_grad():
+                weight.normal_(std=2.0 / (typical * fan_in**0.5))
         if self.modulation is not None:
             nn.init.normal_(self.modulation.weight, std=0.02)
 
@@ -198,8 +204,8 @@ class StyleTransfer(nn.Module):
         levels = {"content": cells(pixel_levels(content, self.quantized))}
         for name, layer in self.stages.items():
             if not is_style(name):
-                sources = torch.cat([levels[s] for s in layer.stage.sources], 1)
-                levels[name] = layer(sources, code, conditions)
+                sources = [levels[s] for s in layer.stage.sources]
+                levels[name] = layer(join(sources), code, conditions)
         return self.finish(content, levels["up"])
 
     def finish(self, content: Tensor, up: Tensor) -> Tensor:
@@ -235,6 +241,13 @@ def pixel_levels(white: Tensor, quantized: bool) -> Tensor:
     levels = torch.floor(scaled + 0.5) if quantized else scaled
     # Results of the network are encoded as style signals too, so gradients pass straight through.
     return (scaled + (levels - scaled).detach()).clamp(SIGNED_MIN, SIGNED_MAX)
+
+
+def join(sources: list[Tensor]) -> Tensor:
+    """Concatenate over channels; a source at half the resolution of the first is enlarged to it."""
+    size = sources[0].shape[2:]
+    same = [s if s.shape[2:] == size else F.interpolate(s, size=size) for s in sources]
+    return torch.cat(same, 1)
 
 
 def cells(pixels: Tensor) -> Tensor:

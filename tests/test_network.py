@@ -19,12 +19,24 @@ from nst.architecture import CONTENT, STYLE, Architecture
 from nst.color import ColorStatistics, quantize_pixels, whiten
 from nst.errors import CircuitError
 from nst.integer import is_style
-from nst.network import Conditions, StyleTransfer, cells, pixel_levels
+from nst.network import Conditions, StyleTransfer, cells, join, pixel_levels
 from nst.weights import load_weights, save_weights
 from tests.toy import TOY, noise_pixels, toy_network, toy_weights
 
 SIZE = 32
-SMALL = Architecture(latent=6, body=2, up=2, style_stem=4, style_body=8, style_rows=8, code=8)
+SMALL = Architecture(
+    latent=6,
+    body=2,
+    up=2,
+    coarse=6,
+    coarse_body=2,
+    reads_pixels=True,
+    style_stem=4,
+    style_body=8,
+    style_rows=8,
+    code=8,
+    code_layers=2,
+)
 
 
 def black() -> np.ndarray:
@@ -65,8 +77,8 @@ def make_network(seed: int = 0, quantized: bool = True) -> StyleTransfer:
     torch.manual_seed(seed)
     network = StyleTransfer(SMALL)
     with torch.no_grad():
-        for layer in network.stages.values():
-            layer.bias.normal_(0.3, 0.7)
+        for name, layer in network.stages.items():
+            layer.bias.normal_(0.3 if name != "style_mix1" else 1.5, 0.7)
             if layer.modulation is not None:
                 layer.modulation.weight.normal_(0, 0.05)
         network.head.bias.normal_(0, 0.1)
@@ -89,7 +101,7 @@ def levels_of(network: StyleTransfer, style: Tensor, content: Tensor) -> dict[st
     }
     for name, layer in network.stages.items():
         code = None if is_style(name) else levels["style_code"].flatten(1)
-        levels[name] = layer(torch.cat([levels[s] for s in layer.stage.sources], 1), code, off)
+        levels[name] = layer(join([levels[s] for s in layer.stage.sources]), code, off)
     return levels
 
 
@@ -159,7 +171,7 @@ def test_noise_moves_a_level_by_one_at_most() -> None:
     with torch.no_grad():
         levels = levels_of(network, as_batch(whitened(gradient())), as_batch(whitened(noise())))
         for name, layer in network.stages.items():
-            sources = torch.cat([levels[s] for s in layer.stage.sources], 1)
+            sources = join([levels[s] for s in layer.stage.sources])
             code = None if is_style(name) else levels["style_code"].flatten(1)
             noisy = layer(sources, code, Conditions(noise=0.1))
             difference = (noisy - levels[name]).abs()

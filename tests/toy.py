@@ -1,7 +1,7 @@
 """A tiny network with random weights, for tests that need real circuits but no trained picture.
 
-Its sizes are the smallest at which every kind of stage occurs (a stage with two sources, a strided
-one, both pools); its weights are drawn so that circuits can be built from them and ordinary
+Its sizes are the smallest at which every kind of stage occurs (stages with several sources, one of
+them at half the resolution, strided ones, both pools, a pool of a single row); its weights are drawn so that circuits can be built from them and ordinary
 pictures stay well within the accumulators.
 """
 
@@ -12,36 +12,62 @@ from pathlib import Path
 
 import numpy as np
 
-from nst.architecture import LEVEL, PIXEL_MAX, PIXEL_MIN, WEIGHT_MAX, Architecture, Stage
+from nst.architecture import (
+    CONTENT,
+    LEVEL,
+    PIXEL_MAX,
+    PIXEL_MIN,
+    STYLE,
+    WEIGHT_MAX,
+    Architecture,
+    Stage,
+)
 from nst.color import PIXEL_STEPS
 from nst.integer import IntegerNetwork, IntegerStage, Ints
 from nst.server import Evaluator
 from nst.weights import save_weights
 
 TOY_SIZE = 32
-TOY = Architecture(latent=4, body=1, up=1, style_stem=4, style_body=8, style_rows=8, code=6)
-"""1,190 PBS a pair at 32 px: a quarter of a minute."""
+TOY = Architecture(
+    latent=4,
+    body=1,
+    up=1,
+    coarse=4,
+    coarse_body=2,
+    dense=3,
+    reads_pixels=True,
+    style_stem=4,
+    style_body=8,
+    style_rows=8,
+    code=16,
+    code_layers=2,
+)
+"""1,344 PBS a pair at 32 px: a quarter of a minute."""
 
 
 def random_stage(stage: Stage, code: int, rng: np.random.Generator) -> IntegerStage:
     """Integer weights with which ordinary inputs give accumulators of a few levels."""
     kernel = 3 if stage.kind == "conv" else 1
-    # Inputs of a stem are pixels, of the others small levels.
     few = stage.out_channels <= 8
-    typical = PIXEL_STEPS if stage.name.endswith("stem") else 1.2 if few else 2.0
-    fan_in = stage.in_channels * kernel * kernel
-    # A pool's inputs are sums over many positions.
-    spread = 1.4 * LEVEL / (typical * fan_in**0.5) if stage.kind == "conv" else 40 / fan_in
 
     def whole(*shape: int, spread: float) -> Ints:
         drawn = np.rint(rng.normal(0, spread, shape))
         return np.clip(drawn, -WEIGHT_MAX, WEIGHT_MAX).astype(np.int64)
 
+    def weights(source: str, channels: int) -> Ints:
+        fan_in = channels * kernel * kernel * len(stage.sources)
+        typical = PIXEL_STEPS if source in (CONTENT, STYLE) else 1.2 if few else 2.0
+        # A pool's inputs are sums over many positions, unless they are a vector already.
+        summed = stage.kind != "conv" and not source.startswith("style_mix")
+        spread = 40 / fan_in if summed else 1.4 * LEVEL / (typical * fan_in**0.5)
+        return whole(stage.out_channels, channels, kernel, kernel, spread=spread)
+
+    parts = [weights(*each) for each in zip(stage.sources, stage.source_channels, strict=True)]
     # So that few channels carry enough: most of them are not zero.
-    lift = {"style_stem": 0, "style_rows": 0, "style_code": 2 * LEVEL}.get(stage.name, LEVEL * few)
+    lift = {"style_stem": 0, "style_rows": 0, "style_mix1": 2 * LEVEL}.get(stage.name, LEVEL * few)
     return IntegerStage(
         stage,
-        whole(stage.out_channels, stage.in_channels, kernel, kernel, spread=spread),
+        np.concatenate(parts, axis=1),
         rng.integers(-LEVEL // 2, LEVEL // 2, stage.out_channels) + lift,
         whole(stage.out_channels, code, spread=24 / code**0.5) if stage.modulated else None,
     )
@@ -92,6 +118,7 @@ def run_stage(
         code: The encrypted style code, for a modulated stage.
         only: Rows of the result to compute; all if None.
     """
+    # The first source has the resolution of the stage (times its stride).
     height = len(sources[0])
     count = 1 if stage.kind == "pool" else height // stage.stride
     out = []
@@ -102,7 +129,8 @@ def run_stage(
             wanted = [max(center - 1, 0), center, min(center + 1, height - 1)]
         else:
             wanted = list(range(height)) if stage.kind == "pool" else [y]
-        arguments = [rows[i] for rows in sources for i in wanted]
+        # A source at half the resolution has each row read twice.
+        arguments = [rows[i * len(rows) // height] for rows in sources for i in wanted]
         out.append(evaluator.run(stage.name, arguments if code is None else [*arguments, code]))
     return out
 
