@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.cli_evaluate import evaluate, export
 from nst.errors import NstBatchError, StoreError
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ def main() -> None:
     Exit codes: 0 all done, 1 some pairs failed, 2 wrong usage or input, 3 store out of reach.
     """
 
+
+main.add_command(evaluate)
+main.add_command(export)
 
 _quality = click.option(
     "--quality", "-q", default="low", show_default=True, help="draft 32, low 64, mid 128, high 192."

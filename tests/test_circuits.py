@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from nst import circuits as circuits_module
-from nst.architecture import ACCUMULATOR_MAX, CONTENT, LEVEL, STYLE, Architecture, grids
+from nst.architecture import ACCUMULATOR_MAX, CONTENT, LEVEL, STYLE, grids
 from nst.ciphertext import Envelope
 from nst.circuits import PLAN_FILE, SERVER_FILE, build, circuit_id, load_plan
 from nst.client import EVALUATION_FILE, SECRET_FILE, Cipher, KeyCard, KeyRing
@@ -29,9 +29,10 @@ from nst.integer import (
     join,
     space_to_depth,
 )
-from nst.levels import P_ERROR
+from nst.levels import LEVELS, P_ERROR
 from nst.plan import CircuitPlan
 from nst.server import Evaluator
+from nst.weights import load_weights
 from tests.toy import (
     TOY,
     TOY_SIZE,
@@ -134,8 +135,32 @@ def test_the_style_code_steers_the_content(
     assert_close_levels(cipher.decrypt_rows("stem", tuple(out)), expected)
 
 
+@pytest.mark.parametrize("stride", [2, 3])
+def test_a_strided_style_stem_reads_every_pixel_once(stride: int, tmp_path: Path) -> None:
+    size = TOY_SIZE * stride
+    network = random_network(dataclasses.replace(TOY, style_stride=stride))
+    folder = build(network, size, P_ERROR, tmp_path / "circuits")
+    ring = KeyRing(tmp_path / "keys")
+    key_id = ring.create(folder, "toy").key_id
+    cipher = ring.cipher(key_id, folder)
+    evaluator = Evaluator(
+        load_plan(folder), (folder / SERVER_FILE).read_bytes(), ring.evaluation_keys(key_id)
+    )
+    pixels = noise_pixels(size)
+    rows, wanted = list(cipher.encrypt(pixels, STYLE).rows), [0, 5]
+    stem = network.stages["style_stem"]
+    out = cipher.decrypt_rows(
+        "style_stem", tuple(run_stage(evaluator, stem.stage, [rows], only=wanted))
+    )
+    expected = stem.activate(stem.accumulate(space_to_depth(pixels), None))
+    assert_close_levels(out, expected[:, wanted])
+    # The style branch costs what it costs at the size for which no stride is needed.
+    plain = build(random_network(TOY), TOY_SIZE, P_ERROR, tmp_path / "circuits")
+    assert load_plan(folder).pbs_style == load_plan(plain).pbs_style
+
+
 def test_the_real_network_keeps_its_budget(tmp_path: Path) -> None:
-    architecture = Architecture()
+    architecture = load_weights(LEVELS["low"].weights).architecture
     folder = build(random_network(architecture), 64, P_ERROR, tmp_path)
     plan = load_plan(folder)
     summary = plan.summary()

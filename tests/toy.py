@@ -1,8 +1,9 @@
 """A tiny network with random weights, for tests that need real circuits but no trained picture.
 
 Its sizes are the smallest at which every kind of stage occurs (stages with several sources, one of
-them at half the resolution, strided ones, both pools, a pool of a single row); its weights are drawn so that circuits can be built from them and ordinary
-pictures stay well within the accumulators.
+them at half the resolution, strided ones, both pools, a pool of a single row); its weights are
+drawn so that circuits can be built from them and ordinary pictures stay well within the
+accumulators.
 """
 
 from __future__ import annotations
