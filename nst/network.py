@@ -37,7 +37,7 @@ from nst.architecture import (
     Architecture,
     Stage,
 )
-from nst.color import PIXEL_STEPS
+from nst.color import PIXEL_STEPS, dither
 from nst.integer import RESULT_FLOOR, IntegerNetwork, IntegerStage, Ints, is_style
 
 TIE = 0.5 / LEVEL
@@ -201,7 +201,8 @@ class StyleTransfer(nn.Module):
 
     def forward(self, content: Tensor, code: Tensor, conditions: Conditions) -> Tensor:
         """Whitened content and style code to a standardized result in whitened space."""
-        levels = {"content": cells(pixel_levels(content, self.quantized))}
+        noise = torch.from_numpy(dither(content.shape[-1]).copy()).to(content.device)
+        levels = {"content": cells(pixel_levels(content, self.quantized, noise))}
         for name, layer in self.stages.items():
             if not is_style(name):
                 sources = [levels[s] for s in layer.stage.sources]
@@ -235,9 +236,15 @@ class StyleTransfer(nn.Module):
         )
 
 
-def pixel_levels(white: Tensor, quantized: bool) -> Tensor:
-    """Whitened pixels as 4-bit levels (or, in the float warm-up, in the same unit)."""
-    scaled = white * PIXEL_STEPS
+def pixel_levels(white: Tensor, quantized: bool, noise: Tensor | None = None) -> Tensor:
+    """Whitened pixels as 4-bit levels (or, in the float warm-up, in the same unit).
+
+    Args:
+        white: `[N, 3, S, S]`.
+        quantized: Whether to round.
+        noise: Of a content, `nst.color.dither`.
+    """
+    scaled = white * PIXEL_STEPS if noise is None else white * PIXEL_STEPS + noise
     levels = torch.floor(scaled + 0.5) if quantized else scaled
     # Results of the network are encoded as style signals too, so gradients pass straight through.
     return (scaled + (levels - scaled).detach()).clamp(SIGNED_MIN, SIGNED_MAX)

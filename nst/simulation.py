@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from numpy.random import Generator
 
-from nst.architecture import LEVEL
+from nst.architecture import CONTENT, LEVEL, STYLE
 from nst.integer import Floats, IntegerNetwork, Noise
 from nst.levels import noise_levels
 from nst.stylize import Picture, finish
@@ -44,6 +44,6 @@ def simulate(
         noise: From `rounding_noise`; another call draws another run.
     """
     content_gain, style_gain = gains
-    code = network.style_code(style.quantized(style_gain), noise=noise)
-    features = network.content_features(content.quantized(content_gain), code, noise=noise)
+    code = network.style_code(style.quantized(STYLE, style_gain), noise=noise)
+    features = network.content_features(content.quantized(CONTENT, content_gain), code, noise=noise)
     return finish(network, content, style, features)

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from nst.architecture import CONTENT, STYLE
 from nst.color import ColorStatistics, quantize_pixels, whiten
 from nst.errors import InputError
 from nst.integer import AccumulatorRange, IntegerNetwork
@@ -38,9 +39,14 @@ class Picture:
         """The whitened picture."""
         return whiten(self.rgb, self.statistics)
 
-    def quantized(self, gain: float) -> Ints:
-        """Signed 4-bit pixels `[3, S, S]` of the whitened picture at a contrast."""
-        return quantize_pixels(self.white * np.float32(gain))
+    def quantized(self, kind: str, gain: float) -> Ints:
+        """Signed 4-bit pixels `[3, S, S]` of the whitened picture at a contrast.
+
+        Args:
+            kind: `content`, which is dithered, or `style`.
+            gain: Contrast.
+        """
+        return quantize_pixels(self.white * np.float32(gain), dithered=kind == CONTENT)
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ def plan_style(network: IntegerNetwork, style: Picture) -> StylePlan:
     """
     for gain in GAINS:
         seen = AccumulatorRange()
-        code = network.style_code(style.quantized(gain), seen)
+        code = network.style_code(style.quantized(STYLE, gain), seen)
         if seen.safe:
             return StylePlan(gain, code)
     raise InputError("overflows the circuits at every contrast; try another picture")
@@ -85,7 +91,7 @@ def plan_content(network: IntegerNetwork, content: Picture, code: Ints) -> Conte
     """
     for gain in GAINS:
         seen = AccumulatorRange()
-        features = network.content_features(content.quantized(gain), code, seen)
+        features = network.content_features(content.quantized(CONTENT, gain), code, seen)
         if seen.safe:
             return ContentPlan(gain, features)
     raise InputError("overflows the circuits at every contrast; try another picture")

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from nst.architecture import CONTENT, STYLE, Architecture
-from nst.color import ColorStatistics, quantize_pixels, whiten
+from nst.color import ColorStatistics, dither, quantize_pixels, whiten
 from nst.errors import CircuitError
 from nst.integer import is_style
 from nst.network import Conditions, StyleTransfer, cells, join, pixel_levels
@@ -97,7 +97,7 @@ def levels_of(network: StyleTransfer, style: Tensor, content: Tensor) -> dict[st
     on = network.quantized
     levels = {
         STYLE: cells(pixel_levels(style, on)),
-        CONTENT: cells(pixel_levels(content, on)),
+        CONTENT: cells(pixel_levels(content, on, torch.tensor(dither(content.shape[-1])))),
     }
     for name, layer in network.stages.items():
         code = None if is_style(name) else levels["style_code"].flatten(1)
@@ -120,7 +120,7 @@ def test_numpy_forward_is_the_training_forward_bit_for_bit(
             result = network(as_batch(content), code, Conditions())[0].numpy()
         ours = integers.style_code(quantize_pixels(style))
         np.testing.assert_array_equal(ours, code[0].numpy())
-        features = integers.content_features(quantize_pixels(content), ours)
+        features = integers.content_features(quantize_pixels(content, dithered=True), ours)
         np.testing.assert_array_equal(features, expected["up"][0].numpy())
         np.testing.assert_allclose(integers.finish(content, features), result, atol=2e-4)
 

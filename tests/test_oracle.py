@@ -72,8 +72,8 @@ def run_clear(network: IntegerNetwork, size: int) -> Clear:
     style_plan = plan_style(network, style)
     content_plan = plan_content(network, content, style_plan.code)
     pixels = {
-        STYLE: style.quantized(style_plan.gain),
-        CONTENT: content.quantized(content_plan.gain),
+        STYLE: style.quantized(STYLE, style_plan.gain),
+        CONTENT: content.quantized(CONTENT, content_plan.gain),
     }
     levels = {name: space_to_depth(p) for name, p in pixels.items()}
     for name, layer in network.stages.items():

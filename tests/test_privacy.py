@@ -20,6 +20,7 @@ from jobs.preparation import prepare
 from jobs.records import JobRecord, read_record
 from jobs.store import LocalStore, open_store
 from jobs.submit import submit
+from nst.architecture import CONTENT, STYLE
 from nst.client import SECRET_FILE
 from nst.integer import space_to_depth
 from nst.levels import QualityLevel
@@ -97,10 +98,11 @@ def test_no_pixel_leaves_the_client(job: tuple[Home, JobBook, Path, list[bytes]]
     blobs = outside(folder, received)
     for picture in home.pictures(book.job_id):
         raw = np.rint(picture.rgb * 255).astype(np.uint8)
-        quantized = picture.quantized(1.0)
-        cells = space_to_depth(quantized)
         planes = [raw, raw.transpose(1, 2, 0), picture.rgb, picture.white]
-        planes += [a.astype(kind) for a in (quantized, cells) for kind in (np.int8, np.int64)]
+        for role in (CONTENT, STYLE):
+            quantized = picture.quantized(role, 1.0)
+            cells = space_to_depth(quantized)
+            planes += [a.astype(kind) for a in (quantized, cells) for kind in (np.int8, np.int64)]
         for plane in planes:
             data = np.ascontiguousarray(plane).tobytes()
             for start in range(0, len(data) - WINDOW, max(WINDOW, len(data) // 16)):
