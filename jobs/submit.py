@@ -71,7 +71,7 @@ def submit(
         key = (position(picture), kind, gain)
         if key not in inputs:
             inputs[key] = new_id()
-            envelope = cipher.encrypt(picture.quantized(gain), kind)
+            envelope = cipher.encrypt(picture.quantized(kind, gain), kind)
             store.write(layout.encrypted_input(job_id, inputs[key]), envelope.pack())
         return inputs[key]
 
