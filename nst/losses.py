@@ -11,6 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LUMINANCE = (0.299, 0.587, 0.114)
+DISTANCE_FLOOR = 1e-3
+"""Keeps the contrastive loss finite while all style signals are still the same."""
+ENERGY_FLOOR = 1e-6
+"""Keeps losses relative to a picture without features (one flat colour) finite."""
+GRAIN_FLOOR = 1e-4
+"""Keeps the grain of a pair of flat pictures finite."""
 
 Statistics = list[tuple[Tensor, Tensor]]
 """Channel means and deviations `[N, C]` of each layer."""
@@ -23,7 +29,8 @@ def statistics(features: list[Tensor]) -> Statistics:
 
 def content_loss(result: Tensor, content: Tensor) -> Tensor:
     """Mean squared difference of relu4_1 over the content's mean square (arXiv 1703.06868, 6.2)."""
-    return (result - content).pow(2).mean((1, 2, 3)) / content.pow(2).mean((1, 2, 3))
+    energy = content.pow(2).mean((1, 2, 3)) + ENERGY_FLOOR
+    return (result - content).pow(2).mean((1, 2, 3)) / energy
 
 
 def style_loss(result: Statistics, style: Statistics) -> Tensor:
@@ -35,7 +42,7 @@ def style_loss(result: Statistics, style: Statistics) -> Tensor:
     for (mean, deviation), (mean_s, deviation_s) in zip(result, style, strict=True):
         energy = mean_s.pow(2).mean(1) + deviation_s.pow(2).mean(1)
         difference = (mean - mean_s).pow(2).mean(1) + (deviation - deviation_s).pow(2).mean(1)
-        total = total + difference / energy
+        total = total + difference / (energy + ENERGY_FLOOR)
     return total
 
 
@@ -43,7 +50,8 @@ def contrastive_loss(result: Tensor, style: Tensor) -> Tensor:
     """Style signal contrastive loss of a batch (MicroAST, arXiv 2211.15313, section 3.3).
 
     Each result's style signal is drawn to the signal of its own style and pushed from those of
-    the other styles in the batch.
+    the other styles: the squared distance to the first over the sum of those to the others. Two
+    results are never compared with each other. The value falls as 1/(N - 1) with the batch.
 
     Args:
         result: Style signals of the results `[N, K]`, N >= 2.
@@ -51,8 +59,7 @@ def contrastive_loss(result: Tensor, style: Tensor) -> Tensor:
     """
     distance = (result[:, None] - style[None]).pow(2).mean(2)
     own = distance.diagonal()
-    others = (distance.sum(1) - own) / max(len(result) - 1, 1)
-    return own / (others + 1e-3)
+    return own / (distance.sum(1) - own + DISTANCE_FLOOR)
 
 
 def grain(result: Tensor, content: Tensor, style: Tensor) -> Tensor:
@@ -60,7 +67,7 @@ def grain(result: Tensor, content: Tensor, style: Tensor) -> Tensor:
 
     Well above 1 means hatching or a checkerboard that neither picture has.
     """
-    return _top(result) / torch.maximum(_top(content), _top(style))
+    return _top(result) / torch.maximum(_top(content), _top(style)).clamp(min=GRAIN_FLOOR)
 
 
 def _top(picture: Tensor) -> Tensor:

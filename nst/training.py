@@ -1,289 +1,416 @@
-"""Train one quality level's network on one machine's CPU: `python -m nst.training --help`.
+"""The training loop, the same for one process and for several that share their gradients.
 
-Float warm-up, then quantization-aware training with the circuit's rounding noise in it. Every few
-minutes a checkpoint is written (atomically) and a sample sheet drawn; a second run with the same
-`--out` continues from it.
+Float warm-up, calibration of the integers' ranges, then quantization-aware training with the
+circuit's rounding noise in it. Every step is a function of (seed, rank, step) and the state before
+it, so a run that goes on from a checkpoint is the run that was never stopped.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import os
 import random
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from nst.architecture import Architecture
-from nst.color import ColorStatistics, whiten
-from nst.dataset import Crops, Example, center_square, list_pictures, rescale, split
-from nst.losses import (
-    content_loss,
-    contrastive_loss,
-    grain,
-    statistics,
-    style_loss,
-)
+from nst.calibration import accumulator_levels, factors, rescale_moments, rescale_stages
+from nst.checkpoint import Checkpoint, RunFolder, initial_network
+from nst.dataset import Batch, Crops, Loader, Targets, list_pictures, rescale, split
+from nst.errors import InputError
+from nst.levels import P_ERROR, noise_levels
+from nst.losses import content_loss, contrastive_loss, grain, statistics, style_loss
 from nst.network import Conditions, StyleTransfer
+from nst.validation import Validation, colored, score
 from nst.vgg import VGG16
 
-SCALES = (1.0, 1.5)
-"""Losses are taken at both, in turn: what pleases VGG only at 1x is often hatching."""
+CPU = torch.device("cpu")
+RAMP = 100
+"""Steps over which the learning rate rises to its full value."""
+LARGEST_GRADIENT = 5.0
+"""Norm to which gradients are clipped."""
+CALIBRATION_BATCHES = 4
+LOG_EVERY = 50
+"""Steps between two lines of metrics."""
+CACHE_BYTES = 2**31
+"""What a worker's cache of crops takes by default on a CPU, for contents and styles together."""
+READERS = {"cpu": 2, "cuda": 8}
+"""Threads that read ahead: a GPU takes more pictures in a second than a thread decodes."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a training run is told; recorded in the weights' card."""
+    """What decides the outcome of a run besides pictures and architecture; recorded with it.
+
+    Attributes:
+        size: Side of the pictures in pixels.
+        max_iter: Steps.
+        warm_up: Steps before quantization.
+        batch_size: Pairs a worker and step.
+        lr: Adam's learning rate.
+        lr_decay: Share of `lr` that a cosine reaches at the end.
+        content_weight: Of the content loss.
+        style_weight: Of the style loss.
+        ssc_weight: Of the style signal contrastive loss.
+        grain_weight: Of the grain beyond `grain_allowed`.
+        grain_allowed: In terms of the inputs' grain.
+        overflow_weight: Of accumulators that leave their range.
+        consistency_weight: Of the difference of two noisy passes; 0 saves the second pass.
+        p_error: Of the circuits, decides the noise of the steps after `warm_up`.
+        scales: How much pictures are enlarged before VGG sees them, in turn: what pleases VGG
+            only at 1x is often hatching.
+        seed: Of everything random.
+    """
 
     size: int
-    max_iter: int
-    warm_up: int
+    max_iter: int = 20_000
+    warm_up: int = 2_000
     batch_size: int = 8
     lr: float = 1e-3
-    lr_end: float = 5e-5
+    lr_decay: float = 0.05
     content_weight: float = 1.0
     style_weight: float = 2.0
-    ssc_weight: float = 0.05
+    ssc_weight: float = 0.35
     grain_weight: float = 0.5
     grain_allowed: float = 0.5
     overflow_weight: float = 0.3
-    noise: float = 0.16
     consistency_weight: float = 0.0
-    variants: int = 3
+    p_error: float = P_ERROR
+    scales: tuple[float, ...] = (1.0, 1.5)
     seed: int = 1
 
-
-def colored(result: Tensor, styles: list[Example]) -> Tensor:
-    """Standardized results in whitened space `[N, 3, S, S]` to RGB with the styles' colours."""
-    matrices = torch.stack([s.coloring for s in styles])
-    means = torch.stack([s.mean for s in styles])
-    return torch.einsum("nij,njhw->nihw", matrices, result) + means[:, :, None, None]
-
-
-def losses(
-    network: StyleTransfer,
-    vgg: VGG16,
-    contents: list[Example],
-    styles: list[Example],
-    scale: float,
-    options: Options,
-) -> dict[str, Tensor]:
-    """All losses of one batch, each a scalar; `total` is their weighted sum."""
-    conditions = Conditions(noise=options.noise if network.quantized else 0.0)
-    white = torch.stack([c.white for c in contents])
-    code = network.style_code(torch.stack([s.white for s in styles]), conditions)
-    result = network(white, code, conditions)
-    signal = network.style_code(result, Conditions(conditions.noise))
-    rgb = colored(result, styles)
-    shown = rgb.clamp(0, 1)
-    features = vgg(rescale(shown, scale))
-    targets = [s.targets[scale] for s in styles]
-    style_targets = [
-        (torch.stack([t[2 * i] for t in targets]), torch.stack([t[2 * i + 1] for t in targets]))
-        for i in range(len(features))
-    ]
-    content_targets = torch.stack([c.targets[scale][0].float() for c in contents])
-    grains = grain(
-        shown, torch.stack([c.rgb for c in contents]), torch.stack([s.rgb for s in styles])
-    )
-    out = {
-        "content": content_loss(features[-1], content_targets).mean(),
-        "style": style_loss(statistics(features), style_targets).mean(),
-        "ssc": contrastive_loss(signal, code).mean(),
-        "grain": F.relu(grains - options.grain_allowed).mean(),
-        "overflow": torch.as_tensor(conditions.overflow),
-        "range": (rgb - shown).pow(2).mean(),
-    }
-    if options.consistency_weight and network.quantized:
-        # The same pair under other noise must give the same picture: a network that paints
-        # texture out of nothing paints another one each time a level flips.
-        again = Conditions(noise=options.noise)
-        code_again = network.style_code(torch.stack([s.white for s in styles]), again)
-        rgb_again = colored(network(white, code_again, again), styles)
-        out["consistency"] = (rgb - rgb_again).pow(2).mean()
-    else:
-        out["consistency"] = torch.zeros(())
-    out["total"] = (
-        options.content_weight * out["content"]
-        + options.style_weight * out["style"]
-        + options.ssc_weight * out["ssc"]
-        + options.grain_weight * out["grain"]
-        + options.overflow_weight * out["overflow"]
-        + options.consistency_weight * out["consistency"]
-        + out["range"]
-    )
-    return out
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of a step: a short rise, then a cosine."""
+        fall = 0.5 * (1 + math.cos(math.pi * step / self.max_iter))
+        rate = self.lr * (self.lr_decay + (1 - self.lr_decay) * fall)
+        return rate * min(1.0, (step + 1) / RAMP)
 
 
-class Validation:
-    """Held-out photo x painting pairs, measured as `content`, `style` and `grain` medians."""
+@dataclass(frozen=True)
+class Run:
+    """What to train, from what, and where to.
 
-    def __init__(self, contents: list[Path], styles: list[Path], vgg: VGG16, size: int) -> None:
-        rng = random.Random(7)
-        self.pairs = [(rng.choice(contents), rng.choice(styles)) for _ in range(48)]
-        self.vgg = vgg
-        self.content = np.stack([center_square(c, size) for c, _ in self.pairs])
-        self.style = np.stack([center_square(s, size) for _, s in self.pairs])
+    Attributes:
+        options: See there.
+        content_dir: Photographs, in folders of any depth.
+        style_dir: Paintings, likewise.
+        vgg: See `nst.vgg.VGG16`.
+        out: The run's folder, see `nst.checkpoint`; all workers must reach it.
+        init: Weights to start from, see `nst.checkpoint.initial_network`; None for random ones.
+        sizes: Fields of the architecture that differ from those of `init` or the defaults. Of a
+            run that is resumed, init and architecture stay what they are.
+        resume: Whether to go on from the last checkpoint in `out`.
+        save_every: Seconds between two checkpoints.
+        cache: Crops of contents, and of styles, that a worker keeps; None for the default.
+        precision: Of VGG: `fp32`, `bf16`, or `auto` for bf16 where the machine computes in it.
+    """
 
-    @torch.no_grad()
-    def measure(self, network: StyleTransfer) -> tuple[dict[str, float], Tensor]:
-        """Medians over the pairs, and the results `[48, 3, S, S]`."""
-        network.eval()
-        c_white = [whiten(c, ColorStatistics.of(c)) for c in self.content]
-        s_colors = [ColorStatistics.of(s) for s in self.style]
-        s_white = [whiten(s, k) for s, k in zip(self.style, s_colors, strict=True)]
-        conditions = Conditions()
-        code = network.style_code(torch.from_numpy(np.stack(s_white)), conditions)
-        result = network(torch.from_numpy(np.stack(c_white)), code, conditions)
-        matrices = torch.from_numpy(np.stack([k.coloring() for k in s_colors]))
-        means = torch.from_numpy(np.stack([k.mean for k in s_colors]))
-        rgb = torch.einsum("nij,njhw->nihw", matrices, result) + means[:, :, None, None]
-        rgb = (rgb.clamp(0, 1) * 255).round() / 255
-        content, style = torch.from_numpy(self.content), torch.from_numpy(self.style)
-        rows: dict[str, list[float]] = {"content": [], "style": [], "grain": []}
-        for i in range(0, len(rgb), 8):
-            o, c, s = rgb[i : i + 8], content[i : i + 8], style[i : i + 8]
-            fo, fc, fs = self.vgg(o), self.vgg(c), self.vgg(s)
-            rows["content"] += content_loss(fo[-1], fc[-1]).tolist()
-            rows["style"] += style_loss(statistics(fo), statistics(fs)).tolist()
-            rows["grain"] += grain(o, c, s).tolist()
-        network.train()
-        figures = {key: float(np.median(value)) for key, value in rows.items()}
-        figures["overflow"] = float(conditions.overflow)
-        return figures, rgb
+    options: Options
+    content_dir: Path
+    style_dir: Path
+    vgg: Path
+    out: Path
+    init: Path | None = None
+    sizes: dict[str, Any] = field(default_factory=dict)
+    resume: bool = False
+    save_every: float = 300.0
+    cache: int | None = None
+    precision: str = "auto"
 
-    def sheet(self, results: Tensor, path: Path) -> None:
-        """Rows of content, style, result for the first 24 pairs."""
-        size = self.content.shape[-1]
-        columns, rows = 4, 6
-        sheet = Image.new("RGB", (columns * (3 * size + 8), rows * (size + 4)))
-        for k in range(columns * rows):
-            triple = [self.content[k], self.style[k], results[k].numpy()]
-            for j, picture in enumerate(triple):
-                array = (picture.transpose(1, 2, 0) * 255).round().astype(np.uint8)
-                x = (k % columns) * (3 * size + 8) + j * size
-                sheet.paste(Image.fromarray(array), (x, (k // columns) * (size + 4)))
-        sheet.save(path)
+    def check(self) -> None:
+        """Find what would stop the run before anything is started.
 
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint so that a crash leaves the old one."""
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+        Raises:
+            InputError: if a folder or file is missing or unfit, there is no such architecture, or
+                `out` holds a run and `resume` is not set, or is of another size or architecture.
+        """
+        folder = RunFolder(self.out)
+        if folder.used and not self.resume:
+            raise InputError(
+                f"{self.out} holds a run: go on with it with --resume, or use another --out"
+            )
+        list_pictures(self.content_dir)
+        list_pictures(self.style_dir)
+        VGG16(self.vgg)
+        if not folder.last.exists():
+            initial_network(self.init, self.sizes, self.options.size)
+            return
+        checkpoint = Checkpoint.read(folder.last)
+        known = {"size": checkpoint.options["size"], **checkpoint.architecture}
+        for name, value in {"size": self.options.size, **self.sizes}.items():
+            if known.get(name) != value:
+                raise InputError(
+                    f"the run in {self.out} has {name} {known.get(name)}, not {value}: "
+                    "go on with the same, or use another --out"
+                )
 
 
-def train(options: Options, arguments: argparse.Namespace) -> None:
-    """Train until `max_iter`, continuing from `out/checkpoint.pt` if there is one."""
-    torch.manual_seed(options.seed)
-    out: Path = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
-    vgg = VGG16(arguments.vgg, torch.bfloat16).eval().requires_grad_(False)
-    content_train, content_held = split(list_pictures(arguments.content_dir))
-    style_train, style_held = split(list_pictures(arguments.style_dir))
-    contents = Crops(content_train, vgg, options.size, SCALES, False, options.variants)
-    styles = Crops(style_train, vgg, options.size, SCALES, True, options.variants)
-    validation = Validation(content_held, style_held, VGG16(arguments.vgg), options.size)
+@dataclass(frozen=True)
+class Worker:
+    """One of the processes that train together; by default the only one.
 
-    network = StyleTransfer(Architecture())
-    network.quantize(False)
-    optimizer = torch.optim.Adam(network.parameters(), lr=options.lr)
-    step, seconds = 0, 0.0
-    checkpoint = out / "checkpoint.pt"
-    if arguments.start and not checkpoint.exists():
-        network.load_state_dict(torch.load(arguments.start, weights_only=False)["network"])
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=False)
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, seconds = state["step"], state["seconds"]
-        print(f"continuing at step {step} after {seconds / 60:.0f} min", flush=True)
+    With more than one, `torch.distributed` must be set up.
 
-    rng = random.Random(options.seed + step)
-    began = last_saved = time.monotonic()
-    recent: list[dict[str, float]] = []
+    Attributes:
+        rank: Its number; 0 writes files.
+        world_size: How many there are.
+        device: Where it computes.
+        wrap: Makes a module's backward pass average gradients over all workers.
+        report: Told, by all workers at the same steps, the figures at a checkpoint, and (rank 0)
+            the file.
+        start: Checkpoint to go on from instead of the last one in the run's folder.
+    """
 
-    def save() -> None:
-        elapsed = seconds + time.monotonic() - began
-        figures, results = validation.measure(network)
-        validation.sheet(results, out / "sample.png")
-        save_checkpoint(
-            checkpoint,
-            {
-                "network": network.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step,
-                "seconds": elapsed,
-                "options": asdict(options),
-                "architecture": network.architecture.to_dict(),
-                "validation": figures,
-            },
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = CPU
+    wrap: Callable[[nn.Module], nn.Module] = lambda module: module
+    report: Callable[[dict[str, float], Path | None], None] = lambda figures, checkpoint: None
+    start: Path | None = None
+
+    def from_first(self, value: float) -> float:
+        """Rank 0's value, on every rank."""
+        if self.world_size == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.broadcast(tensor, 0)
+        return float(tensor)
+
+
+class Losses(nn.Module):
+    """Network and all losses in one forward pass, so that it can be wrapped as a whole."""
+
+    def __init__(self, network: StyleTransfer, vgg: VGG16, options: Options) -> None:
+        """Keep all three; `vgg` has no parameters that are trained."""
+        super().__init__()
+        self.network, self.options = network, options
+        self.noise = noise_levels(options.p_error)
+        # In a tuple it is no submodule: its buffers would be sent to all workers at every step.
+        self._vgg = (vgg,)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """All losses of one batch, each a scalar; `total` is their weighted sum."""
+        o, zero = self.options, batch.mean.new_zeros(())
+        conditions = self._conditions()
+        result, code = self._stylize(batch, conditions)
+        signal = self.network.style_code(result, self._conditions())
+        rgb = colored(result, batch.coloring, batch.mean)
+        shown = rgb.clamp(0, 1)
+        features = self._vgg[0](rescale(shown, batch.scale))
+        out = {
+            "content": content_loss(features[-1], batch.content_target).mean(),
+            "style": style_loss(statistics(features), batch.style_target).mean(),
+            "ssc": contrastive_loss(signal, code).mean(),
+            "grain": F.relu(grain(shown, batch.content, batch.style) - o.grain_allowed).mean(),
+            "overflow": zero + conditions.overflow,
+            "range": (rgb - shown).pow(2).mean(),
+            "consistency": zero,
+        }
+        if o.consistency_weight and self.network.quantized:
+            # The same pair under other noise must give the same picture: a network that paints
+            # texture out of nothing paints another one each time a level flips.
+            other, _ = self._stylize(batch, self._conditions())
+            again = colored(other, batch.coloring, batch.mean)
+            out["consistency"] = (rgb - again).pow(2).mean()
+        out["total"] = (
+            o.content_weight * out["content"]
+            + o.style_weight * out["style"]
+            + o.ssc_weight * out["ssc"]
+            + o.grain_weight * out["grain"]
+            + o.overflow_weight * out["overflow"]
+            + o.consistency_weight * out["consistency"]
+            + out["range"]
         )
-        mean = {k: round(float(np.mean([r[k] for r in recent])), 4) for k in recent[0]}
-        line = {"step": step, "min": round(elapsed / 60, 1), "train": mean, "held_out": figures}
-        print(json.dumps(line), flush=True)
-        recent.clear()
+        return out
 
-    while step < options.max_iter:
-        network.quantize(step >= options.warm_up)
-        progress = step / options.max_iter
-        rate = options.lr_end + (options.lr - options.lr_end) * 0.5 * (
-            1 + math.cos(math.pi * progress)
+    def _conditions(self) -> Conditions:
+        return Conditions(noise=self.noise if self.network.quantized else 0.0)
+
+    def _stylize(self, batch: Batch, conditions: Conditions) -> tuple[Tensor, Tensor]:
+        code = self.network.style_code(batch.style_white, conditions)
+        return self.network(batch.content_white, code, conditions), code
+
+
+class Trainer:
+    """One worker's part of a run."""
+
+    def __init__(self, run: Run, worker: Worker) -> None:
+        """Load everything a run needs.
+
+        Raises:
+            InputError: see `Run.check`.
+        """
+        self.run, self.worker, self.options = run, worker, run.options
+        self.folder = RunFolder(run.out)
+        dtype = vgg_dtype(run.precision, worker.device)
+        vgg = VGG16(run.vgg, dtype).eval().requires_grad_(False).to(worker.device)
+        contents, contents_held = split(list_pictures(run.content_dir))
+        styles, styles_held = split(list_pictures(run.style_dir))
+        size, cache = self.options.size, run.cache
+        if cache is None:
+            cache = default_cache(size, self.options.scales) if worker.device.type == "cpu" else 0
+        self.loader = Loader(
+            Crops(contents, size, cache),
+            Crops(styles, size, cache),
+            Targets(vgg, worker.device, together=cache == 0),
+            self.options.batch_size,
+            self.options.scales,
         )
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 100)
-        batch = losses(
-            network,
-            vgg,
-            contents.draw(options.batch_size, rng),
-            styles.draw(options.batch_size, rng),
-            SCALES[step % len(SCALES)],
-            options,
-        )
-        optimizer.zero_grad(set_to_none=True)
-        batch["total"].backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-        optimizer.step()
-        step += 1
-        recent.append({k: float(v) for k, v in batch.items()})
-        if time.monotonic() - last_saved > arguments.save_every:
-            save()
-            last_saved = time.monotonic()
-    if recent:
-        save()
+        self.step, self.seconds = 0, 0.0
+        self._begin(vgg)
+        if worker.rank == 0:
+            self.folder.begin(
+                {
+                    "step": self.step,
+                    "seconds": round(self.seconds, 1),
+                    "workers": worker.world_size,
+                    "options": asdict(self.options),
+                }
+            )
+            # In float32 everywhere: figures of all runs can be compared.
+            exact = VGG16(run.vgg).eval().requires_grad_(False).to(worker.device)
+            self.validation = Validation(contents_held, styles_held, exact, size, worker.device)
+
+    def _begin(self, vgg: VGG16) -> None:
+        """Network and optimizer, as they were at the checkpoint if there is one to go on from."""
+        start = self.worker.start
+        if start is None and self.run.resume and self.folder.last.exists():
+            start = self.folder.last
+        torch.manual_seed(self.options.seed)
+        init, sizes = (self.run.init, self.run.sizes) if start is None else (start, {})
+        self.network = initial_network(init, sizes, self.options.size).to(self.worker.device)
+        self.network.quantize(False)
+        self.losses = self.worker.wrap(Losses(self.network, vgg, self.options))
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.options.lr)
+        if start is not None:
+            checkpoint = Checkpoint.read(start)
+            self.optimizer.load_state_dict(checkpoint.optimizer)
+            self.step, self.seconds = checkpoint.step, checkpoint.seconds
+        self.began = self.saved = time.monotonic()
+        self.saved_step = self.step
+        self.recent: list[dict[str, Tensor]] = []
+        self.reported: set[str] = set()
+
+    def train(self) -> int:
+        """Train to the last step; returns its number.
+
+        Raises:
+            InputError: if picture after picture cannot be used.
+        """
+        seed = f"{self.options.seed}/{self.worker.rank}"
+        readers = READERS[self.worker.device.type]
+        batches = self.loader.batches(seed, self.step, self.options.max_iter, readers)
+        with closing(batches):
+            for batch in batches:
+                if 0 < self.step == self.options.warm_up:
+                    self._calibrate()
+                self.network.quantize(self.step >= self.options.warm_up)
+                self._train_on(batch, f"{seed}/{self.step}/noise")
+                self.step += 1
+                if self.step % LOG_EVERY == 0:
+                    self._log({})
+                due = time.monotonic() - self.saved > self.run.save_every
+                if self.worker.from_first(due):
+                    self._save()
+        if self.step > self.saved_step:
+            self._save()
+        return self.step
+
+    def _train_on(self, batch: Batch, seed: str) -> None:
+        torch.manual_seed(random.Random(seed).getrandbits(63))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.learning_rate(self.step)
+        losses = self.losses(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses["total"].backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_GRADIENT)
+        # One infinite gradient would make every weight NaN; it is the same on all workers.
+        if norm.isfinite():
+            self.optimizer.step()
+        if self.worker.rank == 0:
+            self.recent.append({key: value.detach() for key, value in losses.items()})
+
+    def _calibrate(self) -> None:
+        """Fit the ranges of the integers, see `nst.calibration`, on all workers alike."""
+        seed, scale = f"{self.options.seed}/calibration", self.options.scales[0]
+        batches = [self.loader.batch(f"{seed}/{k}", scale) for k in range(CALIBRATION_BATCHES)]
+        found = factors(self.network, accumulator_levels(self.network, batches))
+        # Workers on different machines may differ in the last bit.
+        agreed = {name: self.worker.from_first(factor) for name, factor in found.items()}
+        moved = rescale_stages(self.network, agreed)
+        rescale_moments(self.network, self.optimizer, moved)
+        self._log({"calibration": {name: round(f, 3) for name, f in agreed.items()}})
+
+    def _save(self) -> None:
+        figures: dict[str, float] = {"step": self.step}
+        if self.worker.rank == 0:
+            held_out, results = self.validation.measure(self.network)
+            checkpoint = Checkpoint(
+                network=self.network.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                step=self.step,
+                seconds=self._elapsed(),
+                options=asdict(self.options),
+                architecture=self.network.architecture.to_dict(),
+                validation=held_out,
+            )
+            self.folder.save(checkpoint, self.validation.sheet(results), self.network.quantized)
+            self._log({"held_out": held_out, "score": score(held_out)})
+            figures |= {**held_out, "score": score(held_out)}
+        self.worker.report(figures, self.folder.last if self.worker.rank == 0 else None)
+        self.saved, self.saved_step = time.monotonic(), self.step
+
+    def _elapsed(self) -> float:
+        return self.seconds + time.monotonic() - self.began
+
+    def _log(self, record: dict[str, Any]) -> None:
+        """Write a line of metrics: `record`, and what has happened since the last line."""
+        if self.worker.rank != 0:
+            return
+        record = {"step": self.step, "seconds": round(self._elapsed(), 1), **record}
+        if self.recent:
+            means = {k: torch.stack([r[k] for r in self.recent]).mean() for k in self.recent[0]}
+            record["train"] = {k: round(float(mean), 5) for k, mean in means.items()}
+            record["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+            self.recent.clear()
+        skipped = self.loader.skipped
+        record["skipped"] = len(skipped)
+        if new := [reason for reason in skipped if reason not in self.reported]:
+            record["skipped_now"] = new
+            self.reported.update(new)
+        self.folder.log(record)
 
 
-def main() -> None:
-    """Command line of the training script."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--content-dir", type=Path, required=True)
-    parser.add_argument("--style-dir", type=Path, required=True)
-    parser.add_argument("--vgg", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="checkpoint of another level to start from")
-    parser.add_argument("--save-every", type=float, default=180.0, help="seconds")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    for name, field in Options.__dataclass_fields__.items():
-        kind = {"int": int, "float": float}[str(field.type)]
-        required = name in ("size", "max_iter", "warm_up")
-        default = None if required else field.default
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=kind, required=required, default=default
-        )
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    options = Options(**{name: getattr(arguments, name) for name in Options.__dataclass_fields__})
-    train(options, arguments)
+def vgg_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What VGG computes in; `auto` is bfloat16 where the device multiplies in it."""
+    if precision == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported()
+        else:
+            # Without such instructions PyTorch converts back and forth, slower than float32.
+            flags = set(_read_text(Path("/proc/cpuinfo")).split())
+            fast = bool(flags & {"avx512_bf16", "amx_bf16"})
+        precision = "bf16" if fast else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-if __name__ == "__main__":
-    main()
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def default_cache(size: int, scales: tuple[float, ...]) -> int:
+    """Crops of contents, and of styles, that fit into `CACHE_BYTES`."""
+    pixels = 2 * 2 * 3 * 4
+    """Bytes a pixel: content and style, plain and whitened, three float32."""
+    targets = sum(512 * 2 * (scale / 8) ** 2 for scale in scales)
+    return int(CACHE_BYTES / (size**2 * (pixels + targets)))

@@ -1,0 +1,516 @@
+"""Losses, pictures, calibration, checkpoints and the training loop in one process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nst import dataset, validation
+from nst.architecture import Architecture
+from nst.calibration import accumulator_levels, factors, rescale_moments, rescale_stages
+from nst.checkpoint import Checkpoint, RunFolder, initial_network
+from nst.dataset import Batch, Crop, Crops, Loader, Targets, list_pictures, random_square, split
+from nst.errors import InputError
+from nst.losses import content_loss, contrastive_loss, grain, statistics, style_loss
+from nst.network import SAFE_LEVELS, Conditions, StyleTransfer
+from nst.training import Losses, Options, Run, Trainer, Worker, default_cache
+from nst.validation import score
+from nst.vgg import VGG16
+from tests.toy import TOY, toy_network, toy_weights
+from tests.training_data import SIZE, UNUSABLE, USABLE, make_pictures, make_run, picture
+
+CPU = torch.device("cpu")
+VARIED = Architecture(
+    latent=6,
+    body=2,
+    up=2,
+    coarse=5,
+    coarse_body=2,
+    dense=3,
+    reads_pixels=True,
+    style_stem=4,
+    style_body=8,
+    style_rows=8,
+    code=8,
+    code_layers=2,
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Nothing here is worth more, and sums come out the same every time."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures and VGG, made once."""
+    path = tmp_path_factory.mktemp("training")
+    make_run(path)
+    return path
+
+
+@pytest.fixture
+def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation in a tenth of the time."""
+    monkeypatch.setattr(validation, "PAIRS", 4)
+
+
+# Losses
+
+
+def test_the_contrastive_loss_is_own_distance_over_the_sum_of_the_others() -> None:
+    style = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 20.0]])
+    result = torch.tensor([[1.0, 0.0], [10.0, 2.0], [0.0, 17.0]])
+    squared = [[1, 81, 401], [104, 4, 424], [289, 389, 9]]
+    expected = [1 / (81 + 401), 4 / (104 + 424), 9 / (289 + 389)]
+    np.testing.assert_allclose(contrastive_loss(result, style), expected, rtol=1e-4)
+    assert np.trace(squared) == 14
+
+
+def test_results_are_contrasted_with_styles_and_never_with_results() -> None:
+    style, result = torch.randn(4, 8), torch.randn(4, 8)
+    before = contrastive_loss(result, style)
+    result[1:] = torch.randn(3, 8)
+    after = contrastive_loss(result, style)
+    assert before[0] == after[0]
+    assert not torch.isclose(before[1:], after[1:]).any()
+
+
+def test_losses_of_flat_pictures_are_finite() -> None:
+    flat, other = torch.zeros(1, 8, 4, 4), torch.randn(1, 8, 4, 4)
+    assert content_loss(other, flat).isfinite().all()
+    assert style_loss(statistics([other]), statistics([flat])).isfinite().all()
+    white = torch.ones(1, 3, 8, 8)
+    assert grain(white, white, white).isfinite().all()
+
+
+def test_the_learning_rate_rises_then_falls_to_its_share() -> None:
+    options = Options(size=SIZE, max_iter=1000, lr=2e-3, lr_decay=0.1)
+    rates = [options.learning_rate(step) for step in range(1001)]
+    assert rates[0] == pytest.approx(2e-5, rel=1e-3)
+    assert max(rates) == pytest.approx(2e-3, rel=0.05)
+    assert rates[-1] == pytest.approx(2e-4)
+    assert all(a > b for a, b in pairwise(rates[150:]))
+
+
+# Pictures
+
+
+def test_pictures_are_found_at_any_depth_and_some_held_out(folder: Path) -> None:
+    found = list_pictures(folder / "content")
+    assert len(found) == USABLE + UNUSABLE
+    train, held_out = split(found)
+    assert sorted(train + held_out) == found
+    assert held_out == [found[0], found[16]]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_folder_without_enough_pictures_is_refused(count: int, tmp_path: Path) -> None:
+    for i in range(count):
+        picture(i).save(tmp_path / f"{i}.png")
+    with pytest.raises(InputError, match=f"holds {count} pictures"):
+        list_pictures(tmp_path)
+    with pytest.raises(InputError, match="is no folder"):
+        list_pictures(tmp_path / "none")
+
+
+def test_what_can_be_read_is_read_and_the_rest_is_passed_over(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    crops = Crops(list_pictures(folder / "content"), SIZE, 0)
+    drawn = [crop for i in range(30) for crop in crops.draw(4, random.Random(i))]
+    assert all(c.rgb.shape == c.white.shape == (3, SIZE, SIZE) for c in drawn)
+    assert all(c.rgb.min() >= 0 and c.rgb.max() <= 1 for c in drawn)
+    assert sorted(p.name for p in crops.skipped) == [
+        "d-16-bits.png", "d-empty.jpg", "d-text.png", "d-tiny.png", "truncated.jpg",
+    ]  # fmt: skip
+    # Each is complained about once.
+    assert len(caplog.messages) == UNUSABLE
+    assert all("\n" not in reason for reason in crops.skipped.values())
+
+
+def test_a_folder_in_which_nothing_can_be_read_is_refused(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match="in a row cannot be used") as caught:
+        Crops(list_pictures(tmp_path), SIZE, 0).draw(2, random.Random(0))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("cache", [0, 40])
+def test_what_is_drawn_does_not_depend_on_what_was_drawn_before(folder: Path, cache: int) -> None:
+    paths = list_pictures(folder / "content")
+    fresh, used = Crops(paths, SIZE, cache), Crops(paths, SIZE, cache)
+    for i in range(20):
+        used.draw(4, random.Random(1000 + i))
+    for i in range(4):
+        pairs = zip(fresh.draw(4, random.Random(i)), used.draw(4, random.Random(i)), strict=True)
+        assert all(torch.equal(a.rgb, b.rgb) for a, b in pairs)
+
+
+def test_a_cache_keeps_so_many_crops_and_their_targets(folder: Path) -> None:
+    crops = Crops(list_pictures(folder / "content"), SIZE, 3)
+    seen = [c for i in range(40) for c in crops.draw(4, random.Random(i))]
+    kept = {id(c) for c in seen if sum(c is other for other in seen) > 1}
+    assert len(kept) == 3
+    assert default_cache(64, (1.0, 1.5)) > 3000
+    assert default_cache(192, (1.0,)) > 500
+
+
+def test_a_large_jpeg_is_decoded_small_and_another_large_file_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = picture(1, 2000, 1600)
+    large.save(tmp_path / "a.jpg")
+    large.save(tmp_path / "b.png")
+    monkeypatch.setattr(dataset, "MAX_PIXELS", 500 * 400)
+    assert random_square(tmp_path / "a.jpg", SIZE, random.Random(0)).shape == (3, SIZE, SIZE)
+    with pytest.raises(InputError, match="2000 x 1600"):
+        random_square(tmp_path / "b.png", SIZE, random.Random(0))
+    for name in ("a.jpg", "b.png"):
+        with pytest.raises(InputError, match="2000 x 1600"):
+            dataset.center_square(tmp_path / name, SIZE)
+
+
+def test_a_bomb_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(1, 200, 160).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(InputError, match=r"a\.png cannot be used"):
+        random_square(tmp_path / "a.png", SIZE, random.Random(0))
+
+
+def make_loader(folder: Path, cache: int = 0, scales: tuple[float, ...] = (1.0, 1.5)) -> Loader:
+    vgg = VGG16(folder / "vgg.npz")
+    paths = [split(list_pictures(folder / name))[0] for name in ("content", "style")]
+    contents, styles = (Crops(p, SIZE, cache) for p in paths)
+    return Loader(contents, styles, Targets(vgg, CPU, together=not cache), 2, scales)
+
+
+def assert_same(a: Batch, b: Batch) -> None:
+    for field in dataclasses.fields(Batch):
+        left, right = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(left, list):
+            pairs = [
+                (x, y) for p, q in zip(left, right, strict=True) for x, y in zip(p, q, strict=True)
+            ]
+        else:
+            pairs = [(torch.as_tensor(left), torch.as_tensor(right))]
+        assert all(torch.equal(x, y) for x, y in pairs), field.name
+
+
+@pytest.mark.parametrize("cache", [0, 20])
+def test_a_loader_that_starts_later_gives_the_same_batches(folder: Path, cache: int) -> None:
+    whole = list(make_loader(folder, cache).batches("1/0", 0, 6, 2))
+    later = list(make_loader(folder, cache).batches("1/0", 3, 6, 3))
+    other = next(make_loader(folder, cache).batches("1/1", 0, 6, 2))
+    assert [b.scale for b in whole] == [1.0, 1.5] * 3
+    for a, b in zip(whole[3:], later, strict=True):
+        assert_same(a, b)
+    assert not torch.equal(whole[0].content, other.content)
+
+
+def test_targets_are_what_vgg_says(folder: Path) -> None:
+    batch = make_loader(folder).batch("x", 1.0)
+    vgg = VGG16(folder / "vgg.npz")
+    np.testing.assert_allclose(batch.content_target, vgg(batch.content)[-1], rtol=2e-3, atol=1e-3)
+    for ours, theirs in zip(batch.style_target, statistics(vgg(batch.style)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+# Calibration
+
+
+def trained_like(architecture: Architecture, seed: int = 0) -> StyleTransfer:
+    """A float network whose stages have all kinds of ranges."""
+    torch.manual_seed(seed)
+    network = StyleTransfer(architecture)
+    rng = random.Random(seed)
+    with torch.no_grad():
+        for layer in network.stages.values():
+            layer.conv.weight.mul_(rng.choice([0.5, 1.0, 4.0]))
+            layer.bias.normal_(0.5, 0.5)
+            if layer.modulation is not None:
+                layer.modulation.weight.normal_(0, 0.1)
+        network.head.weight.normal_(0, 0.1)
+    network.quantize(False)
+    return network
+
+
+def float_result(network: StyleTransfer, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.no_grad():
+        code = network.style_code(batch.style_white, Conditions())
+        return network(batch.content_white, code, Conditions()), code
+
+
+@pytest.mark.parametrize("architecture", [TOY, VARIED], ids=["toy", "varied"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_calibration_leaves_the_float_function_as_it_is(
+    architecture: Architecture, seed: int, folder: Path
+) -> None:
+    network = trained_like(architecture, seed)
+    batches = [make_loader(folder).batch(f"{seed}/{k}", 1.0) for k in range(2)]
+    other = make_loader(folder).batch("other", 1.0)
+    levels = accumulator_levels(network, batches)
+    before, code = float_result(network, other)
+    found = factors(network, levels)
+    assert len({round(f, 3) for f in found.values()}) > 2
+    rescale_stages(network, found)
+    after, code_after = float_result(network, other)
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(code_after, code * found["style_code"], rtol=1e-3, atol=1e-3)
+    for name, level in accumulator_levels(network, batches).items():
+        assert level == pytest.approx(levels[name] * found[name], rel=1e-2, abs=0.02)
+        assert level <= SAFE_LEVELS * 1.01
+
+
+def test_a_stage_grows_only_as_far_as_its_weights_fit() -> None:
+    network = trained_like(TOY)
+    with torch.no_grad():
+        network.stages["stem"].conv.weight.fill_(0.1)
+        network.stages["style_stem"].conv.weight.fill_(0.01)
+    found = factors(network, dict.fromkeys(network.stages, 1.0))
+    assert found["stem"] == pytest.approx(7.5 / 6.4, rel=1e-3)
+    assert found["style_stem"] == pytest.approx(SAFE_LEVELS)
+    # What is too large shrinks, whatever the weights.
+    found = factors(network, dict.fromkeys(network.stages, 13.0))
+    assert found["style_stem"] == pytest.approx(0.5)
+
+
+def test_adams_moments_follow_the_parameters(folder: Path) -> None:
+    network, batch = trained_like(TOY), make_loader(folder).batch("x", 1.0)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.0)
+
+    def gradients() -> list[torch.Tensor]:
+        optimizer.zero_grad()
+        code = network.style_code(batch.style_white, Conditions())
+        network(batch.content_white, code, Conditions()).abs().sum().backward()
+        return [p.grad for p in network.parameters() if p.grad is not None]
+
+    before = gradients()
+    optimizer.step()
+    by = {s.name: 0.5 + 0.1 * i for i, s in enumerate(TOY.stages())}
+    rescale_moments(network, optimizer, rescale_stages(network, by))
+    after = gradients()
+    assert any(not torch.allclose(a, b, rtol=0.1) for a, b in zip(after, before, strict=True))
+    # The moments are those that gradients of the rescaled network would have made.
+    for parameter, gradient in zip(network.parameters(), after, strict=True):
+        scale, state = gradient.abs().max().clamp(min=1e-3), optimizer.state[parameter]
+        close = {"rtol": 1e-2, "atol": 1e-3}
+        torch.testing.assert_close(state["exp_avg"] / 0.1 / scale, gradient / scale, **close)
+        second = state["exp_avg_sq"] / 0.001 / scale**2
+        torch.testing.assert_close(second, (gradient / scale) ** 2, **close)
+
+
+# Where a run starts from
+
+
+def test_a_run_starts_from_shipped_weights(tmp_path: Path) -> None:
+    path, shipped = toy_weights(tmp_path / "toy.safetensors"), toy_network()
+    network = initial_network(path, {}, SIZE)
+    again = network.integers()
+    assert again.architecture == shipped.architecture
+    for name, stage in shipped.stages.items():
+        np.testing.assert_array_equal(again.stages[name].weight, stage.weight)
+        np.testing.assert_array_equal(again.stages[name].bias, stage.bias)
+        if stage.modulation is not None:
+            np.testing.assert_array_equal(again.stages[name].modulation, stage.modulation)
+    np.testing.assert_array_equal(again.head_weight, shipped.head_weight)
+    np.testing.assert_array_equal(again.skip, shipped.skip)
+
+
+def test_weights_of_one_resolution_start_another(tmp_path: Path) -> None:
+    path = toy_weights(tmp_path / "toy.safetensors")
+    network = initial_network(path, {"style_stride": 2}, 64)
+    assert network.architecture == dataclasses.replace(TOY, style_stride=2)
+    with pytest.raises(InputError, match="do not fit"):
+        initial_network(path, {"latent": 8}, SIZE)
+
+
+@pytest.mark.parametrize("sizes", [{"heads": 8}, {"style_stride": 3}, {"latent": "many"}])
+def test_an_impossible_architecture_is_refused(sizes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="no architecture") as caught:
+        initial_network(None, sizes, SIZE)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", None])
+def test_a_damaged_checkpoint_is_refused(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    if content is None:
+        torch.save({"weights": 1}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.pt is damaged"):
+        Checkpoint.read(path)
+    with pytest.raises(InputError, match="no checkpoint"):
+        Checkpoint.read(tmp_path / "b.pt")
+
+
+# The loop
+
+
+class Stopped(Exception):  # noqa: N818
+    """What a killed process looks like from inside."""
+
+
+def stop_at(step: int) -> Worker:
+    """A worker that dies right after the checkpoint of a step."""
+
+    def report(figures: dict[str, float], checkpoint: Path | None) -> None:
+        assert checkpoint is not None and checkpoint.exists()
+        if figures["step"] == step:
+            raise Stopped
+
+    return Worker(report=report)
+
+
+def lines_of(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_equal_state(a: Checkpoint, b: Checkpoint) -> None:
+    assert a.network.keys() == b.network.keys()
+    for name, tensor in a.network.items():
+        assert torch.equal(tensor, b.network[name]), name
+    for key, state in a.optimizer["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, b.optimizer["state"][key][name])
+    assert (a.step, a.options, a.architecture) == (b.step, b.options, b.architecture)
+    assert a.validation == b.validation
+
+
+@pytest.mark.usefixtures("few_pairs")
+@pytest.mark.parametrize(("cache", "stop"), [(0, 1), (0, 2), (0, 4), (20, 4)])
+def test_a_resumed_run_is_the_run_that_was_not_stopped(
+    cache: int, stop: int, folder: Path, tmp_path: Path
+) -> None:
+    options = {"consistency_weight": 1.0}
+    run = make_run(folder, options, cache=cache, out=tmp_path / "whole")
+    assert Trainer(run, Worker()).train() == 6
+    broken = dataclasses.replace(run, out=tmp_path / "broken", save_every=0.0)
+    with pytest.raises(Stopped):
+        Trainer(broken, stop_at(stop)).train()
+    # A line of the step after the checkpoint, half written.
+    with (broken.out / "metrics.jsonl").open("a") as file:
+        file.write(f'{{"step": {stop + 1}}}\n{{"st')
+    resumed = dataclasses.replace(broken, resume=True)
+    resumed.check()
+    assert Trainer(resumed, Worker()).train() == 6
+
+    states = [Checkpoint.read(RunFolder(r.out).last) for r in (run, resumed)]
+    assert states[0].step == 6 and states[0].seconds > 0
+    assert_equal_state(*states)
+    # Nothing is recorded twice.
+    steps = [line["step"] for line in lines_of(resumed) if "held_out" in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert sum("calibration" in line for line in lines_of(resumed)) == 1
+    # At the end there is nothing left to do.
+    assert Trainer(resumed, stop_at(6)).train() == 6
+
+
+@pytest.mark.usefixtures("few_pairs")
+def test_a_run_leaves_metrics_a_sheet_and_the_best_checkpoint(folder: Path, tmp_path: Path) -> None:
+    run = make_run(folder, out=tmp_path / "out", save_every=0.0)
+    run.check()
+    trainer = Trainer(run, Worker())
+    trainer.train()
+    first, *lines = lines_of(run)
+    assert first["workers"] == 1 and first["options"]["size"] == SIZE
+    saved = [line for line in lines if "held_out" in line]
+    assert set(saved[-1]["train"]) == {
+        "content", "style", "ssc", "grain", "overflow", "range", "consistency", "total",
+    }  # fmt: skip
+    assert set(saved[-1]["held_out"]) == {"content", "style", "grain", "overflow"}
+    assert saved[-1]["skipped"] == sum(len(line.get("skipped_now", [])) for line in (first, *lines))
+    # Float networks cannot be exported, so none of them is the best.
+    scores = {line["step"]: line["score"] for line in saved if line["step"] > 2}
+    best = Checkpoint.read(RunFolder(run.out).best)
+    assert scores[best.step] == min(scores.values()) == score(best.validation)
+    with Image.open(run.out / "sample.png") as sheet:
+        assert sheet.width > 3 * SIZE
+    network = StyleTransfer(Architecture(**best.architecture))
+    network.load_state_dict(best.network)
+    assert not list(run.out.glob("*.partial"))
+
+
+@pytest.mark.usefixtures("few_pairs")
+def test_a_used_folder_is_not_used_again_by_accident(folder: Path, tmp_path: Path) -> None:
+    run = make_run(folder, {"max_iter": 1, "warm_up": 0}, out=tmp_path / "out")
+    Trainer(run, Worker()).train()
+    with pytest.raises(InputError, match="--resume"):
+        run.check()
+    resumed = dataclasses.replace(run, resume=True)
+    resumed.check()
+    dataclasses.replace(resumed, sizes={}).check()
+    with pytest.raises(InputError, match="has latent 4, not 8"):
+        dataclasses.replace(resumed, sizes={"latent": 8}).check()
+    larger = dataclasses.replace(run.options, size=64)
+    with pytest.raises(InputError, match="has size 32, not 64"):
+        dataclasses.replace(resumed, options=larger).check()
+
+
+def test_an_infinite_gradient_costs_a_step_and_no_more(
+    folder: Path, tmp_path: Path, few_pairs: None
+) -> None:
+    run = make_run(folder, {"max_iter": 2, "warm_up": 0}, out=tmp_path / "out")
+    trainer = Trainer(run, Worker())
+    before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+    batch = make_loader(folder).batch("x", 1.0)
+    broken = dataclasses.replace(batch, content_target=batch.content_target * float("nan"))
+    trainer._train_on(broken, "seed")
+    assert all(torch.equal(v, before[k]) for k, v in trainer.network.state_dict().items())
+    trainer._train_on(batch, "seed")
+    assert not torch.equal(trainer.network.head.weight, before["head.weight"])
+
+
+def test_the_losses_add_up_and_reach_every_parameter(folder: Path) -> None:
+    options = Options(size=SIZE, consistency_weight=3.0, style_weight=0.5)
+    network = trained_like(VARIED)
+    losses = Losses(network, VGG16(folder / "vgg.npz").requires_grad_(False), options)
+    batch = make_loader(folder).batch("x", 1.5)
+    for quantized in (False, True):
+        network.quantize(quantized)
+        out = losses(batch)
+        weighted = sum(
+            getattr(options, f"{key}_weight", 1.0) * value
+            for key, value in out.items()
+            if key != "total"
+        )
+        torch.testing.assert_close(out["total"], weighted)
+        assert (out["consistency"] > 0) == quantized
+        out["total"].backward()
+        assert all(p.grad is not None for p in losses.parameters())
+        losses.zero_grad()
+    # Nothing but the network is trained, or sent to other workers.
+    assert {id(p) for p in losses.parameters()} == {id(p) for p in network.parameters()}
+    assert {id(b) for b in losses.buffers()} == {id(b) for b in network.buffers()}
+
+
+def test_the_score_prefers_style_but_not_at_any_price() -> None:
+    good = {"content": 0.6, "style": 0.5, "grain": 0.5}
+    assert score(good) == 0.5
+    assert score({**good, "style": 0.45}) < score(good)
+    assert score({**good, "style": 0.45, "content": 0.8}) > score(good)
+    assert score({**good, "style": 0.45, "grain": 1.2}) > score(good)
+
+
+def test_held_out_pictures_that_cannot_be_used_are_passed_over(
+    folder: Path, tmp_path: Path, few_pairs: None
+) -> None:
+    vgg = VGG16(folder / "vgg.npz")
+    paths = list_pictures(make_pictures(tmp_path / "some", 1))
+    held_out = validation.Validation(paths, paths, vgg, SIZE, CPU)
+    assert len(held_out.content) == len(held_out.style) == 4
+    assert isinstance(held_out.content[0], Crop)
+    with pytest.raises(InputError, match="no held-out picture"):
+        validation.Validation([tmp_path / "some" / "d-empty.jpg"], paths, vgg, SIZE, CPU)
