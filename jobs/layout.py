@@ -53,3 +53,8 @@ def results(job_id: str) -> str:
 def result(job_id: str, pair_id: str) -> str:
     """Marker of a finished pair: done or failed with its reason."""
     return f"jobs/{job_id}/results/{pair_id}.json"
+
+
+def probe(token: str) -> str:
+    """What `doctor` writes and deletes again."""
+    return f"probe-{token}"

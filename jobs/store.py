@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -9,9 +10,14 @@ from pathlib import Path
 from typing import Protocol
 
 from jobs import layout
+from jobs.s3_address import SCHEME, S3Address, without_secrets
 from nst.errors import StoreError
 
 FORMAT = 1
+PATIENCE = 75.0
+"""Seconds for which a store that does not answer is asked again: a server's restart and more."""
+FIRST_PATIENCE = 10.0
+"""The same where somebody waits at the command line and may have mistyped."""
 PARTIAL = ".partial-"
 """How names of files that are still being written begin."""
 
@@ -42,6 +48,18 @@ class Store(Protocol):
 
     def list(self, prefix: str) -> list[str]:
         """All keys that start with a prefix, sorted."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove a blob; that there is none is no error. Raises StoreError if it stays."""
+        ...
+
+    def delete_prefix(self, prefix: str) -> int:
+        """Remove all blobs below a prefix that ends with a slash; says how many there were."""
+        ...
+
+    def clock(self) -> float:
+        """Seconds since the epoch by the store's clock."""
         ...
 
 
@@ -97,15 +115,54 @@ class LocalStore:
 
     def list(self, prefix: str) -> list[str]:
         """See `Store`."""
-        folder = self.root / prefix.rpartition("/")[0]
-        files = (p for p in folder.rglob("*") if not p.name.startswith(PARTIAL) and p.is_file())
-        found = (p.relative_to(self.root).as_posix() for p in files)
+        # Unlike Path.rglob, os.walk goes on where somebody deletes a folder meanwhile.
+        walk = os.walk(self.root / prefix.rpartition("/")[0])
+        found = (
+            (Path(folder) / name).relative_to(self.root).as_posix()
+            for folder, _, names in walk
+            for name in names
+            if not name.startswith(PARTIAL)
+        )
         return sorted(k for k in found if k.startswith(prefix))
 
+    def delete(self, key: str) -> None:
+        """See `Store`; folders that become empty go too."""
+        path = self._path(key)
+        try:
+            # What is below a blob, or is a folder, is no blob.
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                path.unlink()
+        except OSError as error:
+            raise StoreError(f"store {self.root}: cannot delete {key}: {error.strerror}") from error
+        # The first folder stays: another job may be about to write into it.
+        for _ in range(key.count("/") - 1):
+            path = path.parent
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+    def delete_prefix(self, prefix: str) -> int:
+        """See `Store`."""
+        require_folder(str(self.root), prefix)
+        keys = self.list(prefix)
+        for key in keys:
+            self.delete(key)
+        return len(keys)
+
+    def clock(self) -> float:
+        """See `Store`: what a new file is dated, which on a shared file system its server says."""
+        partial = self._partial("clock", b"")
+        try:
+            return partial.stat().st_mtime
+        except OSError as error:
+            raise StoreError(
+                f"store {self.root}: cannot read its clock: {error.strerror}"
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
     def _path(self, key: str) -> Path:
-        """Where a blob is. Ids in keys come out of records that others wrote."""
-        if any(part in ("", ".", "..") for part in key.split("/")):
-            raise StoreError(f"store {self.root}: {key!r} is no key; submit the job again")
+        """Where a blob is."""
+        require_key(str(self.root), key)
         return self.root / key
 
     def _partial(self, key: str, blob: bytes) -> Path:
@@ -128,26 +185,77 @@ class LocalStore:
             ) from error
 
 
-def open_store(url: str) -> Store:
+def require_key(store: str, key: str) -> None:
+    """Raise StoreError unless a key names a blob inside the store.
+
+    Ids in keys come out of records that others wrote.
+
+    Args:
+        store: Name of the store in the error.
+        key: What should be a key.
+    """
+    if any(part in ("", ".", "..") for part in key.split("/")):
+        raise StoreError(f"store {store}: {key!r} is no key; submit the job again")
+
+
+def require_folder(store: str, prefix: str) -> None:
+    """Raise StoreError unless a prefix names one folder, so that no wider one is deleted."""
+    if not prefix.endswith("/"):
+        raise StoreError(f"store {store}: {prefix!r} is no folder; nothing was deleted")
+    require_key(store, prefix[:-1])
+
+
+def connect(url: str, patience: float = PATIENCE) -> Store:
+    """A store that may have no format yet; nothing is written.
+
+    Args:
+        url: A folder, or `s3://bucket/prefix` (see `jobs.s3_address`).
+        patience: Seconds for which a server that does not answer is asked again.
+
+    Raises:
+        StoreError: if the URL is wrong or a bucket cannot be reached.
+    """
+    if url.startswith(SCHEME):
+        from jobs.s3_store import S3Store
+
+        store = S3Store(S3Address.parse(url))
+        store.check(patience)
+        return store
+    if "://" in url:
+        raise StoreError(
+            f"store {without_secrets(url)}: only folders and s3://bucket/prefix are supported"
+        )
+    return LocalStore(Path(url).expanduser())
+
+
+def check_format(store: Store) -> None:
+    """Raise StoreError if a store was written by another version."""
+    try:
+        form = json.loads(store.read(layout.STORE))["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"store {store.url}: {layout.STORE} is damaged; is this a store of nst-batch?"
+        ) from error
+    if form != FORMAT:
+        raise StoreError(
+            f"store {store.url} has format {form}, this version reads {FORMAT}; "
+            "use the version that wrote it, or another --store"
+        )
+
+
+def open_store(url: str, patience: float = PATIENCE) -> Store:
     """Open a store, marking a new one with this version's format.
+
+    Args:
+        url: A folder, or `s3://bucket/prefix` (see `jobs.s3_address`).
+        patience: Seconds for which a server that does not answer is asked again on opening;
+            later requests have `PATIENCE`.
 
     Raises:
         StoreError: if it cannot be reached or was written by another version.
     """
-    if "://" in url:
-        raise StoreError(f"store {url}: only folders are supported; give a path")
-    store = LocalStore(Path(url).expanduser())
+    store = connect(url, patience)
     marker = json.dumps({"format": FORMAT}).encode()
     if store.exists(layout.STORE) or not store.create(layout.STORE, marker):
-        try:
-            form = json.loads(store.read(layout.STORE))["format"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"store {url}: {layout.STORE} is damaged; is this a folder of nst-batch?"
-            ) from error
-        if form != FORMAT:
-            raise StoreError(
-                f"store {url} has format {form}, this version reads {FORMAT}; "
-                "use the version that wrote it, or another --store"
-            )
+        check_format(store)
     return store

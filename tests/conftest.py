@@ -1,7 +1,10 @@
-"""What several test files share: the toy network, its circuits, a key set and an evaluator."""
+"""What several test files share: the toy network, its circuits, a key set, an evaluator, and a
+real S3 server."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from nst.client import Cipher, KeyCard, KeyRing
 from nst.integer import IntegerNetwork
 from nst.levels import P_ERROR
 from nst.server import Evaluator
+from tests.s3_server import S3Server
 from tests.toy import TOY_SIZE, toy_network
 
 
@@ -52,3 +56,30 @@ def evaluator(key_ring: KeyRing, key_card: KeyCard, circuits: Path) -> Evaluator
         (circuits / SERVER_FILE).read_bytes(),
         key_ring.evaluation_keys(key_card.key_id),
     )
+
+
+BUCKET = "nst-tests"
+
+
+@pytest.fixture(scope="session")
+def s3_process() -> Iterator[S3Server]:
+    """An S3 server with an empty bucket, started once for all tests."""
+    server = S3Server()
+    try:
+        server.start()
+        server.client().create_bucket(Bucket=BUCKET)
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def s3_server(s3_process: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """That server running, with its credentials in the environment and no others."""
+    if not s3_process.running:
+        s3_process.start()
+    for name in [n for n in os.environ if n.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in s3_process.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_process

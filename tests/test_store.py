@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import secrets
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,21 +17,29 @@ import pytest
 from jobs import layout
 from jobs.store import FORMAT, LocalStore, Store, open_store
 from nst.errors import StoreError
+from tests.conftest import BUCKET
 
 Opener = Callable[[], Store]
 
 
-def local(tmp_path: Path) -> Opener:
-    return lambda: open_store(str(tmp_path / "store"))
+def local(request: pytest.FixtureRequest) -> Opener:
+    folder = request.getfixturevalue("tmp_path") / "store"
+    return lambda: open_store(str(folder))
 
 
-STORES = {"local": local}
+def s3(request: pytest.FixtureRequest) -> Opener:
+    server = request.getfixturevalue("s3_server")
+    url = f"s3://{BUCKET}/{secrets.token_hex(4)}/a b?endpoint={server.endpoint}"
+    return lambda: open_store(url)
+
+
+STORES = {"local": local, "s3": s3}
 """By name, what makes an opener of one empty store. Another kind of store is added here."""
 
 
 @pytest.fixture(params=STORES)
-def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
-    return STORES[request.param](tmp_path)
+def opener(request: pytest.FixtureRequest) -> Opener:
+    return STORES[request.param](request)
 
 
 @pytest.fixture
@@ -143,10 +154,51 @@ def test_no_key_leads_out_of_the_store(store: Store, key: str) -> None:
         lambda: store.write(key, b""),
         lambda: store.create(key, b""),
         lambda: store.read(key),
+        lambda: store.delete(key),
+        lambda: store.delete_prefix(f"{key}/"),
     ):
         with pytest.raises(StoreError) as caught:
             call()
         one_line(caught)
+
+
+def test_what_is_deleted_is_gone(store: Store) -> None:
+    for key in ("a/b/c", "a/b/d", "a/e"):
+        store.write(key, b"1")
+    store.delete("a/b/c")
+    assert not store.exists("a/b/c")
+    assert store.list("a/") == ["a/b/d", "a/e"]
+    for missing in ("a/b/c", "a/b", "nothing", "a/e/below"):
+        store.delete(missing)
+    assert store.list("a/") == ["a/b/d", "a/e"]
+    assert store.create("a/b/c", b"again")
+    assert store.read("a/b/c") == b"again"
+
+
+def test_a_folder_is_deleted_with_all_below_it(store: Store) -> None:
+    below = [f"jobs/1/{i}/{j}" for i in range(3) for j in range(4)]
+    for key in (*below, "jobs/11/x", "jobs/2/x"):
+        store.write(key, b"1")
+    assert store.delete_prefix("jobs/1/") == len(below)
+    assert store.list("jobs/") == ["jobs/11/x", "jobs/2/x"]
+    assert store.delete_prefix("jobs/1/") == 0
+    for wide in ("", "jobs/1", "/"):
+        with pytest.raises(StoreError):
+            store.delete_prefix(wide)
+    assert store.list("jobs/") == ["jobs/11/x", "jobs/2/x"]
+
+
+def test_its_clock_is_that_of_this_machine(store: Store) -> None:
+    before = store.list("")
+    assert abs(store.clock() - time.time()) < 10
+    assert store.list("") == before
+
+
+def test_large_blobs(store: Store) -> None:
+    blob = os.urandom(20 << 20)
+    store.write("big", blob)
+    assert hashlib.sha256(store.read("big")).digest() == hashlib.sha256(blob).digest()
+    assert not store.create("big", b"other")
 
 
 def test_a_new_store_carries_its_format(store: Store) -> None:
@@ -166,9 +218,31 @@ def test_an_open_store_stays_what_it_is(opener: Opener) -> None:
     assert opener().read("a") == b"1"
 
 
-def test_only_folders_are_stores() -> None:
-    with pytest.raises(StoreError, match="only folders"):
-        open_store("ftp://host/path")
+def test_other_kinds_of_stores_are_refused() -> None:
+    with pytest.raises(StoreError, match="ftp://host/path: only folders and s3://"):
+        open_store("ftp://me:password@host/path?key=1")
+
+
+def test_emptied_folders_go(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    for key in ("jobs/1/a/b", "jobs/1/c", "jobs/2/d"):
+        store.write(key, b"1")
+    assert store.delete_prefix("jobs/1/") == 2
+    assert [p.name for p in (tmp_path / "jobs").iterdir()] == ["2"]
+
+
+def test_a_blob_that_cannot_be_deleted_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalStore(tmp_path)
+    store.write("jobs/1/x", b"1")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(StoreError, match="cannot delete jobs/1/x: Permission denied"):
+        store.delete("jobs/1/x")
 
 
 def test_a_home_folder_may_be_abbreviated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

