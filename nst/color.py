@@ -59,7 +59,7 @@ def whiten(picture: Floats, statistics: ColorStatistics) -> Floats:
     return np.einsum("ij,jhw->ihw", statistics.whitening(), centred).astype(np.float32)
 
 
-DITHER, DITHER_SEED = 0.75, 20221115
+DITHER, DITHER_SEED = 0.4, 20221115
 """Amplitude of the contents' dither, in pixel levels, and the seed of its noise."""
 
 
