@@ -1,4 +1,4 @@
-"""A Ray cluster on this machine, for one job."""
+"""Ray for one job: started on this machine, or a cluster that is running already."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from nst.errors import InputError
 
 LONGEST_BASE = 24
 """Characters of a folder for temporary files below which the names of Ray's sockets fit."""
@@ -45,3 +47,27 @@ def local_ray(cpus: int) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def running_ray(address: str) -> Iterator[None]:
+    """Connect to a Ray cluster, and leave it at the end.
+
+    Args:
+        address: `auto`, or host and port of the cluster's head, from one of its nodes.
+
+    Raises:
+        InputError: if no cluster answers there.
+    """
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"no Ray cluster answers at {address}: run this on one of its nodes, after `ray start`"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -63,7 +63,7 @@ _weight = click.FloatRange(min=0)
     help="Learning rate at the end, as a share of --lr; a cosine leads there.",
 )
 @click.option("--content-weight", type=_weight, default=1.0, show_default=True)
-@click.option("--style-weight", type=_weight, default=2.0, show_default=True)
+@click.option("--style-weight", type=_weight, default=7.0, show_default=True)
 @click.option(
     "--ssc-weight",
     type=_weight,
@@ -95,9 +95,16 @@ _weight = click.FloatRange(min=0)
 @click.option(
     "--consistency-weight",
     type=_weight,
-    default=0.0,
+    default=20.0,
     show_default=True,
     help="Difference of two noisy passes; not 0 costs a second pass.",
+)
+@click.option(
+    "--lattice-weight",
+    type=_weight,
+    default=3.0,
+    show_default=True,
+    help="Patterns that repeat from cell to cell.",
 )
 @click.option(
     "--p-error",
@@ -111,6 +118,11 @@ _weight = click.FloatRange(min=0)
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--gpu/--cpu", default=False, show_default=True, help="A GPU for each worker.")
+@click.option(
+    "--cluster",
+    metavar="ADDRESS",
+    help="Train on a running Ray cluster, `auto` on one of its nodes; all must see the folders.",
+)
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
@@ -153,6 +165,7 @@ def train(
     scales: str,
     workers: int,
     gpu: bool,
+    cluster: str | None,
     threads: int,
     save_every: float,
     cache: int | None,
@@ -172,7 +185,7 @@ def train(
     size = _size(quality)
 
     # Heavy imports, after everything that can be found wrong without them.
-    from cluster.local import local_ray
+    from cluster.local import local_ray, running_ray
     from cluster.train import TrainingError, Workers
     from cluster.train import train as train_on_ray
     from nst.training import Options, Run
@@ -202,7 +215,8 @@ def train(
     )
     run.check()
     try:
-        with local_ray(workers * threads), _progress(out / "metrics.jsonl", max_iter):
+        ray = local_ray(workers * threads) if cluster is None else running_ray(cluster)
+        with ray, _progress(out / "metrics.jsonl", max_iter):
             steps = train_on_ray(run, Workers(workers, gpu, threads))
     except TrainingError as error:
         click.echo(f"error: {error}", err=True)

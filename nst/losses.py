@@ -18,6 +18,9 @@ ENERGY_FLOOR = 1e-6
 GRAIN_FLOOR = 1e-4
 """Keeps the grain of a pair of flat pictures finite."""
 
+LATTICE_PERIOD = 8
+"""Pixels: the coarsest cells that the network works on, and a multiple of all finer ones."""
+
 Statistics = list[tuple[Tensor, Tensor]]
 """Channel means and deviations `[N, C]` of each layer."""
 
@@ -68,6 +71,25 @@ def grain(result: Tensor, content: Tensor, style: Tensor) -> Tensor:
     Well above 1 means hatching or a checkerboard that neither picture has.
     """
     return _top(result) / torch.maximum(_top(content), _top(style)).clamp(min=GRAIN_FLOOR)
+
+
+def lattice(result: Tensor) -> Tensor:
+    """Share of variance in patterns that repeat every `LATTICE_PERIOD` pixels, `[N]`.
+
+    A network that works on 4 x 4 and 8 x 8 cells may paint the same strokes into every cell; the
+    mean of many cells shows them, while strokes that do not repeat average out.
+
+    Args:
+        result: `[N, 3, S, S]`, S a multiple of the period.
+    """
+    size, period = result.shape[-1], LATTICE_PERIOD
+    local = F.avg_pool2d(F.pad(result, (period // 2,) * 4, mode="replicate"), period + 1, 1)
+    cells = size // period
+    # Averaged over blocks of cells: another part of the picture may have another pattern.
+    block = next(b for b in (4, 3, 2, 1) if cells % b == 0)
+    shape = (len(result), 3, cells // block, block, period, cells // block, block, period)
+    pattern = (result - local).reshape(shape).mean((3, 6))
+    return pattern.pow(2).mean((1, 2, 3, 4, 5)) / (result.var((2, 3)).mean(1) + 1e-3)
 
 
 def _top(picture: Tensor) -> Tensor:

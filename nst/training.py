@@ -26,7 +26,7 @@ from nst.checkpoint import Checkpoint, RunFolder, initial_network
 from nst.dataset import Batch, Crops, Loader, Targets, list_pictures, rescale, split
 from nst.errors import InputError
 from nst.levels import P_ERROR, noise_levels
-from nst.losses import content_loss, contrastive_loss, grain, statistics, style_loss
+from nst.losses import content_loss, contrastive_loss, grain, lattice, statistics, style_loss
 from nst.network import Conditions, StyleTransfer
 from nst.validation import Validation, colored, score
 from nst.vgg import VGG16
@@ -63,6 +63,7 @@ class Options:
         grain_allowed: In terms of the inputs' grain.
         overflow_weight: Of accumulators that leave their range.
         consistency_weight: Of the difference of two noisy passes; 0 saves the second pass.
+        lattice_weight: Of patterns that repeat from cell to cell.
         p_error: Of the circuits, decides the noise of the steps after `warm_up`.
         scales: How much pictures are enlarged before VGG sees them, in turn: what pleases VGG
             only at 1x is often hatching.
@@ -76,12 +77,13 @@ class Options:
     lr: float = 1e-3
     lr_decay: float = 0.05
     content_weight: float = 1.0
-    style_weight: float = 2.0
+    style_weight: float = 7.0
     ssc_weight: float = 0.35
     grain_weight: float = 0.5
-    grain_allowed: float = 0.5
+    grain_allowed: float = 0.6
     overflow_weight: float = 0.3
-    consistency_weight: float = 0.0
+    consistency_weight: float = 20.0
+    lattice_weight: float = 3.0
     p_error: float = P_ERROR
     scales: tuple[float, ...] = (1.0, 1.5)
     seed: int = 1
@@ -211,6 +213,7 @@ class Losses(nn.Module):
             "grain": F.relu(grain(shown, batch.content, batch.style) - o.grain_allowed).mean(),
             "overflow": zero + conditions.overflow,
             "range": (rgb - shown).pow(2).mean(),
+            "lattice": lattice(rgb).mean(),
             "consistency": zero,
         }
         if o.consistency_weight and self.network.quantized:
@@ -226,6 +229,7 @@ class Losses(nn.Module):
             + o.grain_weight * out["grain"]
             + o.overflow_weight * out["overflow"]
             + o.consistency_weight * out["consistency"]
+            + o.lattice_weight * out["lattice"]
             + out["range"]
         )
         return out

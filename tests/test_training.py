@@ -20,7 +20,14 @@ from nst.calibration import accumulator_levels, factors, rescale_moments, rescal
 from nst.checkpoint import Checkpoint, RunFolder, initial_network
 from nst.dataset import Batch, Crop, Crops, Loader, Targets, list_pictures, random_square, split
 from nst.errors import InputError
-from nst.losses import content_loss, contrastive_loss, grain, statistics, style_loss
+from nst.losses import (
+    content_loss,
+    contrastive_loss,
+    grain,
+    lattice,
+    statistics,
+    style_loss,
+)
 from nst.network import SAFE_LEVELS, Conditions, StyleTransfer
 from nst.training import Losses, Options, Run, Trainer, Worker, default_cache
 from nst.validation import score
@@ -92,6 +99,20 @@ def test_losses_of_flat_pictures_are_finite() -> None:
     assert style_loss(statistics([other]), statistics([flat])).isfinite().all()
     white = torch.ones(1, 3, 8, 8)
     assert grain(white, white, white).isfinite().all()
+
+
+@pytest.mark.parametrize("size", [32, 64, 192])
+@pytest.mark.parametrize("period", [2, 4, 8])
+def test_strokes_that_repeat_in_every_cell_are_a_lattice(size: int, period: int) -> None:
+    torch.manual_seed(0)
+    random = torch.rand(2, 3, size, size)
+    cell = torch.rand(2, 3, period, period)
+    repeated = cell.repeat(1, 1, size // period, size // period)
+    slopes = torch.linspace(0, 1, size).expand(2, 3, size, size)
+    for innocent in (random, slopes):
+        assert (lattice(innocent) < 0.15).all()
+        assert (lattice(innocent + 0.5 * repeated) > 2 * lattice(innocent)).all()
+    assert (lattice(repeated) > 0.5).all()
 
 
 def test_the_learning_rate_rises_then_falls_to_its_share() -> None:
@@ -428,7 +449,7 @@ def test_a_run_leaves_metrics_a_sheet_and_the_best_checkpoint(folder: Path, tmp_
     assert first["workers"] == 1 and first["options"]["size"] == SIZE
     saved = [line for line in lines if "held_out" in line]
     assert set(saved[-1]["train"]) == {
-        "content", "style", "ssc", "grain", "overflow", "range", "consistency", "total",
+        "content", "style", "ssc", "grain", "overflow", "range", "consistency", "lattice", "total",
     }  # fmt: skip
     assert set(saved[-1]["held_out"]) == {"content", "style", "grain", "overflow"}
     assert saved[-1]["skipped"] == sum(len(line.get("skipped_now", [])) for line in (first, *lines))
