@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.cli_doctor import doctor
 from jobs.cli_evaluate import evaluate, export
+from jobs.cli_store import STORE_HELP, s3_options
+from jobs.cli_train import train
 from nst.errors import NstBatchError, StoreError
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from jobs.home import Home, JobBook
     from jobs.pairs import Skipped
     from jobs.preparation import PreparedPair
+    from jobs.s3_address import S3Options
     from jobs.store import Store
     from nst.integer import IntegerNetwork
     from nst.levels import QualityLevel
@@ -50,8 +54,10 @@ def main() -> None:
     """
 
 
+main.add_command(doctor)
 main.add_command(evaluate)
 main.add_command(export)
+main.add_command(train)
 
 _quality = click.option(
     "--quality", "-q", default="low", show_default=True, help="draft 32, low 64, mid 128, high 192."
@@ -82,7 +88,8 @@ _actors = click.option(
 @_actors
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Stay until it is done.")
 @click.option("--out", type=click.Path(path_type=Path), help="Fetch the results into this folder.")
-@click.option("--store", "store_url", help="Folder that holds ciphertexts and job records.")
+@click.option("--store", "store_url", help=f"{STORE_HELP}  [default: a folder of yours]")
+@s3_options
 @_force
 def submit(
     pairs: Path,
@@ -93,6 +100,7 @@ def submit(
     wait: bool,
     out: Path | None,
     store_url: str | None,
+    s3: S3Options,
     force: bool,
 ) -> None:
     """Encrypt PAIRS and stylize them while encrypted.
@@ -102,6 +110,7 @@ def submit(
 
     \b
     Example: nst-batch submit ./pairs --quality low --out ./stylized
+             nst-batch submit ./pairs --store s3://bucket/prefix --profile studio --no-wait
     """
     from jobs.fetch import make_folder, refuse_overwriting
     from jobs.home import Home
@@ -109,6 +118,7 @@ def submit(
     if out is not None and not wait:
         raise click.UsageError("--out needs --wait; later: nst-batch fetch JOB --out DIR")
     home, console = Home.default(), _console()
+    store_url = s3.fold(store_url or str(home.store))
     level, network = _level(quality)
     prepared, skipped = _prepare(pairs, grid, fit, level, network, console)
     if out is not None:
@@ -119,7 +129,7 @@ def submit(
 
 def _submit(
     home: Home,
-    store_url: str | None,
+    store_url: str,
     level: QualityLevel,
     network: IntegerNetwork,
     prepared: list[PreparedPair],
@@ -131,9 +141,8 @@ def _submit(
 ) -> None:
     """Encrypt, start a driver, and with `wait` see it through; exits 1 if pairs failed."""
     from jobs import submit as jobs_submit
-    from jobs.store import open_store
 
-    store = open_store(store_url or str(home.store))
+    store = _open(store_url)
     with console.status("building circuits and keys") as status:
 
         def progress(done: int, total: int) -> None:
@@ -155,7 +164,6 @@ def _submit(
 def resume(job_id: str, actors: int, out: Path | None) -> None:
     """Go on with a JOB whose driver is gone; finished pairs are not done again."""
     from jobs.home import Home
-    from jobs.store import open_store
     from jobs.submit import start_driver
 
     home = Home.default()
@@ -163,7 +171,7 @@ def resume(job_id: str, actors: int, out: Path | None) -> None:
     if _alive(book.driver_pid):
         raise click.UsageError(f"job {job_id} is still running (process {book.driver_pid})")
     process = start_driver(home, book, actors)
-    _see_through(home, open_store(book.store), book, process, _console(), out)
+    _see_through(home, _open(book.store), book, process, _console(), out)
 
 
 def _see_through(
@@ -213,13 +221,13 @@ def status(job_id: str | None, as_json: bool) -> None:
     from jobs import layout
     from jobs.home import Home
     from jobs.records import JobRecord, finished_pairs, read_record, read_state
-    from jobs.store import open_store
     from jobs.watch import describe
 
     home = Home.default()
     if job_id is None:
         books = home.books()
-        states = [read_state(open_store(book.store), book.job_id) for book in books]
+        stores = {url: _open(url) for url in {book.store for book in books}}
+        states = [read_state(stores[book.store], book.job_id) for book in books]
         if as_json:
             rows = [
                 {"job": b.job_id, "created": b.created, "quality": b.quality, **s.model_dump()}
@@ -236,7 +244,7 @@ def status(job_id: str | None, as_json: bool) -> None:
         _console().print(table)
         return
     book = home.book(job_id)
-    store = open_store(book.store)
+    store = _open(book.store)
     state = read_state(store, job_id)
     finished = finished_pairs(store, read_record(store, layout.job(job_id), JobRecord))
     pairs = [
@@ -268,11 +276,10 @@ def status(job_id: str | None, as_json: bool) -> None:
 def fetch(job_id: str, out: Path, force: bool) -> None:
     """Decrypt what is ready of JOB into PNG files and a gallery."""
     from jobs.home import Home
-    from jobs.store import open_store
 
     home = Home.default()
     book = home.book(job_id)
-    _fetch(home, open_store(book.store), book, out, force, _console())
+    _fetch(home, _open(book.store), book, out, force, _console())
 
 
 def _fetch(
@@ -360,7 +367,16 @@ def demo(out: Path, count: int, actors: int) -> None:
     prepared, more = prepare(pairs[:count], network, level.size, "crop")
     home = Home(out / "home")
     _submit(
-        home, None, level, network, prepared, skipped + more, console, actors, True, out / "results"
+        home,
+        str(home.store),
+        level,
+        network,
+        prepared,
+        skipped + more,
+        console,
+        actors,
+        True,
+        out / "results",
     )
 
 
@@ -451,6 +467,13 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console()
+
+
+def _open(url: str) -> Store:
+    """A store for somebody who waits for the answer."""
+    from jobs.store import FIRST_PATIENCE, open_store
+
+    return open_store(url, FIRST_PATIENCE)
 
 
 def _level(quality: str) -> tuple[QualityLevel, IntegerNetwork]:

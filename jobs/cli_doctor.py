@@ -1,0 +1,67 @@
+"""`nst-batch doctor`: what is wrong with this installation, and what to do."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from jobs.cli_store import STORE_HELP, s3_options
+from jobs.s3_address import S3Options
+
+EXIT_FAILED, EXIT_UNREACHABLE = 2, 3
+
+
+@click.command()
+@click.option(
+    "--store", "stores", multiple=True, help=f"{STORE_HELP} Repeatable.  [default: the local one]"
+)
+@s3_options
+@click.option("--quality", "-q", default="low", show_default=True, help="Level of your jobs.")
+@click.option(
+    "--actors",
+    type=click.IntRange(min=1),
+    default=os.cpu_count() or 1,
+    show_default="all cores",
+    help="Ray actors that run at once.",
+)
+@click.option("--ray-address", help="A cluster that should answer: host:port or http://host:8265.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def doctor(
+    stores: tuple[str, ...],
+    s3: S3Options,
+    quality: str,
+    actors: int,
+    ray_address: str | None,
+    as_json: bool,
+) -> None:
+    """Check this machine and its stores, and say what to do.
+
+    Looks at versions, Ray, keys, free memory and disk, and at every store's credentials, bytes,
+    conditional writes and clock. Nothing stays in a store.
+
+    Exit codes: 0 nothing fails, 2 something does, 3 a store cannot be used.
+
+    \b
+    Example: nst-batch doctor --store s3://bucket/prefix --endpoint-url http://host:8333
+    """
+    import json
+    from dataclasses import asdict
+
+    from jobs.doctor import diagnose
+    from jobs.home import Home
+
+    home = Home.default()
+    urls = [s3.fold(url) for url in stores or (str(home.store),)]
+    checks = []
+    for check in diagnose(home, urls, quality, actors, ray_address):
+        checks.append(check)
+        if not as_json:
+            advice = f" -> {check.advice}" if check.advice else ""
+            click.echo(f"{check.status:4}  {check.what}  {check.detail}{advice}")
+    failed = [check for check in checks if check.status == "FAIL"]
+    if as_json:
+        click.echo(json.dumps({"ok": not failed, "checks": [asdict(c) for c in checks]}, indent=2))
+    if failed:
+        unreachable = any(check.unreachable for check in failed)
+        raise SystemExit(EXIT_UNREACHABLE if unreachable else EXIT_FAILED)

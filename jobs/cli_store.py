@@ -1,0 +1,37 @@
+"""Options of every command that opens a store afresh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+from jobs.s3_address import ENCRYPTIONS, S3Options
+
+STORE_HELP = "Folder or s3://bucket/prefix that holds ciphertexts and job records."
+
+
+def s3_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of stores in S3 to a command, which gets them as `s3: S3Options`."""
+
+    @click.option("--endpoint-url", help="S3 server, if not Amazon's.")
+    @click.option("--region", help="Region of the bucket.")
+    @click.option("--profile", help="Named AWS profile that holds the credentials.")
+    @click.option("--sse", type=click.Choice(ENCRYPTIONS), help="Encryption by the S3 server.")
+    @click.option("--sse-kms-key-id", help="Key for --sse aws:kms.")
+    @wraps(command)
+    def folded(
+        *arguments: Any,
+        endpoint_url: str | None,
+        region: str | None,
+        profile: str | None,
+        sse: str | None,
+        sse_kms_key_id: str | None,
+        **options: Any,
+    ) -> Any:
+        s3 = S3Options(endpoint_url, region, profile, sse, sse_kms_key_id)
+        return command(*arguments, s3=s3, **options)
+
+    return folded

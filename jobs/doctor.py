@@ -1,0 +1,366 @@
+"""Checks of everything a job needs, each with what to do about it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+from jobs import layout
+from jobs.home import HOME_VARIABLE, Home
+from jobs.s3_address import SCHEME
+from jobs.store import LocalStore, Store, check_format, connect
+from nst.circuits import PLAN_FILE, circuit_id, load_plan
+from nst.client import CARD_FILE, EVALUATION_FILE, SECRET_FILE
+from nst.errors import NstBatchError, StoreError
+from nst.levels import QualityLevel, get_level
+from nst.plan import CircuitPlan
+from nst.weights import load_weights
+
+Status = Literal["ok", "warn", "FAIL"]
+
+PYTHON = (3, 11)
+PYARROW_END = 26
+"""The first pyarrow that needs numpy 2, with which every Ray actor dies."""
+PATIENCE = 5.0
+"""Seconds for which a store or a cluster that does not answer is asked again."""
+PROBE_BYTES = 1 << 16
+SKEW_WARN, SKEW_FAIL = 60.0, 600.0
+"""Seconds; S3 refuses requests whose clock is a quarter of an hour off."""
+BASE_BYTES, ACTOR_BYTES = 600_000_000, 1_600_000_000
+"""Resident memory of Ray, driver and client together, and of an actor (see benchmarks/low.json)."""
+MEMORY_MARGIN = 1.2
+PAIR_BYTES_PER_PIXEL = 49_400
+"""Stored for a pair, a pixel of the result: where no circuits are built that tell exactly."""
+HOME_BYTES = 100_000_000
+"""Keys and circuits of a level, and books of jobs."""
+FEW_PAIRS = 10
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        status: `FAIL` stops a job, `warn` may.
+        what: Its name.
+        detail: What was found.
+        advice: What to do, empty if nothing.
+        unreachable: Whether it is a store that cannot be used at all.
+    """
+
+    status: Status
+    what: str
+    detail: str
+    advice: str = ""
+    unreachable: bool = False
+
+
+def diagnose(
+    home: Home, stores: list[str], quality: str, actors: int, ray_address: str | None = None
+) -> Iterator[Check]:
+    """All checks, one after the other.
+
+    Args:
+        home: The user's data directory.
+        stores: URLs, with all options in them.
+        quality: Level that jobs are to be run at.
+        actors: Ray actors that run at once on this machine.
+        ray_address: A cluster that should answer, `host:port` or its dashboard's URL.
+    """
+    yield from check_versions()
+    yield check_ray(ray_address)
+    yield from check_keys(home)
+    try:
+        level = get_level(quality)
+        plan = _built_plan(home, level)
+        yield Check("ok", "quality", f"{quality}: {level.size} x {level.size} pixels")
+    except NstBatchError as error:
+        yield _failed("quality", error)
+    else:
+        output = plan.output_ciphertext_bytes if plan else pair_bytes(level, plan)
+        yield check_memory(available_memory(), actors, output)
+        yield check_space("disk of the data directory", home.root, HOME_BYTES, HOME_VARIABLE)
+        for url in stores:
+            if not url.startswith(SCHEME):
+                yield check_pairs_space(Path(url).expanduser(), pair_bytes(level, plan))
+    for url in stores:
+        yield from check_store(url)
+
+
+def check_versions() -> Iterator[Check]:
+    """Python and the packages whose versions matter."""
+    here = sys.version_info
+    found = f"{here[0]}.{here[1]}.{here[2]}"
+    if here[:2] == PYTHON:
+        yield Check("ok", "python", found)
+    else:
+        yield Check("FAIL", "python", found, "install Python 3.11 and run: make venv")
+    for package in ("concrete-python", "ray", "pyarrow", "boto3"):
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            yield Check("FAIL", package, "is not installed", "run: make venv")
+            continue
+        if package == "pyarrow" and int(found.split(".")[0]) >= PYARROW_END:
+            advice = f"run: pip install 'pyarrow<{PYARROW_END}'"
+            yield Check("FAIL", package, f"{found} needs numpy 2; Ray actors die of it", advice)
+        else:
+            yield Check("ok", package, found)
+
+
+def check_ray(address: str | None) -> Check:
+    """Whether Ray can be imported, has its shared memory, and a named cluster answers."""
+    try:
+        import ray
+    except Exception as error:  # A broken installation raises anything.
+        return Check("FAIL", "ray", f"cannot be imported: {_line(error)}", "run: make venv")
+    if address is None:
+        if not os.access(SHARED_MEMORY, os.W_OK):
+            return Check(
+                "warn", "ray", f"{SHARED_MEMORY} cannot be written", "in a container: --shm-size=2g"
+            )
+        return Check("ok", "ray", f"{ray.__version__} can be imported; jobs start it themselves")
+    try:
+        _call_cluster(address)
+    except (OSError, ValueError) as error:
+        return Check(
+            "FAIL", "ray", f"{address} does not answer: {_line(error)}",
+            "check the address and the network, or start it: ray start --head",
+        )  # fmt: skip
+    return Check("ok", "ray", f"{address} answers")
+
+
+def check_keys(home: Home) -> Iterator[Check]:
+    """Key sets: complete, readable by their owner alone, and for this version's circuits."""
+    folders = [p for p in sorted(home.keys.glob("*")) if not p.name.startswith(".")]
+    if not folders:
+        yield Check("ok", "keys", f"none yet in {home.keys}; submit makes them")
+        return
+    faults = [fault for folder in folders for fault in _key_faults(home, folder)]
+    yield from faults
+    if not faults:
+        yield Check(
+            "ok", "keys", f"{len(folders)} in {home.keys}, readable by you alone",
+            "back this folder up: a result without its key is lost",
+        )  # fmt: skip
+
+
+def _key_faults(home: Home, folder: Path) -> Iterator[Check]:
+    what = f"key {folder.name}"
+    lost = [n for n in (SECRET_FILE, EVALUATION_FILE, CARD_FILE) if not (folder / n).is_file()]
+    if lost:
+        yield Check("FAIL", what, f"{', '.join(lost)} missing", "restore it from your backup")
+        return
+    for path in (folder, folder / SECRET_FILE):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            right = 0o700 if path.is_dir() else 0o600
+            yield Check("FAIL", what, f"{path} has mode {mode:o}", f"chmod {right:o} {path}")
+    try:
+        circuits = str(json.loads((folder / CARD_FILE).read_text())["circuit_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        yield Check("FAIL", what, f"{CARD_FILE} is damaged", "restore it from your backup")
+        return
+    if (home.circuits / circuits / PLAN_FILE).is_file():
+        try:
+            made_by = load_plan(home.circuits / circuits).concrete_version
+        except NstBatchError as error:
+            yield _failed(what, error)
+            return
+        if made_by != version("concrete-python"):
+            yield Check(
+                "warn", what, f"is for circuits of concrete-python {made_by}",
+                "fetch their results with that version; new jobs get new keys",
+            )  # fmt: skip
+
+
+def check_memory(available: int | None, actors: int, output_bytes: int) -> Check:
+    """Free memory against what a job takes on this machine.
+
+    Args:
+        available: Bytes, None if unknown.
+        actors: How many run at once, one a core.
+        output_bytes: Ciphertexts of one result, which a job holds as rows in flight.
+    """
+    need = BASE_BYTES + actors * ACTOR_BYTES + output_bytes
+    if available is None:
+        advice = f"see that {_gb(need)} are free"
+        return Check("warn", "memory", "free memory is unknown on this system", advice)
+    detail = f"{_gb(available)} free, {actors} actors need {_gb(need)}"
+    fitting = int((available / MEMORY_MARGIN - BASE_BYTES - output_bytes) // ACTOR_BYTES)
+    if available >= need * MEMORY_MARGIN:
+        return Check("ok", "memory", detail)
+    advice = (
+        f"submit with --actors {fitting}" if fitting >= 1 else "free memory, or use another machine"
+    )
+    return Check("warn" if available >= need else "FAIL", "memory", detail, advice)
+
+
+def check_space(what: str, folder: Path, need: int, remedy: str) -> Check:
+    """Free disk at a folder, which need not exist yet, against bytes needed."""
+    free = _free_disk(folder)
+    detail = f"{_gb(free)} free at {folder}"
+    if free >= need:
+        return Check("ok", what, detail)
+    return Check("FAIL", what, detail, f"free {_gb(need)}, or set {remedy} to another folder")
+
+
+def check_pairs_space(folder: Path, pair: int) -> Check:
+    """Free disk at a store in a folder against the bytes of a pair."""
+    room = _free_disk(folder) // pair
+    what, detail = "disk of the store", f"{_gb(pair)} a pair, room for {room} at {folder}"
+    if room >= FEW_PAIRS:
+        return Check("ok", what, detail)
+    return Check("warn" if room else "FAIL", what, detail, "free some space or use another --store")
+
+
+def check_store(url: str) -> Iterator[Check]:
+    """Whether a store can do all that a job asks of it; nothing stays in it.
+
+    Args:
+        url: A folder or an `s3://` URL.
+    """
+    what = f"store {url.partition('?')[0]}"
+    try:
+        store = connect(url, PATIENCE)
+        yield from _credentials(store, what)
+        yield _probe(store, what)
+    except StoreError as error:
+        yield _failed(what, error, unreachable=True)
+        return
+    try:
+        yield _conditional(store, what)
+        yield _clock(store, what)
+    except StoreError as error:
+        yield _failed(what, error)
+
+
+def _credentials(store: Store, what: str) -> Iterator[Check]:
+    if isinstance(store, LocalStore):
+        return
+    from jobs.s3_store import S3Store
+
+    if isinstance(store, S3Store):
+        source, ends = store.credentials()
+        advice = "the driver cannot renew them; use a profile or a role for jobs of hours"
+        if ends:
+            yield Check("warn", f"{what}: credentials", f"temporary ones from {source}", advice)
+        else:
+            yield Check("ok", f"{what}: credentials", f"from {source}")
+
+
+def _probe(store: Store, what: str) -> Check:
+    """Write, read, list and delete; raises StoreError if any is refused."""
+    fresh = not store.exists(layout.STORE)
+    if not fresh:
+        check_format(store)
+    key, blob = layout.probe(secrets.token_hex(8)), os.urandom(PROBE_BYTES)
+    begun = time.monotonic()
+    try:
+        store.write(key, blob)
+        if store.read(key) != blob or store.list(key) != [key]:
+            raise StoreError(f"{what} gives other bytes than it was given; use another --store")
+    finally:
+        store.delete(key)
+    if store.exists(key):
+        raise StoreError(f"{what} shows what was deleted; use another --store")
+    took = time.monotonic() - begun
+    kind = "new, " if fresh else ""
+    return Check("ok", what, f"{kind}writes, reads, lists and deletes ({took:.1f} s)")
+
+
+def _conditional(store: Store, what: str) -> Check:
+    key = layout.probe(secrets.token_hex(8))
+    try:
+        first, second = store.create(key, b"1"), store.create(key, b"2")
+    finally:
+        store.delete(key)
+    what = f"{what}: conditional writes"
+    if first and not second:
+        return Check("ok", what, "the second of two is refused")
+    return Check(
+        "FAIL", what, "this store ignores If-None-Match; results could be published twice",
+        "use a server that honours it, such as Amazon S3 or SeaweedFS 4.48",
+    )  # fmt: skip
+
+
+def _clock(store: Store, what: str) -> Check:
+    skew = store.clock() - time.time()
+    what, detail = f"{what}: clock", f"{abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}"
+    if abs(skew) < SKEW_WARN:
+        return Check("ok", what, detail)
+    status: Status = "warn" if abs(skew) < SKEW_FAIL else "FAIL"
+    return Check(status, what, detail, "set this machine's clock: timedatectl set-ntp true")
+
+
+def pair_bytes(level: QualityLevel, plan: CircuitPlan | None) -> int:
+    """Bytes in the store for one pair: result, encrypted content and style."""
+    if plan is None:
+        return PAIR_BYTES_PER_PIXEL * level.size**2
+    return plan.output_ciphertext_bytes + 2 * plan.input_ciphertext_bytes
+
+
+def available_memory() -> int | None:
+    """Bytes that can be taken without swapping, within the container's limit if there is one."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable")) * 1024)
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        found.append(limit - int((group / "memory.current").read_text()))
+    return min(found, default=None)
+
+
+def _built_plan(home: Home, level: QualityLevel) -> CircuitPlan | None:
+    """The plan of a level's circuits if they are built already."""
+    folder = home.circuits / circuit_id(load_weights(level.weights), level.size, level.p_error)
+    return load_plan(folder) if (folder / PLAN_FILE).is_file() else None
+
+
+def _free_disk(folder: Path) -> int:
+    folder = folder.absolute()
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _call_cluster(address: str) -> None:
+    """Raise OSError or ValueError if nobody answers there."""
+    if address.startswith(("http://", "https://")):
+        with urlopen(f"{address.rstrip('/')}/api/version", timeout=PATIENCE):
+            return
+    parts = urlsplit(f"//{address.removeprefix('ray://')}")
+    if parts.hostname is None or parts.port is None:
+        raise ValueError("give host:port or http://host:port")
+    socket.create_connection((parts.hostname, parts.port), timeout=PATIENCE).close()
+
+
+def _failed(what: str, error: NstBatchError, unreachable: bool = False) -> Check:
+    """A named error as a check; such errors say what to do after the last semicolon."""
+    detail, _, advice = str(error).rpartition("; ")
+    return Check("FAIL", what, detail or advice, advice if detail else "", unreachable)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -1,0 +1,296 @@
+"""What `doctor` finds, in a sound installation and in broken ones."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import socket
+import time
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from jobs import doctor
+from jobs.cli import main
+from jobs.doctor import ACTOR_BYTES, BASE_BYTES, check_memory, pair_bytes
+from jobs.s3_store import S3Store
+from jobs.store import LocalStore, open_store
+from nst import levels
+from nst.circuits import load_plan
+from nst.client import KeyCard, KeyRing
+from nst.levels import QualityLevel, get_level
+from tests.conftest import BUCKET
+from tests.s3_server import S3Server, free_ports
+from tests.toy import TOY_SIZE, toy_weights
+
+ROOT = Path(__file__).resolve().parent.parent
+LINE = re.compile(r"(ok  |warn|FAIL)  \S.*")
+AVAILABLE_MEMORY = doctor.available_memory
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty data directory on a machine with enough of everything."""
+    weights = toy_weights(tmp_path / "toy.safetensors")
+    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, weights))
+    monkeypatch.setenv("NST_BATCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(doctor, "available_memory", lambda: 64 * 10**9)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: Usage(10**12, 0, 10**12))
+    return tmp_path / "home"
+
+
+def run(*arguments: str | Path) -> Result:
+    command = ["doctor", "--quality", "toy", "--actors", "2", *(str(a) for a in arguments)]
+    return CliRunner().invoke(main, command)
+
+
+def findings(result: Result) -> list[str]:
+    """All lines that are not ok; checks the form of every line."""
+    lines = result.output.splitlines()
+    assert lines
+    for line in lines:
+        assert LINE.fullmatch(line), line
+        assert line.startswith("ok") or " -> " in line, line
+    return [line for line in lines if not line.startswith("ok")]
+
+
+def s3_arguments(server: S3Server, bucket: str = BUCKET) -> tuple[str, ...]:
+    url = f"s3://{bucket}/{secrets.token_hex(4)}"
+    return ("--store", url, "--endpoint-url", server.endpoint)
+
+
+def test_a_sound_machine_with_a_folder(home: Path) -> None:
+    result = run()
+    assert result.exit_code == 0, result.output
+    assert findings(result) == []
+    for word in ("python", "pyarrow", "ray", "keys", "memory", "disk", "conditional", "clock"):
+        assert word in result.output
+    assert LocalStore(home / "store").list("") == []
+
+
+def test_a_sound_machine_with_two_stores(s3_server: S3Server, tmp_path: Path) -> None:
+    arguments = s3_arguments(s3_server)
+    used = open_store(f"{arguments[1]}?endpoint={s3_server.endpoint}")
+    used.write("a", b"1")
+    before = used.list("")
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert findings(result) == []
+    assert "credentials  from env" in result.output
+    assert used.list("") == before
+    for secret in (s3_server.access_key, s3_server.secret_key):
+        assert secret not in result.output
+    both = run("--store", f"{arguments[1]}?endpoint={s3_server.endpoint}", "--store", tmp_path)
+    assert both.exit_code == 0 and findings(both) == []
+
+
+def test_json(home: Path) -> None:
+    result = run("--json", "--store", home / "elsewhere")
+    report = json.loads(result.output)
+    assert report["ok"] and result.exit_code == 0
+    assert {c["status"] for c in report["checks"]} == {"ok"}
+    (home / "elsewhere" / "store.json").write_text('{"format": 99}')
+    result = run("--json", "--store", home / "elsewhere")
+    report = json.loads(result.output)
+    assert not report["ok"] and result.exit_code == 3
+    (failed,) = [c for c in report["checks"] if c["status"] == "FAIL"]
+    assert "99" in failed["detail"] and failed["advice"] and failed["unreachable"]
+
+
+def test_stores_out_of_reach(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PATIENCE", 0.5)
+    result = run(*s3_arguments(s3_server, "no-such-bucket"))
+    (line,) = findings(result)
+    assert result.exit_code == 3 and "aws s3 mb s3://no-such-bucket" in line
+
+    nobody = f"http://127.0.0.1:{free_ports(1)[0]}"
+    result = run("--store", f"s3://{BUCKET}/a", "--endpoint-url", nobody)
+    (line,) = findings(result)
+    assert result.exit_code == 3 and "does not answer" in line and "--endpoint-url" in line
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secrets.token_hex(20))
+    result = run(*s3_arguments(s3_server))
+    (line,) = findings(result)
+    assert result.exit_code == 3 and "credentials are wrong" in line
+
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    result = run(*s3_arguments(s3_server))
+    (line,) = findings(result)
+    assert result.exit_code == 3 and "AWS_ACCESS_KEY_ID" in line
+
+
+def test_options_of_s3_need_a_store_in_s3() -> None:
+    result = run("--profile", "studio")
+    assert result.exit_code == 3
+    assert result.output.startswith("error: ") and "profile" in result.output
+
+
+def test_a_store_that_ignores_conditions(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = S3Store._put
+
+    def unconditional(store: S3Store, *arguments: Any, **conditions: str) -> None:
+        put(store, *arguments)
+
+    monkeypatch.setattr(S3Store, "_put", unconditional)
+    result = run(*s3_arguments(s3_server))
+    (line,) = findings(result)
+    assert result.exit_code == 2
+    assert line.startswith("FAIL") and "If-None-Match" in line and "published twice" in line
+
+
+@pytest.mark.parametrize(
+    ("offset", "status", "code"), [(-20, "ok", 0), (300, "warn", 0), (-3600, "FAIL", 2)]
+)
+def test_clocks(
+    offset: float, status: str, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(LocalStore, "clock", lambda _: time.time() + offset)
+    result = run("--store", tmp_path / "store")
+    (line,) = [x for x in result.output.splitlines() if ": clock" in x]
+    assert line.startswith(status) and result.exit_code == code
+
+
+def test_temporary_credentials_are_warned_of(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(S3Store, "credentials", lambda _: ("env", True))
+    result = run(*s3_arguments(s3_server))
+    (line,) = findings(result)
+    assert result.exit_code == 0 and line.startswith("warn") and "cannot renew" in line
+
+
+def test_keys(home: Path, key_ring: KeyRing, key_card: KeyCard) -> None:
+    home.mkdir()
+    (home / "keys").symlink_to(key_ring.folder)
+    result = run()
+    assert result.exit_code == 0 and findings(result) == []
+    assert "back this folder up" in result.output
+    folder = key_ring.folder / key_card.key_id
+    secret = folder / "secret.key"
+    secret.chmod(0o644)
+    folder.chmod(0o755)
+    try:
+        result = run()
+    finally:
+        secret.chmod(0o600)
+        folder.chmod(0o700)
+    assert result.exit_code == 2
+    assert ["chmod 700" in findings(result)[0], "chmod 600" in findings(result)[1]] == [True, True]
+
+
+@pytest.mark.parametrize("card", ["{}", "[]", "no json"])
+def test_damaged_keys(home: Path, card: str) -> None:
+    lost, damaged = home / "keys" / "aaaa", home / "keys" / "bbbb"
+    for folder in (lost, damaged):
+        folder.mkdir(parents=True, mode=0o700)
+        for name in ("evaluation.key", "secret.key"):
+            (folder / name).touch(mode=0o600)
+        (folder / "key.json").write_text(card)
+    (lost / "secret.key").unlink()
+    result = run()
+    first, second = findings(result)
+    assert result.exit_code == 2
+    assert "aaaa" in first and "secret.key missing" in first and "backup" in first
+    assert "bbbb" in second and "key.json is damaged" in second
+
+
+def test_keys_of_another_version(
+    home: Path,
+    key_ring: KeyRing,
+    key_card: KeyCard,
+    circuits: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (home / "circuits").mkdir(parents=True)
+    (home / "circuits" / key_card.circuit_id).symlink_to(circuits)
+    (home / "keys").symlink_to(key_ring.folder)
+    assert findings(run()) == []
+    real = doctor.version
+    monkeypatch.setattr(doctor, "version", lambda p: "99.0" if p == "concrete-python" else real(p))
+    result = run()
+    (line,) = findings(result)
+    assert result.exit_code == 0 and line.startswith("warn") and key_card.key_id in line
+
+
+@pytest.mark.parametrize(
+    ("package", "found", "words"),
+    [("pyarrow", "26.0.0", "pyarrow<26"), ("ray", None, "not installed")],
+)
+def test_wrong_versions(
+    package: str, found: str | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = doctor.version
+
+    def version(name: str) -> str:
+        if name != package:
+            return real(name)
+        if found is None:
+            raise doctor.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(doctor, "version", version)
+    result = run()
+    (line,) = findings(result)
+    assert result.exit_code == 2 and words in line
+
+
+def test_unknown_quality(tmp_path: Path) -> None:
+    result = run("--quality", "best")
+    (line,) = findings(result)
+    assert result.exit_code == 2 and "best" in line
+    assert "conditional writes" in result.output
+
+
+def test_memory() -> None:
+    need = BASE_BYTES + 2 * ACTOR_BYTES
+    assert check_memory(2 * need, 2, 0).status == "ok"
+    tight = check_memory(need, 2, 0)
+    assert tight.status == "warn" and tight.advice == "submit with --actors 1"
+    assert check_memory(need - 1, 2, 0).status == "FAIL"
+    assert check_memory(BASE_BYTES, 2, 0).advice.startswith("free memory")
+    assert check_memory(None, 2, 0).status == "warn"
+
+
+def test_free_memory_is_known() -> None:
+    available = AVAILABLE_MEMORY()
+    assert available is not None and 10**7 < available < 10**14
+
+
+def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: Usage(10**12, 10**12, 10**6))
+    result = run("--store", tmp_path / "not" / "yet")
+    home_line, store_line = findings(result)
+    assert result.exit_code == 2
+    assert "NST_BATCH_HOME" in home_line
+    assert "room for 0" in store_line and "--store" in store_line
+
+
+def test_the_constants_are_those_of_the_benchmark(circuits: Path) -> None:
+    record = json.loads((ROOT / "benchmarks" / "low.json").read_text())
+    pair = pair_bytes(get_level("low"), None)
+    assert pair == pytest.approx(record["stored_bytes"], rel=0.2)
+    memory = BASE_BYTES + record["actors"] * ACTOR_BYTES + pair
+    assert memory == pytest.approx(record["peak_rss_bytes"], rel=0.2)
+    # Circuits that are built tell exactly.
+    built = load_plan(circuits)
+    level = QualityLevel("toy", TOY_SIZE, Path())
+    assert pair_bytes(level, built) > built.output_ciphertext_bytes
+
+
+def test_clusters() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        result = run("--ray-address", f"127.0.0.1:{port}")
+        assert result.exit_code == 0 and "answers" in result.output
+    for address in (f"127.0.0.1:{port}", f"http://127.0.0.1:{port}", "nonsense"):
+        result = run("--ray-address", address)
+        (line,) = findings(result)
+        assert result.exit_code == 2 and address in line and "ray start" in line
