@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from nst.errors import InputError
 
 LONGEST_BASE = 24
 """Characters of a folder for temporary files below which the names of Ray's sockets fit."""
+CONNECT_SECONDS = 10.0
 
 
 @contextmanager
@@ -62,8 +64,12 @@ def running_ray(address: str) -> Iterator[None]:
     import ray
 
     try:
+        if ":" in address:
+            # Ray itself would go on trying for two minutes.
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         ray.init(address=address, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise InputError(
             f"no Ray cluster answers at {address}: run this on one of its nodes, after `ray start`"
         ) from error

@@ -37,9 +37,7 @@ from tests.training_data import SIZE, make_run
 
 PATIENCE = 240.0
 """Seconds for what takes less than a minute, on machines that are busy otherwise."""
-PROGRAM = (
-    "from jobs.cli import main; from jobs.cli_train import train; main.add_command(train); main()"
-)
+PROGRAM = "from jobs.cli import main; main()"
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +90,7 @@ def test_help_has_an_example_and_is_fast() -> None:
         (["--architecture", "{"], "is no JSON"),
         (["--architecture", '{"heads": 8}'], "no architecture"),
         (["--scales", "1.0,big"], "--scales"),
+        (["--cluster", "127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1"),
         (["--style-dir", "."], "training needs two"),
     ],
 )
@@ -99,7 +98,6 @@ def test_wrong_input_is_one_line(
     more: list[str], message: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    main.add_command(train_command)
     result = CliRunner().invoke(main, arguments(folder, tmp_path / "out", *more))
     assert result.exit_code == 2
     assert message in result.output and result.output.count("\n") == 1
