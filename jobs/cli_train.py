@@ -181,8 +181,12 @@ def train(
     Example: nst-batch train --content-dir coco --style-dir wikiart --vgg vgg16.pth \\
                  --quality low --workers 2 --out runs/low
     """
+    from nst.levels import LEVELS
+
     sizes, enlarged = _sizes(architecture), _scales(scales)
     size = _size(quality)
+    # The style branch keeps its size, and what it sums over, at every level.
+    sizes.setdefault("style_stride", max(1, size // LEVELS["low"].size))
 
     # Heavy imports, after everything that can be found wrong without them.
     from cluster.local import local_ray, running_ray
