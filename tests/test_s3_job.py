@@ -1,0 +1,56 @@
+"""A job whose store is in S3, as a user runs it: client, driver and actors find it by its URL."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from jobs import layout
+from jobs.cli import main
+from jobs.home import Home
+from jobs.store import open_store
+from nst import levels
+from nst.levels import QualityLevel
+from tests.conftest import BUCKET
+from tests.s3_server import S3Server
+from tests.toy import TOY_SIZE, toy_weights
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.mark.slow
+def test_a_job_in_s3(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = toy_weights(tmp_path / "toy.safetensors")
+    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, weights))
+    monkeypatch.setenv("NST_BATCH_HOME", str(tmp_path / "home"))
+    source, out = tmp_path / "pairs", tmp_path / "out"
+    for kind in ("content", "style"):
+        (source / kind).mkdir(parents=True)
+        noise = np.random.default_rng(len(kind)).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(source / kind / "sea.png")
+    prefix = f"s3://{BUCKET}/{secrets.token_hex(4)}"
+    result = run(
+        *("submit", source, "--quality", "toy", "--actors", 1, "--out", out),
+        *("--store", prefix, "--endpoint-url", s3_server.endpoint, "--sse", "AES256"),
+    )
+    assert result.exit_code == 0, result.output
+    assert (out / "sea.png").is_file()
+
+    (book,) = Home(tmp_path / "home").books()
+    assert book.store == f"{prefix}?endpoint={s3_server.endpoint}&sse=AES256"
+    assert run("status", book.job_id).exit_code == 0
+    assert run("fetch", book.job_id, "--out", out, "--force").exit_code == 0
+    store = open_store(book.store)
+    assert store.exists(layout.state(book.job_id))
+    kept = [store.read(key) for key in store.list("")]
+    kept += [p.read_bytes() for p in (tmp_path / "home").rglob("*") if p.is_file()]
+    for secret in (s3_server.access_key, s3_server.secret_key):
+        assert secret not in result.output
+        assert not any(secret.encode() in blob for blob in kept)
