@@ -12,10 +12,9 @@ import pytest
 from nst.circuits import SERVER_FILE, build, load_plan
 from nst.client import Cipher, KeyCard, KeyRing
 from nst.integer import IntegerNetwork
-from nst.levels import P_ERROR
 from nst.server import Evaluator
 from tests.s3_server import S3Server
-from tests.toy import TOY_SIZE, toy_network
+from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_network
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +26,7 @@ def network() -> IntegerNetwork:
 @pytest.fixture(scope="session")
 def circuits(network: IntegerNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the toy network's circuits, built once for all tests."""
-    return build(network, TOY_SIZE, P_ERROR, tmp_path_factory.mktemp("circuits"))
+    return build(network, TOY_SIZE, TOY_P_ERROR, tmp_path_factory.mktemp("circuits"))
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from PIL import Image
 from jobs.cli import main
 from nst import levels
 from nst.levels import QualityLevel
-from tests.toy import TOY_SIZE, toy_weights
+from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_weights
 
 QUALITY = ["--quality", "toy"]
 
@@ -32,7 +32,7 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def toy_level(weights: Path, shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, weights))
+    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, weights, TOY_P_ERROR))
     monkeypatch.setenv("NST_BATCH_HOME", str(shared_home))
 
 
@@ -222,6 +222,6 @@ def test_a_result_of_other_circuits_is_refused(
     if not jobs:
         pytest.skip("needs the job of test_submit_status_fetch")
     other = toy_weights(tmp_path / "other.safetensors", seed=1)
-    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, other))
+    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, other, TOY_P_ERROR))
     result = run("fetch", jobs[0]["job"], "--out", tmp_path / "out")
     refused(result, 2, jobs[0]["job"], "circuits")

@@ -25,7 +25,7 @@ from nst.client import KeyCard, KeyRing
 from nst.levels import QualityLevel, get_level
 from tests.conftest import BUCKET
 from tests.s3_server import S3Server, free_ports
-from tests.toy import TOY_SIZE, toy_weights
+from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 LINE = re.compile(r"(ok  |warn|FAIL)  \S.*")
@@ -37,7 +37,7 @@ Usage = namedtuple("Usage", "total used free")
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty data directory on a machine with enough of everything."""
     weights = toy_weights(tmp_path / "toy.safetensors")
-    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, weights))
+    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, weights, TOY_P_ERROR))
     monkeypatch.setenv("NST_BATCH_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(doctor, "available_memory", lambda: 64 * 10**9)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: Usage(10**12, 0, 10**12))
@@ -281,7 +281,7 @@ def test_the_constants_are_those_of_the_benchmark(circuits: Path) -> None:
     assert memory == pytest.approx(record["peak_rss_bytes"], rel=0.2)
     # Circuits that are built tell exactly.
     built = load_plan(circuits)
-    level = QualityLevel("toy", TOY_SIZE, Path())
+    level = QualityLevel("toy", TOY_SIZE, Path(), TOY_P_ERROR)
     assert pair_bytes(level, built) > built.output_ciphertext_bytes
 
 

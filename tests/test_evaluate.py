@@ -20,7 +20,7 @@ from nst.levels import QualityLevel
 from nst.stylize import Picture
 from nst.vgg import LAYERS_16
 from nst.weights import save_weights
-from tests.toy import TOY_SIZE, random_network, toy_network, toy_weights
+from tests.toy import TOY_P_ERROR, TOY_SIZE, random_network, toy_network, toy_weights
 from tests.vggs import random_arrays, write_npz
 
 QUALITY = ["--quality", "toy"]
@@ -38,7 +38,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def toy_level(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, weights))
+    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, weights, TOY_P_ERROR))
     monkeypatch.setenv("NST_BATCH_HOME", str(tmp_path / "home"))
 
 
@@ -85,7 +85,9 @@ def test_report_table_and_sheet(vgg: Path, tmp_path: Path) -> None:
         assert word in result.stdout
     report = json.loads((tmp_path / "all.json").read_text())
     assert [p["name"] for p in report["pairs"]] == ["sea", "wood"]
-    assert report["failed"] == [] and report["size"] == TOY_SIZE and report["p_error"] == 0.002
+    assert (
+        report["failed"] == [] and report["size"] == TOY_SIZE and report["p_error"] == TOY_P_ERROR
+    )
     medians = report["medians"]
     assert list(medians) == ["untouched", "colours only", "preview", "simulated"]
     assert medians["preview"]["pictures"] == 2 and medians["simulated"]["pictures"] == 6

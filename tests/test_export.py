@@ -18,16 +18,16 @@ from nst import levels
 from nst.architecture import LEVEL
 from nst.circuits import load_plan
 from nst.integer import IntegerNetwork
-from nst.levels import P_ERROR, QualityLevel
+from nst.levels import QualityLevel
 from nst.network import StyleTransfer
 from nst.weights import load_weights
-from tests.toy import TOY, TOY_SIZE
+from tests.toy import TOY, TOY_P_ERROR, TOY_SIZE
 
 
 @pytest.fixture(autouse=True)
 def toy_level(circuits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A level without weights, and a home whose circuits are those of the other tests."""
-    level = QualityLevel("toy", TOY_SIZE, tmp_path / "none.safetensors")
+    level = QualityLevel("toy", TOY_SIZE, tmp_path / "none.safetensors", TOY_P_ERROR)
     monkeypatch.setitem(levels.LEVELS, "toy", level)
     home = tmp_path / "home"
     home.mkdir()
@@ -102,7 +102,7 @@ def test_export_writes_weights_with_a_card(
         "mops_per_pbs": round(plan.operations_per_pair / pbs / 1e6, 2),
         "p_error": plan.p_error,
     }
-    assert card["circuits"]["p_error"] == pytest.approx(P_ERROR, rel=0.5)
+    assert card["circuits"]["p_error"] == pytest.approx(TOY_P_ERROR, rel=0.5)
     assert f"{pbs:,} PBS" in result.output
     assert card["size"] == TOY_SIZE and card["architecture"] == TOY.to_dict()
     assert card["steps"] == 25 and card["training_minutes"] == 2.0

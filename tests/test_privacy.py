@@ -24,7 +24,7 @@ from nst.architecture import CONTENT, STYLE
 from nst.client import SECRET_FILE
 from nst.integer import space_to_depth
 from nst.levels import QualityLevel
-from tests.toy import TOY_SIZE, toy_network, toy_weights
+from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_network, toy_weights
 
 NAMES = ("grandmother-in-hospital",)
 WINDOW = 24
@@ -54,7 +54,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, JobBook, Path, 
             noise = rng.integers(0, 256, (TOY_SIZE, TOY_SIZE, 3), dtype=np.uint8)
             Image.fromarray(noise).save(folder / "pairs" / side / f"{name}.png")
     weights = toy_weights(folder / "toy.safetensors")
-    level = QualityLevel("toy", TOY_SIZE, weights)
+    level = QualityLevel("toy", TOY_SIZE, weights, TOY_P_ERROR)
     network = toy_network()
     pairs, _ = find_pairs(folder / "pairs")
     ready, skipped = prepare(pairs, network, TOY_SIZE, "crop")

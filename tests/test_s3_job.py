@@ -18,7 +18,7 @@ from nst import levels
 from nst.levels import QualityLevel
 from tests.conftest import BUCKET
 from tests.s3_server import S3Server
-from tests.toy import TOY_SIZE, toy_weights
+from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_weights
 
 
 def run(*arguments: str | Path) -> Result:
@@ -28,7 +28,7 @@ def run(*arguments: str | Path) -> Result:
 @pytest.mark.slow
 def test_a_job_in_s3(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = toy_weights(tmp_path / "toy.safetensors")
-    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, weights))
+    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, weights, TOY_P_ERROR))
     monkeypatch.setenv("NST_BATCH_HOME", str(tmp_path / "home"))
     source, out = tmp_path / "pairs", tmp_path / "out"
     for kind in ("content", "style"):

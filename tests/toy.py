@@ -44,6 +44,8 @@ TOY = Architecture(
     code_layers=2,
 )
 """1,344 PBS a pair at 32 px: a quarter of a minute."""
+TOY_P_ERROR = 0.002
+"""Nobody trained the toy to bear the noise that trained networks do."""
 
 
 def random_stage(stage: Stage, code: int, rng: np.random.Generator) -> IntegerStage:
