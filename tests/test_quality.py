@@ -96,7 +96,7 @@ def test_noise_exceeds_half_a_level_as_often_as_it_should(p_error: float) -> Non
 
 
 def test_noise_at_the_level_of_the_circuits() -> None:
-    assert noise_levels(P_ERROR) == pytest.approx(0.2304, abs=1e-4)
+    assert noise_levels(P_ERROR) == pytest.approx(0.1941, abs=1e-4)
 
 
 def test_simulation(network: IntegerNetwork) -> None:
