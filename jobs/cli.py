@@ -10,6 +10,7 @@ import click
 
 from jobs.cli_doctor import doctor
 from jobs.cli_evaluate import evaluate, export
+from jobs.cli_keys import Passphrases, keys
 from jobs.cli_store import STORE_HELP, s3_options
 from jobs.cli_train import train
 from nst.errors import NstBatchError, StoreError
@@ -57,6 +58,7 @@ def main() -> None:
 main.add_command(doctor)
 main.add_command(evaluate)
 main.add_command(export)
+main.add_command(keys)
 main.add_command(train)
 
 _quality = click.option(
@@ -142,19 +144,22 @@ def _submit(
     """Encrypt, start a driver, and with `wait` see it through; exits 1 if pairs failed."""
     from jobs import submit as jobs_submit
 
-    store = _open(store_url)
+    store, passphrases = _open(store_url), Passphrases()
     with console.status("building circuits and keys") as status:
 
         def progress(done: int, total: int) -> None:
             status.update(f"encrypting pair {done} of {total}")
 
-        book = jobs_submit.submit(home, store, level, network, prepared, skipped, progress)
+        book = jobs_submit.submit(
+            home, store, level, network, prepared, skipped, progress, passphrases.under(status)
+        )
     console.print(f"job {book.job_id}: {len(prepared)} pairs encrypted at {level.name}")
     process = jobs_submit.start_driver(home, book, actors)
     if not wait:
         console.print(f"running; see: nst-batch status {book.job_id}")
         _exit(bool(skipped))
-    _see_through(home, store, book, process, console, out)
+        return
+    _see_through(home, store, book, process, console, out, passphrases)
 
 
 @main.command()
@@ -165,13 +170,17 @@ def resume(job_id: str, actors: int, out: Path | None) -> None:
     """Go on with a JOB whose driver is gone; finished pairs are not done again."""
     from jobs.home import Home
     from jobs.submit import start_driver
+    from nst.client import KeyRing
 
-    home = Home.default()
+    home, passphrases = Home.default(), Passphrases()
     book = home.book(job_id)
     if _alive(book.driver_pid):
         raise click.UsageError(f"job {job_id} is still running (process {book.driver_pid})")
+    if out is not None:
+        # Ask now for the passphrase that fetching will need: nobody may sit here when it ends.
+        KeyRing(home.keys).secret(book.key_id, passphrases)
     process = start_driver(home, book, actors)
-    _see_through(home, _open(book.store), book, process, _console(), out)
+    _see_through(home, _open(book.store), book, process, _console(), out, passphrases)
 
 
 def _see_through(
@@ -181,6 +190,7 @@ def _see_through(
     process: subprocess.Popen[bytes],
     console: Console,
     out: Path | None,
+    passphrases: Passphrases,
 ) -> None:
     from jobs.watch import describe, duration, watch
 
@@ -205,7 +215,7 @@ def _see_through(
         console.print(f"fetch the pictures: nst-batch fetch {book.job_id} --out DIR")
         _exit(bool(state.pairs_failed or book.skipped))
     else:
-        _fetch(home, store, book, out, force=True, console=console)
+        _fetch(home, store, book, out, True, console, passphrases)
 
 
 @main.command()
@@ -279,17 +289,23 @@ def fetch(job_id: str, out: Path, force: bool) -> None:
 
     home = Home.default()
     book = home.book(job_id)
-    _fetch(home, _open(book.store), book, out, force, _console())
+    _fetch(home, _open(book.store), book, out, force, _console(), Passphrases())
 
 
 def _fetch(
-    home: Home, store: Store, book: JobBook, out: Path, force: bool, console: Console
+    home: Home,
+    store: Store,
+    book: JobBook,
+    out: Path,
+    force: bool,
+    console: Console,
+    passphrases: Passphrases,
 ) -> None:
     from jobs.fetch import fetch as fetch_job
 
     level, network = _level(book.quality)
-    with console.status("decrypting"):
-        report = fetch_job(home, store, book, level, network, out, force)
+    with console.status("decrypting") as status:
+        report = fetch_job(home, store, book, level, network, out, force, passphrases.under(status))
     for name, reason in report.failed.items():
         console.print(f"{name}: {reason}", style="red", highlight=False)
     if report.waiting:
@@ -378,46 +394,6 @@ def demo(out: Path, count: int, actors: int) -> None:
         True,
         out / "results",
     )
-
-
-@main.group()
-def keys() -> None:
-    """Key sets: the secret keys stay in the user's data directory."""
-
-
-@keys.command("create")
-@_quality
-def keys_create(quality: str) -> None:
-    """Generate a key set for a quality level."""
-    from jobs.home import Home
-    from nst.circuits import build
-    from nst.client import KeyRing
-
-    home = Home.default()
-    level, network = _level(quality)
-    folder = build(network, level.size, level.p_error, home.circuits)
-    card = KeyRing(home.keys).create(folder, quality)
-    click.echo(f"key {card.key_id} for {quality} in {home.keys / card.key_id}")
-    click.echo("Back it up: without it, results made under it are lost. Never share it.")
-
-
-@keys.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def keys_list(as_json: bool) -> None:
-    """List the key sets, oldest first."""
-    import json
-
-    from jobs.home import Home
-    from nst.client import KeyRing
-
-    cards = KeyRing(Home.default().keys).list()
-    if as_json:
-        click.echo(json.dumps([card.__dict__ for card in cards], indent=2))
-        return
-    for card in cards:
-        click.echo(f"{card.key_id}  {card.quality:6}  {card.created}  circuits {card.circuit_id}")
-    if not cards:
-        click.echo("no keys yet; submit makes them, or: nst-batch keys create")
 
 
 @main.group()

@@ -13,7 +13,7 @@ from jobs.records import JobRecord, ResultRecord, finished_pairs, read_record
 from jobs.store import Store
 from nst.ciphertext import Envelope
 from nst.circuits import build
-from nst.client import Cipher, KeyRing
+from nst.client import AskPassphrase, Cipher, KeyRing
 from nst.errors import CircuitError, InputError, NstBatchError
 from nst.integer import IntegerNetwork
 from nst.levels import QualityLevel
@@ -40,13 +40,16 @@ def fetch(
     network: IntegerNetwork,
     out: Path,
     force: bool,
+    ask: AskPassphrase | None = None,
 ) -> Fetched:
     """Decrypt what is ready of a job into PNG files named after the pairs, and a gallery.
 
-    A pair whose result cannot be decrypted counts as failed; the others are written.
+    A pair whose result cannot be decrypted counts as failed; the others are written. `ask` is
+    called for the passphrase of a key set that has one.
 
     Raises:
-        InputError: if the output folder cannot be written or holds pictures already.
+        InputError: if the output folder cannot be written or holds pictures already, or the key
+            set's passphrase is wrong or missing.
         CircuitError: if this installation's circuits are not the job's.
     """
     make_folder(out)
@@ -57,7 +60,7 @@ def fetch(
             f"job {book.job_id} ran on circuits {book.circuit_id}, this version has "
             f"{circuits.name}; fetch it with the version that submitted it"
         )
-    cipher = KeyRing(home.keys).cipher(book.key_id, circuits)
+    cipher = KeyRing(home.keys).cipher(book.key_id, circuits, ask)
     finished = finished_pairs(store, read_record(store, layout.job(book.job_id), JobRecord))
     pictures = home.pictures(book.job_id)
     report, entries = Fetched(gallery=out / GALLERY), []

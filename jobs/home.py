@@ -20,6 +20,8 @@ from nst.stylize import Picture
 
 FORMAT = 1
 HOME_VARIABLE = "NST_BATCH_HOME"
+PASSPHRASE_VARIABLE = "NST_BATCH_PASSPHRASE"
+"""Passphrase of secret keys, for those who cannot be asked."""
 
 
 class BookPair(BaseModel):

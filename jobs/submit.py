@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import subprocess
 import sys
@@ -10,14 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from jobs import layout
-from jobs.home import BookPair, BookSkipped, Home, JobBook
+from jobs.home import PASSPHRASE_VARIABLE, BookPair, BookSkipped, Home, JobBook
 from jobs.pairs import Skipped
 from jobs.preparation import PreparedPair
 from jobs.records import JobRecord, JobState, PairRecord, write_record
 from jobs.store import Store
 from nst.architecture import CONTENT, STYLE
 from nst.circuits import PLAN_FILE, SERVER_FILE, build, load_plan
-from nst.client import KeyRing
+from nst.client import AskPassphrase, KeyRing
 from nst.integer import IntegerNetwork
 from nst.levels import QualityLevel
 from nst.stylize import Picture
@@ -39,18 +40,22 @@ def submit(
     pairs: list[PreparedPair],
     skipped: list[Skipped],
     progress: Progress,
+    ask: AskPassphrase | None = None,
 ) -> JobBook:
     """Encrypt pairs and put a job into a store; the job's record is written last.
 
+    `ask` is called for the passphrase of a key set that has one, before anything is uploaded.
+
     Raises:
         CircuitError: if circuits or keys cannot be made.
+        InputError: if the key set's passphrase is wrong or missing.
         StoreError: if the store cannot be written.
     """
     circuits = build(network, level.size, level.p_error, home.circuits)
     plan = load_plan(circuits)
     ring = KeyRing(home.keys)
     card = ring.find(plan.circuit_id) or ring.create(circuits, level.name)
-    cipher = ring.cipher(card.key_id, circuits)
+    cipher = ring.cipher(card.key_id, circuits, ask)
     _upload(store, layout.server_zip(plan.circuit_id), (circuits / SERVER_FILE).read_bytes())
     _upload(store, layout.circuit_plan(plan.circuit_id), (circuits / PLAN_FILE).read_bytes())
     _upload(store, layout.evaluation_keys(card.key_id), ring.evaluation_keys(card.key_id))
@@ -126,6 +131,8 @@ def _upload(store: Store, key: str, blob: bytes) -> None:
 def start_driver(home: Home, book: JobBook, actors: int) -> subprocess.Popen[bytes]:
     """Start a job's driver on this machine, in a session of its own so that Ctrl-C spares it."""
     log = home.driver_log(book.job_id)
+    # The driver is a server: what opens the secret key is none of its business.
+    environment = {k: v for k, v in os.environ.items() if k != PASSPHRASE_VARIABLE}
     with log.open("ab") as output:
         process = subprocess.Popen(
             [
@@ -136,6 +143,7 @@ def start_driver(home: Home, book: JobBook, actors: int) -> subprocess.Popen[byt
             stdout=output,
             stderr=output,
             start_new_session=True,
+            env=environment,
             cwd=Path(__file__).resolve().parent.parent,
         )  # fmt: skip
     home.save_book(book.model_copy(update={"driver_pid": process.pid}))

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,8 +23,11 @@ from nst.ciphertext import Envelope
 from nst.circuits import SERVER_FILE, load_plan
 from nst.errors import CircuitError, InputError
 from nst.integer import space_to_depth
+from nst.secret_box import is_box, lock, unlock
 
 Ints = NDArray[np.int64]
+AskPassphrase = Callable[[str], str]
+"""Gives the passphrase of the key set with an id; called only if it has one."""
 
 ENTRY = {CONTENT: "stem", STYLE: "style_stem"}
 """Circuit function whose input each kind of picture is."""
@@ -48,11 +52,17 @@ class KeyRing:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def create(self, circuits: Path, quality: str) -> KeyCard:
+    def create(self, circuits: Path, quality: str, passphrase: str | None = None) -> KeyCard:
         """Generate a key set for built circuits (a few seconds).
+
+        Args:
+            circuits: Folder of the circuits.
+            quality: Level they are of.
+            passphrase: Encrypts the secret key at rest; None leaves that to the file's mode.
 
         Raises:
             CircuitError: if the circuits cannot be loaded.
+            InputError: if the passphrase is too short.
         """
         plan = load_plan(circuits)
         client = fhe.Client(_specs(circuits))
@@ -64,9 +74,12 @@ class KeyRing:
             quality=quality,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+        secret = client.keys.serialize()
+        if passphrase is not None:
+            secret = lock(secret, passphrase, _label(card.key_id))
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         partial = Path(tempfile.mkdtemp(dir=self.folder, prefix=".making-"))
-        _write_private(partial / SECRET_FILE, client.keys.serialize())
+        _write_private(partial / SECRET_FILE, secret)
         _write_private(partial / EVALUATION_FILE, evaluation)
         _write_private(partial / CARD_FILE, json.dumps(card.__dict__).encode())
         partial.replace(self.folder / card.key_id)
@@ -93,11 +106,73 @@ class KeyRing:
         """
         return self._read(key_id, EVALUATION_FILE)
 
-    def cipher(self, key_id: str, circuits: Path) -> Cipher:
-        """Encryption and decryption under a key set.
+    def is_protected(self, key_id: str) -> bool:
+        """Whether a key set's secret key is under a passphrase.
 
         Raises:
             InputError: if there is no such key set.
+        """
+        return is_box(self._read(key_id, SECRET_FILE))
+
+    def protect(self, key_id: str, passphrase: str) -> None:
+        """Put a secret key under a passphrase, in one step: it is never missing or half written.
+
+        Copies that a backup or the disk has of the plain file stay as they are.
+
+        Raises:
+            InputError: if there is no such key set, it has a passphrase already, the passphrase
+                is too short, or the file cannot be replaced.
+        """
+        self.require_unprotected(key_id)
+        secret = self._read(key_id, SECRET_FILE)
+        self._replace_secret(key_id, lock(secret, passphrase, _label(key_id)))
+
+    def require_unprotected(self, key_id: str) -> None:
+        """Raise InputError if a key set is missing or its secret key has a passphrase."""
+        if self.is_protected(key_id):
+            raise InputError(
+                f"key {key_id} has a passphrase already; to change it, first: "
+                f"nst-batch keys unprotect {key_id}"
+            )
+
+    def unprotect(self, key_id: str, ask: AskPassphrase) -> None:
+        """Store a secret key without a passphrase again, in one step.
+
+        Raises:
+            InputError: if there is no such key set, it has no passphrase, the passphrase is
+                wrong, or the file cannot be replaced.
+        """
+        if not self.is_protected(key_id):
+            raise InputError(f"key {key_id} has no passphrase; nst-batch keys list shows which do")
+        self._replace_secret(key_id, self.secret(key_id, ask))
+
+    def secret(self, key_id: str, ask: AskPassphrase | None = None) -> bytes:
+        """The serialized secret key, in the clear.
+
+        Args:
+            key_id: Key set.
+            ask: Asked if the key has a passphrase; None refuses such keys.
+
+        Raises:
+            InputError: if there is no such key set, or its passphrase is wrong or missing.
+        """
+        stored = self._read(key_id, SECRET_FILE)
+        if not is_box(stored):
+            return stored
+        if ask is None:
+            raise InputError(f"key {key_id} has a passphrase; give it")
+        return unlock(stored, ask(key_id), _label(key_id))
+
+    def cipher(self, key_id: str, circuits: Path, ask: AskPassphrase | None = None) -> Cipher:
+        """Encryption and decryption under a key set.
+
+        Args:
+            key_id: Key set.
+            circuits: Folder of the circuits it was made for.
+            ask: See `secret`.
+
+        Raises:
+            InputError: if there is no such key set, or its passphrase is wrong or missing.
             CircuitError: if it was made for other circuits or is damaged.
         """
         card = KeyCard(**json.loads(self._read(key_id, CARD_FILE)))
@@ -107,7 +182,23 @@ class KeyRing:
                 f"key {key_id} was made for circuits {card.circuit_id}, not {plan.circuit_id}; "
                 f"create one: nst-batch keys create --quality {card.quality}"
             )
-        return Cipher(key_id, plan.circuit_id, _specs(circuits), self._read(key_id, SECRET_FILE))
+        return Cipher(key_id, plan.circuit_id, _specs(circuits), self.secret(key_id, ask))
+
+    def _replace_secret(self, key_id: str, stored: bytes) -> None:
+        target = self.folder / key_id / SECRET_FILE
+        partial = target.with_suffix(".partial")
+        try:
+            # Left by a process that was killed; it may hold a key in the clear.
+            partial.unlink(missing_ok=True)
+            try:
+                _write_private(partial, stored)
+                partial.replace(target)
+            finally:
+                partial.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot replace {target} ({error.strerror}); it is as it was"
+            ) from error
 
     def _read(self, key_id: str, name: str) -> bytes:
         try:
@@ -168,6 +259,10 @@ class Cipher:
         return np.concatenate(out, axis=1)
 
 
+def _label(key_id: str) -> str:
+    return f"secret key {key_id}"
+
+
 def _specs(circuits: Path) -> fhe.ClientSpecs:
     """Client specs out of a built circuit's archive."""
     try:
@@ -183,3 +278,5 @@ def _write_private(path: Path, data: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

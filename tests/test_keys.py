@@ -1,0 +1,411 @@
+"""Secret keys under a passphrase: the box, the key ring, the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from jobs import cli_keys
+from jobs import submit as jobs_submit
+from jobs.cli import main
+from jobs.home import PASSPHRASE_VARIABLE
+from nst import client as nst_client
+from nst import levels
+from nst.architecture import STYLE
+from nst.client import EVALUATION_FILE, SECRET_FILE, KeyCard, KeyRing
+from nst.errors import InputError
+from nst.levels import QualityLevel
+from nst.secret_box import FORMAT, MAGIC, SHORTEST, is_box, lock, unlock
+from tests.toy import TOY_P_ERROR, TOY_SIZE, noise_pixels, toy_weights
+
+PASSPHRASE = "correct horse bättery"
+SECRET = bytes(range(256)) * 4
+LABEL = "secret key abc"
+
+
+def never(key_id: str) -> str:
+    raise AssertionError(f"asked for the passphrase of {key_id}")
+
+
+# The box
+
+
+@pytest.fixture(scope="module")
+def box() -> bytes:
+    return lock(SECRET, PASSPHRASE, LABEL)
+
+
+def test_a_box_opens_with_its_passphrase_and_hides_what_it_holds(box: bytes) -> None:
+    assert unlock(box, PASSPHRASE, LABEL) == SECRET
+    assert is_box(box) and not is_box(SECRET)
+    assert not any(SECRET[i : i + 8] in box for i in range(256))
+
+
+def test_the_same_secret_gives_another_box_each_time(box: bytes) -> None:
+    other = lock(SECRET, PASSPHRASE, LABEL)
+    head = len(MAGIC) + 4
+    assert other[:head] == box[:head]
+    assert other[head : head + 28] != box[head : head + 28]
+    assert other[head + 28 :] != box[head + 28 :]
+
+
+@pytest.mark.parametrize("passphrase", ["Correct horse bättery", PASSPHRASE + " ", ""])
+def test_another_passphrase_is_refused(box: bytes, passphrase: str) -> None:
+    with pytest.raises(InputError, match=f"wrong passphrase for {LABEL}") as caught:
+        unlock(box, passphrase, LABEL)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_label_is_refused(box: bytes) -> None:
+    with pytest.raises(InputError, match="wrong passphrase"):
+        unlock(box, PASSPHRASE, "secret key abd")
+
+
+@pytest.mark.parametrize("place", ["salt", "nonce", "first", "middle", "tag"])
+def test_a_changed_byte_is_noticed(box: bytes, place: str) -> None:
+    at = {"salt": 8, "nonce": 24, "first": 36, "middle": len(box) // 2, "tag": len(box) - 1}
+    changed = bytearray(box)
+    changed[at[place]] ^= 1
+    with pytest.raises(InputError, match="or its file is damaged"):
+        unlock(bytes(changed), PASSPHRASE, LABEL)
+
+
+def test_truncated_and_foreign_boxes_are_refused(box: bytes) -> None:
+    with pytest.raises(InputError, match="truncated"):
+        unlock(box[:50], PASSPHRASE, LABEL)
+    with pytest.raises(InputError, match="damaged"):
+        unlock(box[:-1], PASSPHRASE, LABEL)
+    newer = MAGIC + (FORMAT + 1).to_bytes(4, "little") + box[8:]
+    with pytest.raises(InputError, match=f"format {FORMAT + 1}, this version reads {FORMAT}"):
+        unlock(newer, PASSPHRASE, LABEL)
+
+
+def test_a_short_passphrase_is_refused() -> None:
+    with pytest.raises(InputError, match=f"{SHORTEST} characters"):
+        lock(SECRET, "x" * (SHORTEST - 1), LABEL)
+
+
+def test_keyboards_may_compose_letters_differently(box: bytes) -> None:
+    assert unlock(box, PASSPHRASE.replace("ä", "a\u0308"), LABEL) == SECRET
+
+
+def test_a_passphrase_may_be_any_bytes() -> None:
+    odd = b"not utf-8: \xff\xfe".decode("utf-8", "surrogateescape")
+    assert unlock(lock(SECRET, odd, LABEL), odd, LABEL) == SECRET
+
+
+# The key ring
+
+
+@pytest.fixture
+def ring(key_ring: KeyRing, key_card: KeyCard, tmp_path: Path) -> KeyRing:
+    """A ring of its own with a copy of the shared key set."""
+    shutil.copytree(key_ring.folder / key_card.key_id, tmp_path / "keys" / key_card.key_id)
+    return KeyRing(tmp_path / "keys")
+
+
+def secret_file(ring: KeyRing, card: KeyCard) -> Path:
+    return ring.folder / card.key_id / SECRET_FILE
+
+
+def test_protect_and_unprotect(ring: KeyRing, key_card: KeyCard, circuits: Path) -> None:
+    key_id, path = key_card.key_id, secret_file(ring, key_card)
+    before = path.read_bytes()
+    names = sorted(p.name for p in path.parent.iterdir())
+    evaluation = (path.parent / EVALUATION_FILE).read_bytes()
+    encrypted = ring.cipher(key_id, circuits, never).encrypt(noise_pixels(TOY_SIZE), STYLE)
+
+    ring.protect(key_id, PASSPHRASE)
+    stored = path.read_bytes()
+    assert ring.is_protected(key_id) and len(stored) > len(before)
+    step = max(1, len(before) // 512)
+    windows = {before[i : i + 32] for i in range(0, len(before) - 32, step)}
+    # A window of few values could turn up by chance; there is none in what is left either way.
+    assert not any(window in stored for window in windows)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert sorted(p.name for p in path.parent.iterdir()) == names
+    assert (path.parent / EVALUATION_FILE).read_bytes() == evaluation
+
+    asked: list[str] = []
+
+    def ask(of: str) -> str:
+        asked.append(of)
+        return PASSPHRASE
+
+    # What was encrypted under the plain key is decrypted under the protected one: the same key.
+    cipher = ring.cipher(key_id, circuits, ask)
+    assert asked == [key_id]
+    again = ring.cipher(key_id, circuits, ask).encrypt(noise_pixels(TOY_SIZE), STYLE)
+    again.require(encrypted.key_id, encrypted.circuit_id, "it")
+    assert cipher.key_id == key_id
+
+    ring.unprotect(key_id, ask)
+    assert path.read_bytes() == before and not ring.is_protected(key_id)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert sorted(p.name for p in path.parent.iterdir()) == names
+
+
+def test_a_protected_key_is_refused_without_its_passphrase(
+    ring: KeyRing, key_card: KeyCard, circuits: Path
+) -> None:
+    key_id, path = key_card.key_id, secret_file(ring, key_card)
+    ring.protect(key_id, PASSPHRASE)
+    stored = path.read_bytes()
+    with pytest.raises(InputError, match=f"{key_id} has a passphrase"):
+        ring.cipher(key_id, circuits)
+    for act in (
+        lambda: ring.cipher(key_id, circuits, lambda _: "something else"),
+        lambda: ring.unprotect(key_id, lambda _: "something else"),
+    ):
+        with pytest.raises(InputError, match="wrong passphrase"):
+            act()
+    with pytest.raises(InputError, match="already"):
+        ring.protect(key_id, "another passphrase")
+    assert path.read_bytes() == stored
+
+
+def test_a_secret_of_another_key_set_does_not_open(
+    ring: KeyRing, key_card: KeyCard, circuits: Path
+) -> None:
+    ring.protect(key_card.key_id, PASSPHRASE)
+    other = ring.folder / ("0" * 16)
+    shutil.copytree(ring.folder / key_card.key_id, other)
+    with pytest.raises(InputError, match="wrong passphrase"):
+        ring.cipher(other.name, circuits, lambda _: PASSPHRASE)
+
+
+@pytest.mark.parametrize("to_protected", [True, False])
+def test_a_conversion_that_fails_changes_nothing(
+    to_protected: bool, ring: KeyRing, key_card: KeyCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key_id, path = key_card.key_id, secret_file(ring, key_card)
+    if not to_protected:
+        ring.protect(key_id, PASSPHRASE)
+    before = path.read_bytes()
+    real: Callable[[Path, bytes], None] = nst_client._write_private
+
+    def disk_full(path: Path, data: bytes) -> None:
+        real(path, data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nst_client, "_write_private", disk_full)
+    with pytest.raises(InputError, match="No space left") as caught:
+        if to_protected:
+            ring.protect(key_id, PASSPHRASE)
+        else:
+            ring.unprotect(key_id, lambda _: PASSPHRASE)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == before
+    assert not path.with_suffix(".partial").exists()
+
+
+def test_what_a_killed_conversion_left_is_no_obstacle(ring: KeyRing, key_card: KeyCard) -> None:
+    partial = secret_file(ring, key_card).with_suffix(".partial")
+    partial.write_bytes(b"half a key")
+    ring.protect(key_card.key_id, PASSPHRASE)
+    assert not partial.exists()
+
+
+# The command line
+
+
+@pytest.fixture
+def home(
+    key_ring: KeyRing,
+    key_card: KeyCard,
+    circuits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """A data directory with the toy level, its circuits and a copy of the shared key set."""
+    home = tmp_path / "home"
+    (home / "circuits").mkdir(parents=True)
+    (home / "circuits" / key_card.circuit_id).symlink_to(circuits)
+    shutil.copytree(key_ring.folder / key_card.key_id, home / "keys" / key_card.key_id)
+    weights = toy_weights(tmp_path / "toy.safetensors")
+    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, weights, TOY_P_ERROR))
+    monkeypatch.setenv("NST_BATCH_HOME", str(home))
+    monkeypatch.delenv(PASSPHRASE_VARIABLE, raising=False)
+    return home
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody types what a command is given as input."""
+    monkeypatch.setattr(cli_keys, "is_terminal", lambda: True)
+
+
+def run(*arguments: str | Path, typed: str = "") -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments], input=typed)
+
+
+def refused(result: Result, *words: str) -> None:
+    """Exit code 2 and one line that holds these words, no stack trace."""
+    assert result.exit_code == 2, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    (line,) = [x for x in result.output.splitlines() if x.startswith("error: ")]
+    for word in words:
+        assert word in line, line
+
+
+def listed() -> dict[str, bool]:
+    rows = json.loads(run("keys", "list", "--json").output)
+    return {row["key_id"]: row["protected"] for row in rows}
+
+
+@pytest.mark.usefixtures("terminal")
+def test_keys_protect_list_unprotect(home: Path, key_card: KeyCard) -> None:
+    key_id = key_card.key_id
+    assert listed() == {key_id: False}
+    assert "no passphrase" in run("keys", "list").output
+    result = run("keys", "protect", key_id, typed=f"{PASSPHRASE}\n{PASSPHRASE}\n")
+    assert result.exit_code == 0, result.output
+    assert PASSPHRASE not in result.output
+    assert listed() == {key_id: True}
+    assert "no passphrase" not in run("keys", "list").output
+    refused(run("keys", "protect", key_id), "already", "unprotect")
+    refused(run("keys", "unprotect", key_id, typed="wrong wrong\n"), "wrong passphrase", key_id)
+    result = run("keys", "unprotect", key_id, typed=f"{PASSPHRASE}\n")
+    assert result.exit_code == 0, result.output
+    assert listed() == {key_id: False}
+    refused(run("keys", "unprotect", key_id), "no passphrase")
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_mistyped_new_passphrase_is_asked_for_again(home: Path, key_card: KeyCard) -> None:
+    typed = f"{PASSPHRASE}\n{PASSPHRASE}x\n{PASSPHRASE}\n{PASSPHRASE}\n"
+    assert run("keys", "protect", key_card.key_id, typed=typed).exit_code == 0
+    assert KeyRing(home / "keys").secret(key_card.key_id, lambda _: PASSPHRASE)
+
+
+def test_keys_create_with_a_passphrase(
+    home: Path, circuits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = ("keys", "create", "--quality", "toy", "--passphrase")
+    refused(run(*create), "no terminal", PASSPHRASE_VARIABLE)
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "short")
+    refused(run(*create), f"{SHORTEST} characters")
+    before = listed()
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE)
+    result = run(*create)
+    assert result.exit_code == 0, result.output
+    assert PASSPHRASE not in result.output
+    (key_id,) = set(listed()) - set(before)
+    assert listed()[key_id]
+    folder = home / "keys" / key_id
+    assert is_box((folder / SECRET_FILE).read_bytes())
+    for path in (folder, *folder.iterdir()):
+        assert path.stat().st_mode & 0o077 == 0, path
+    KeyRing(home / "keys").cipher(key_id, circuits, lambda _: PASSPHRASE)
+
+
+@pytest.mark.parametrize("command", ["protect", "unprotect"])
+def test_an_unknown_key(home: Path, command: str) -> None:
+    refused(run("keys", command, "0123456789abcdef"), "0123456789abcdef")
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    for side in ("content", "style"):
+        (tmp_path / "pairs" / side).mkdir(parents=True)
+        noise = np.random.default_rng(3).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        picture = Image.fromarray(noise).resize((40, 40), Image.Resampling.BICUBIC)
+        picture.save(tmp_path / "pairs" / side / "sea.png")
+    return tmp_path / "pairs"
+
+
+class Started:
+    """Stands for a driver process, and keeps the environment it was given."""
+
+    environments: list[dict[str, str]]
+
+    def __init__(self, *_: object, env: dict[str, str], **__: object) -> None:
+        self.pid = 0
+        self.environments.append(env)
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> type[Started]:
+    monkeypatch.setattr(Started, "environments", [], raising=False)
+    # Not Popen itself, which the compiler uses too.
+    monkeypatch.setattr(jobs_submit, "subprocess", SimpleNamespace(Popen=Started, DEVNULL=None))
+    return Started
+
+
+def submit(pairs: Path, store: Path, typed: str = "") -> Result:
+    return run(
+        "submit", pairs, "--quality", "toy", "--store", store, "--no-wait", typed=typed
+    )  # fmt: skip
+
+
+def test_submit_without_the_passphrase_uploads_nothing(
+    home: Path, key_card: KeyCard, pairs: Path, tmp_path: Path, driver: type[Started]
+) -> None:
+    KeyRing(home / "keys").protect(key_card.key_id, PASSPHRASE)
+    store = tmp_path / "store"
+    refused(submit(pairs, store), key_card.key_id, "no terminal", PASSPHRASE_VARIABLE)
+    assert [p.name for p in store.rglob("*") if p.is_file()] in ([], ["store.json"])
+    assert driver.environments == []
+
+
+def test_a_passphrase_in_the_environment_stays_on_the_client(
+    home: Path,
+    key_card: KeyCard,
+    pairs: Path,
+    tmp_path: Path,
+    driver: type[Started],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    KeyRing(home / "keys").protect(key_card.key_id, PASSPHRASE)
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "something else")
+    refused(submit(pairs, tmp_path / "store"), "wrong passphrase", key_card.key_id)
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE)
+    monkeypatch.setenv("NST_BATCH_TEST", "passed on")
+    result = submit(pairs, tmp_path / "store")
+    assert result.exit_code == 0, result.output
+    (environment,) = driver.environments
+    assert environment["NST_BATCH_TEST"] == "passed on"
+    assert PASSPHRASE not in environment.values()
+    written = [p for p in [*(tmp_path / "store").rglob("*"), *home.rglob("*")] if p.is_file()]
+    assert not any(PASSPHRASE.encode() in p.read_bytes() for p in written)
+
+
+@pytest.mark.usefixtures("terminal")
+def test_fetch_and_resume_ask_for_the_passphrase(
+    home: Path, key_card: KeyCard, pairs: Path, tmp_path: Path, driver: type[Started]
+) -> None:
+    KeyRing(home / "keys").protect(key_card.key_id, PASSPHRASE)
+    result = submit(pairs, tmp_path / "store", typed=f"{PASSPHRASE}\n")
+    assert result.exit_code == 0, result.output
+    (job,) = [p.name for p in (home / "jobs").iterdir()]
+    out = ("--out", tmp_path / "out")
+    refused(run("fetch", job, *out, typed="wrong wrong\n"), "wrong passphrase", key_card.key_id)
+    result = run("fetch", job, *out, typed=f"{PASSPHRASE}\n")
+    assert result.exit_code == 0 and "1 pairs are not done yet" in result.output
+    # Resuming asks before the driver starts, not when the job has ended.
+    refused(run("resume", job, *out, typed="wrong wrong\n"), "wrong passphrase")
+    assert len(driver.environments) == 1
+
+
+def test_a_passphrase_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def prompt(text: str, **_: Any) -> str:
+        asked.append(text)
+        return PASSPHRASE
+
+    monkeypatch.delenv(PASSPHRASE_VARIABLE, raising=False)
+    monkeypatch.setattr(cli_keys, "is_terminal", lambda: True)
+    monkeypatch.setattr(cli_keys.click, "prompt", prompt)
+    passphrases = cli_keys.Passphrases()
+    assert passphrases("abc") == passphrases("abc") == PASSPHRASE
+    assert asked == ["Passphrase of key abc"]
