@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from nst.errors import StoreError
+
 STORE = "store.json"
 
 
@@ -58,3 +60,23 @@ def result(job_id: str, pair_id: str) -> str:
 def probe(token: str) -> str:
     """What `doctor` writes and deletes again."""
     return f"probe-{token}"
+
+
+def require_key(store: str, key: str) -> None:
+    """Raise StoreError unless a key names a blob inside the store.
+
+    Ids in keys come out of records that others wrote.
+
+    Args:
+        store: Name of the store in the error.
+        key: What should be a key.
+    """
+    if any(part in ("", ".", "..") for part in key.split("/")):
+        raise StoreError(f"store {store}: {key!r} is no key; submit the job again")
+
+
+def require_folder(store: str, prefix: str) -> None:
+    """Raise StoreError unless a prefix names one folder, so that no wider one is deleted."""
+    if not prefix.endswith("/"):
+        raise StoreError(f"store {store}: {prefix!r} is no folder; nothing was deleted")
+    require_key(store, prefix[:-1])

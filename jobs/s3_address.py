@@ -14,6 +14,8 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 from nst.errors import StoreError
 
 SCHEME = "s3://"
+PATIENCE = 75.0
+"""Seconds for which a store that does not answer is asked again: a server's restart and more."""
 ENCRYPTIONS = ("AES256", "aws:kms", "aws:kms:dsse")
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}")

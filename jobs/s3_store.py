@@ -24,9 +24,9 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from jobs.s3_address import S3Address
+from jobs.layout import require_folder, require_key
+from jobs.s3_address import PATIENCE, S3Address
 from jobs.s3_errors import REQUEST_ERRORS, code_of, explain, is_transient, status_of
-from jobs.store import PATIENCE, require_folder, require_key
 from nst.errors import StoreError
 
 PART = 8 << 20

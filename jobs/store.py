@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Protocol
 
 from jobs import layout
-from jobs.s3_address import SCHEME, S3Address, without_secrets
+from jobs.layout import require_folder, require_key
+from jobs.s3_address import PATIENCE, SCHEME, S3Address, without_secrets
 from nst.errors import StoreError
 
 FORMAT = 1
-PATIENCE = 75.0
-"""Seconds for which a store that does not answer is asked again: a server's restart and more."""
 FIRST_PATIENCE = 10.0
 """The same where somebody waits at the command line and may have mistyped."""
 PARTIAL = ".partial-"
@@ -183,26 +182,6 @@ class LocalStore:
                 f"store {self.root}: cannot write {key}: {error.strerror}; "
                 "free some space or choose another --store"
             ) from error
-
-
-def require_key(store: str, key: str) -> None:
-    """Raise StoreError unless a key names a blob inside the store.
-
-    Ids in keys come out of records that others wrote.
-
-    Args:
-        store: Name of the store in the error.
-        key: What should be a key.
-    """
-    if any(part in ("", ".", "..") for part in key.split("/")):
-        raise StoreError(f"store {store}: {key!r} is no key; submit the job again")
-
-
-def require_folder(store: str, prefix: str) -> None:
-    """Raise StoreError unless a prefix names one folder, so that no wider one is deleted."""
-    if not prefix.endswith("/"):
-        raise StoreError(f"store {store}: {prefix!r} is no folder; nothing was deleted")
-    require_key(store, prefix[:-1])
 
 
 def connect(url: str, patience: float = PATIENCE) -> Store:
