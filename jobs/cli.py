@@ -227,6 +227,7 @@ def status(job_id: str | None, as_json: bool) -> None:
     import time
 
     from rich.table import Table
+    from rich.text import Text
 
     from jobs import layout
     from jobs.home import Home
@@ -272,10 +273,10 @@ def status(job_id: str | None, as_json: bool) -> None:
     shown = _shown_status(state.status, state.finished, book.driver_pid)
     console.print(f"job {job_id} ({book.quality}): {shown}, {describe(state, time.time())}")
     if state.reason:
-        console.print(state.reason, highlight=False)
+        console.print(state.reason, highlight=False, markup=False)
     table = Table("pair", "state", "reason")
     for row in pairs:
-        table.add_row(row["name"], row["status"], row["reason"])
+        table.add_row(Text(row["name"]), row["status"], Text(row["reason"]))
     console.print(table)
 
 
@@ -307,7 +308,7 @@ def _fetch(
     with console.status("decrypting") as status:
         report = fetch_job(home, store, book, level, network, out, force, passphrases.under(status))
     for name, reason in report.failed.items():
-        console.print(f"{name}: {reason}", style="red", highlight=False)
+        console.print(f"{name}: {reason}", style="red", highlight=False, markup=False)
     if report.waiting:
         console.print(f"{len(report.waiting)} pairs are not done yet")
     console.print(f"{len(report.done)} pictures in {out}", highlight=False)

@@ -11,6 +11,7 @@ from jobs.home import BookPair, Home, JobBook, box_of
 from jobs.pictures import Floats, write_png
 from jobs.records import JobRecord, ResultRecord, finished_pairs, read_record
 from jobs.store import Store
+from nst.architecture import CELL
 from nst.ciphertext import Envelope
 from nst.circuits import build
 from nst.client import AskPassphrase, Cipher, KeyRing
@@ -100,6 +101,11 @@ def _result(
 ) -> Floats:
     if record.status == "failed":
         raise InputError(record.reason)
+    expected = content.rgb.shape[1] // CELL
+    if record.rows != expected:
+        raise CircuitError(
+            f"result of {pair.name} has {record.rows} rows, not {expected}; submit the pair again"
+        )
     rows: list[bytes] = []
     for row in range(record.rows):
         what = f"row {row} of {pair.name}"
@@ -108,7 +114,10 @@ def _result(
         envelope.require(book.key_id, book.circuit_id, what)
         rows += envelope.rows
     whole = Envelope(book.key_id, book.circuit_id, tuple(rows))
-    return finish(network, content, style, cipher.decrypt(whole, pair.name))
+    levels = cipher.decrypt(whole, pair.name)
+    if levels.shape[1:] != (expected, expected):
+        raise CircuitError(f"result of {pair.name} has another size; submit the pair again")
+    return finish(network, content, style, levels)
 
 
 def make_folder(out: Path) -> None:

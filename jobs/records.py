@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 from jobs import layout
 from jobs.store import Store
@@ -13,6 +13,14 @@ from nst.errors import StoreError
 FORMAT = 1
 
 Record = TypeVar("Record", bound=BaseModel)
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+Reason = Annotated[str, AfterValidator(_one_line)]
+"""Text of a server's, shown in a terminal: nothing in it may steer one."""
 
 
 class _Form(BaseModel):
@@ -60,7 +68,7 @@ class JobState(BaseModel):
     last_task: float = 0.0
     updated: float = 0.0
     peak_live_bytes: int = 0
-    reason: str = ""
+    reason: Reason = ""
 
     @property
     def finished(self) -> bool:
@@ -75,7 +83,7 @@ class ResultRecord(BaseModel):
     pair_id: str
     status: Literal["done", "failed"]
     rows: int = 0
-    reason: str = ""
+    reason: Reason = ""
     finished: float = 0.0
 
 

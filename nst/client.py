@@ -244,10 +244,17 @@ class Cipher:
             what: Name of the result in an error.
 
         Raises:
-            CircuitError: if it was made under another key set or by other circuits.
+            CircuitError: if it was made under another key set or by other circuits, or is no
+                result at all.
         """
         envelope.require(self.key_id, self.circuit_id, what)
-        return self.decrypt_rows("up", envelope.rows)
+        try:
+            return self.decrypt_rows("up", envelope.rows)
+        except (RuntimeError, ValueError) as error:
+            # Its checksum is right: whoever made it meant it so, or stored another thing.
+            raise CircuitError(
+                f"{what} is no result ({str(error).splitlines()[0]}); submit the pair again"
+            ) from error
 
     def decrypt_rows(self, stage: str, rows: tuple[bytes, ...]) -> Ints:
         """Levels `[C, H, W]` of the output rows of any stage."""

@@ -372,6 +372,23 @@ def test_a_result_of_another_key_is_refused(
         cipher.decrypt(dataclasses.replace(result, circuit_id="f" * 16), "the result")
 
 
+@pytest.mark.parametrize("kind", ["garbage", "empty", "no rows", "another stage"])
+def test_what_is_no_result_is_refused(
+    kind: str, cipher: Cipher, encrypted_run: EncryptedRun
+) -> None:
+    rows = {
+        "garbage": (b"\x5a" * 4000,),
+        "empty": (b"",),
+        "no rows": (),
+        "another stage": (encrypted_run.rows["up"][0], encrypted_run.rows["style_rows"][0]),
+    }
+    # Envelope and checksum are right, as a malicious server would make them.
+    result = Envelope(cipher.key_id, cipher.circuit_id, rows[kind])
+    with pytest.raises(CircuitError, match="the result is no result") as caught:
+        cipher.decrypt(result, "the result")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_key_of_other_circuits_is_refused(
     key_ring: KeyRing, key_card: KeyCard, circuits: Path, tmp_path: Path
 ) -> None:

@@ -102,3 +102,13 @@ def test_damaged_plans_are_refused(store: Store, blob: bytes) -> None:
     with pytest.raises(CircuitError) as caught:
         read_plan(store, "c")
     assert "\n" not in str(caught.value)
+
+
+def test_a_reason_cannot_steer_a_terminal(store: Store) -> None:
+    state = {"status": "failed", "reason": "no\x1b[2J\x1b]0;title\x07\r\nmemory\u202e"}
+    store.write(layout.state("j"), json.dumps(state).encode())
+    shown = read_state(store, "j").reason
+    assert shown.isprintable() and shown.startswith("no") and "memory" in shown
+    result = {"pair_id": "1", "status": "failed", "reason": "\x1b[31mred"}
+    store.write(layout.result("j", "1"), json.dumps(result).encode())
+    assert finished_pairs(store, JOB)["1"].reason == " [31mred"
