@@ -21,10 +21,19 @@ from nst.checkpoint import Checkpoint, RunFolder
 from nst.levels import LEVELS
 from nst.training import Options, Run, Trainer, Worker
 
-LAYERED: dict[str, Any] = {"code": 128, "code_layers": 2}
+FIRST: dict[str, Any] = {
+    "body": 4,
+    "coarse": 0,
+    "coarse_body": 0,
+    "dense": 2,
+    "reads_pixels": False,
+    "code": 64,
+    "code_layers": 1,
+}
+LAYERED: dict[str, Any] = {**FIRST, "code": 128, "code_layers": 2}
 ALL: dict[str, Any] = {**LAYERED, "dense": 9, "reads_pixels": True}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "first": {},
+    "first": FIRST,
     "layered code": LAYERED,
     "dense, pixels": ALL,
     "coarse": {**LAYERED, "coarse": 64, "coarse_body": 3, "body": 2},
@@ -32,6 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "more coarse": {**ALL, "coarse": 96, "coarse_body": 4, "body": 1, "latent": 28},
     "wide": {**ALL, "latent": 52, "body": 2},
     "narrow up": {**ALL, "latent": 34, "up": 8},
+    "default": {},
 }
 """Sizes that differ from `Architecture()`."""
 

@@ -178,8 +178,20 @@ def evaluate(
     show_default=True,
     help="Most PBS a pixel of output, style branch included.",
 )
+@click.option(
+    "--strength",
+    type=click.FloatRange(0, 2, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Less than 1 gives back content for style, see evaluate; it costs nothing.",
+)
 def export(
-    checkpoints: tuple[Path, ...], quality: str, out: Path, data: str, budget_pbs: float
+    checkpoints: tuple[Path, ...],
+    quality: str,
+    out: Path,
+    data: str,
+    budget_pbs: float,
+    strength: float,
 ) -> None:
     """Write the last CHECKPOINT's network as weights with a card.
 
@@ -197,7 +209,13 @@ def export(
 
     with Console(stderr=True).status("compiling circuits"):
         card = export_weights(
-            list(checkpoints), _level(quality), out, data, Home.default().circuits, budget_pbs
+            list(checkpoints),
+            _level(quality),
+            out,
+            data,
+            Home.default().circuits,
+            budget_pbs,
+            strength,
         )
     costs = card["circuits"]
     click.echo(

@@ -101,7 +101,7 @@ class Architecture:
         up: Channels at half the resolution, made by the last stage and a pixel shuffle.
         coarse: Channels at an eighth of the resolution; 0 for no such trunk.
         coarse_body: Number of 3 x 3 stages at an eighth of the resolution.
-        dense: How many predecessors of its trunk a stage reads.
+        dense: How many predecessors of its trunk a stage reads, at most.
         reads_pixels: Whether every stage at a quarter of the resolution reads the content's
             pixels too.
         style_stem: Channels of the first stage of the style branch.
@@ -113,18 +113,18 @@ class Architecture:
     """
 
     latent: int = 32
-    body: int = 4
+    body: int = 2
     up: int = 12
-    coarse: int = 0
-    coarse_body: int = 0
-    dense: int = 2
-    reads_pixels: bool = False
+    coarse: int = 80
+    coarse_body: int = 3
+    dense: int = 9
+    reads_pixels: bool = True
     style_stem: int = 16
     style_stride: int = 1
     style_body: int = 32
     style_rows: int = 48
-    code: int = 64
-    code_layers: int = 1
+    code: int = 128
+    code_layers: int = 2
 
     def stages(self) -> tuple[Stage, ...]:
         """All stages in an order in which every source comes before its readers."""

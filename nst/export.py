@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from nst.architecture import Architecture, grids
 from nst.checkpoint import Checkpoint
@@ -25,6 +28,7 @@ def export(
     data: str,
     cache: Path,
     budget: float,
+    strength: float = 1.0,
 ) -> dict[str, Any]:
     """Compile the last checkpoint's network and write it as weights with a card.
 
@@ -37,6 +41,8 @@ def export(
         data: What it was trained on, for the card.
         cache: Folder of compiled circuits.
         budget: Most PBS a pixel of output, style branch included.
+        strength: What the client's last layer adds to the content is multiplied by this: less
+            than 1 gives back content for style, at no cost.
 
     Returns:
         The card, without the checksum of the weights.
@@ -51,6 +57,11 @@ def export(
     runs = [Checkpoint.read(path) for path in checkpoints]
     last = runs[-1]
     network = _integers(last, checkpoints[-1])
+    network = replace(
+        network,
+        head_weight=network.head_weight * np.float32(strength),
+        head_bias=network.head_bias * np.float32(strength),
+    )
     try:
         grids(network.architecture.stages(), level.size)
     except ValueError as error:
@@ -71,6 +82,7 @@ def export(
             {"size": run.options["size"], "steps": run.step, "options": run.options} for run in runs
         ],
         "validation": last.validation,
+        "strength": strength,
         "circuits": costs,
         "data": data,
         "commit": _commit(),

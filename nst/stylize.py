@@ -19,7 +19,7 @@ from nst.integer import AccumulatorRange, IntegerNetwork
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-GAINS = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25)
+GAINS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7, 0.64, 0.58, 0.52, 0.46, 0.4, 0.32, 0.25)
 """Contrasts tried, in this order, until no accumulator leaves its 10 bits."""
 
 

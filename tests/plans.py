@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 from jobs.records import PairRecord
 from nst.architecture import Architecture, grids
 from nst.plan import CircuitPlan, StagePlan
 
 
-def made_up_plan(size: int = 64, body: int = 2) -> CircuitPlan:
-    """The stages of a real network, with a PBS an output element and a byte a PBS."""
-    stages = Architecture(latent=4, body=body, up=1, style_stem=2, code=5).stages()
+def made_up_plan(size: int = 64, body: int = 2, **sizes: Any) -> CircuitPlan:
+    """The stages of a small network, with a PBS an output element and a byte a PBS.
+
+    Without further `sizes` it is a chain in which a stage reads the two before it.
+    """
+    chain = {"coarse": 0, "dense": 2, "reads_pixels": False, "code_layers": 1, **sizes}
+    stages = Architecture(latent=4, body=body, up=1, style_stem=2, code=5, **chain).stages()
     shapes = grids(stages, size)
     plans = []
     for stage in stages:

@@ -79,6 +79,28 @@ def test_a_strided_stage_steps_two_rows(graph: TaskGraph) -> None:
         assert task.sources == tuple(stem[i].index for i in wanted)
 
 
+def test_a_coarse_source_is_enlarged_and_pixels_are_read_again() -> None:
+    plan = made_up_plan(coarse=4, coarse_body=2, dense=9, reads_pixels=True)
+    graph = build_graph(plan, grid_of_pairs(1, 1))
+    stem, coarse1, coarse2, body1 = (
+        find(graph, "pair:p00", name) for name in ("stem", "coarse1", "coarse2", "body1")
+    )
+    assert len(stem) == ROWS and len(coarse1) == len(coarse2) == ROWS // 2
+    stage = next(s for s in plan.stages if s.name == "body1")
+    assert stage.sources == ("stem", "coarse2", "content")
+    (code,) = find(graph, "style:s0", "style_code")
+    for row in (0, 5, ROWS - 1):
+        wanted = [max(row - 1, 0), row, min(row + 1, ROWS - 1)]
+        assert body1[row].sources == (
+            *(stem[i].index for i in wanted),
+            *(coarse2[i // 2].index for i in wanted),
+            *(InputRow("c0", i) for i in wanted),
+            code.index,
+        )
+    assert coarse1[3].sources == (*(stem[i].index for i in (5, 6, 7)), code.index)
+    assert coarse2[3].sources == (*(coarse1[i].index for i in (2, 3, 4)), code.index)
+
+
 def test_pools_read_one_row_or_all(graph: TaskGraph) -> None:
     body, pooled = find(graph, "style:s1", "style_body"), find(graph, "style:s1", "style_rows")
     assert [t.sources for t in pooled] == [(t.index,) for t in body]
