@@ -40,7 +40,7 @@ PATIENCE = 5.0
 PROBE_BYTES = 1 << 16
 SKEW_WARN, SKEW_FAIL = 60.0, 600.0
 """Seconds; S3 refuses requests whose clock is a quarter of an hour off."""
-BASE_BYTES, ACTOR_BYTES = 600_000_000, 1_600_000_000
+BASE_BYTES, ACTOR_BYTES = 600_000_000, 2_500_000_000
 """Resident memory of Ray, driver and client together, and of an actor (see benchmarks/low.json)."""
 MEMORY_MARGIN = 1.2
 PAIR_BYTES_PER_PIXEL = 49_400
