@@ -81,7 +81,7 @@ _weight = click.FloatRange(min=0)
 @click.option(
     "--grain-allowed",
     type=_weight,
-    default=0.5,
+    default=0.6,
     show_default=True,
     help="Grain up to which nothing is lost, in terms of the inputs' grain.",
 )
