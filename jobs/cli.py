@@ -11,6 +11,7 @@ import click
 from jobs.cli_doctor import doctor
 from jobs.cli_evaluate import evaluate, export
 from jobs.cli_keys import Passphrases, keys
+from jobs.cli_options import fit_option, grid_option
 from jobs.cli_store import STORE_HELP, s3_options
 from jobs.cli_train import train
 from nst.errors import NstBatchError, StoreError
@@ -64,14 +65,6 @@ main.add_command(train)
 _quality = click.option(
     "--quality", "-q", default="low", show_default=True, help="draft 32, low 64, mid 128, high 192."
 )
-_grid = click.option("--grid", is_flag=True, help="Every content with every style.")
-_fit = click.option(
-    "--fit",
-    type=click.Choice(["crop", "letterbox"]),
-    default="crop",
-    show_default=True,
-    help="How pictures that are not square are made so.",
-)
 _force = click.option("--force", is_flag=True, help="Replace pictures in the output folder.")
 _actors = click.option(
     "--actors",
@@ -85,8 +78,8 @@ _actors = click.option(
 @main.command()
 @click.argument("pairs", type=click.Path(path_type=Path))
 @_quality
-@_grid
-@_fit
+@grid_option
+@fit_option
 @_actors
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Stay until it is done.")
 @click.option("--out", type=click.Path(path_type=Path), help="Fetch the results into this folder.")
@@ -319,8 +312,8 @@ def _fetch(
 @main.command()
 @click.argument("pairs", type=click.Path(path_type=Path))
 @_quality
-@_grid
-@_fit
+@grid_option
+@fit_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the PNGs.")
 @_force
 def preview(pairs: Path, quality: str, grid: bool, fit: str, out: Path, force: bool) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.cli_options import fit_option, grid_option
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -36,14 +38,8 @@ _PATH = click.Path(path_type=Path)
 @click.option("--vgg", "vgg_file", type=_PATH, required=True, help="VGG16 or VGG19 weights.")
 @click.option("--quality", "-q", default="low", show_default=True, help="Quality level.")
 @click.option("--weights", type=_PATH, help="Weights to measure instead of the level's own.")
-@click.option("--grid", is_flag=True, help="Every content with every style.")
-@click.option(
-    "--fit",
-    type=click.Choice(["crop", "letterbox"]),
-    default="crop",
-    show_default=True,
-    help="How pictures that are not square are made so.",
-)
+@grid_option
+@fit_option
 @click.option(
     "--simulate",
     "runs",
@@ -206,11 +202,12 @@ def export(
 
     from jobs.home import Home
     from nst.export import export as export_weights
+    from nst.levels import find_level
 
     with Console(stderr=True).status("compiling circuits"):
         card = export_weights(
             list(checkpoints),
-            _level(quality),
+            find_level(quality),
             out,
             data,
             Home.default().circuits,
@@ -225,21 +222,14 @@ def export(
     )
 
 
-def _level(quality: str) -> QualityLevel:
-    """The level of that name, whether its weights are installed or not."""
-    from nst.levels import LEVELS, get_level
-
-    return LEVELS[quality] if quality in LEVELS else get_level(quality)
-
-
 def _load(quality: str, weights: Path | None) -> tuple[QualityLevel, IntegerNetwork]:
     """The level, and its network or the one named instead; raises if that does not fit."""
     from nst.architecture import grids
     from nst.errors import CircuitError
-    from nst.levels import get_level
+    from nst.levels import find_level, get_level
     from nst.weights import load_weights
 
-    level = get_level(quality) if weights is None else _level(quality)
+    level = get_level(quality) if weights is None else find_level(quality)
     network = load_weights(weights or level.weights)
     try:
         grids(network.architecture.stages(), level.size)

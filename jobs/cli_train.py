@@ -181,10 +181,10 @@ def train(
     Example: nst-batch train --content-dir coco --style-dir wikiart --vgg vgg16.pth \\
                  --quality low --workers 2 --out runs/low
     """
-    from nst.levels import LEVELS
+    from nst.levels import LEVELS, find_level
 
     sizes, enlarged = _sizes(architecture), _scales(scales)
-    size = _size(quality)
+    size = find_level(quality).size
     # The style branch keeps its size, and what it sums over, at every level.
     sizes.setdefault("style_stride", max(1, size // LEVELS["low"].size))
 
@@ -226,14 +226,6 @@ def train(
         click.echo(f"error: {error}", err=True)
         raise SystemExit(EXIT_FAILED) from error
     click.echo(f"{steps} steps; {out / 'best.pt'} has the lowest score of held-out pictures")
-
-
-def _size(quality: str) -> int:
-    from nst.levels import LEVELS
-
-    if quality not in LEVELS:
-        raise InputError(f"no quality level {quality!r}; choose one of {', '.join(LEVELS)}")
-    return LEVELS[quality].size
 
 
 def _sizes(architecture: str) -> dict[str, Any]:

@@ -16,12 +16,12 @@ from PIL import Image
 from jobs.pairs import Pair, Skipped, safe_name
 from jobs.pictures import Box, Floats, read_picture, to_image, write_file
 from jobs.preparation import PreparedPair
+from nst.color import colored
 from nst.dataset import list_pictures, split
 from nst.errors import InputError
 from nst.integer import IntegerNetwork
 from nst.quality import Comparison, Figures, measure, psnr
 from nst.simulation import rounding_noise, simulate
-from nst.stylize import Picture
 from nst.vgg import MIN_SIDE, VGG16
 
 UNTOUCHED, COLOUR = "untouched", "colours only"
@@ -128,7 +128,7 @@ def make_samples(
             continue
         results = {
             UNTOUCHED: [pair.content.rgb],
-            COLOUR: [colour_only(pair.content, pair.style)],
+            COLOUR: [colored(pair.content.white, pair.style.statistics)],
             PREVIEW: [pair.preview(network)],
         }
         gains = (pair.content_gain, pair.style_gain)
@@ -144,13 +144,6 @@ def make_samples(
                 missing.append(Skipped(pair.name, str(error)))
         samples.append(Sample(pair, _cut(pair.content.rgb, pair.box), cut))
     return samples, missing
-
-
-def colour_only(content: Picture, style: Picture) -> Floats:
-    """The content `[3, S, S]` with the style's mean and covariance of colours: no network."""
-    matrix, mean = style.statistics.coloring(), style.statistics.mean
-    rgb = np.einsum("ij,jhw->ihw", matrix, content.white) + mean[:, None, None]
-    return np.clip(rgb, 0, 1).astype(np.float32)
 
 
 def measure_samples(

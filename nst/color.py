@@ -59,6 +59,12 @@ def whiten(picture: Floats, statistics: ColorStatistics) -> Floats:
     return np.einsum("ij,jhw->ihw", statistics.whitening(), centred).astype(np.float32)
 
 
+def colored(white: Floats, statistics: ColorStatistics) -> Floats:
+    """Picture `[3, H, W]` in whitened space to one in [0, 1] with those colours, clipped."""
+    rgb = np.einsum("ij,jhw->ihw", statistics.coloring(), white)
+    return np.clip(rgb + statistics.mean[:, None, None], 0, 1).astype(np.float32)
+
+
 DITHER, DITHER_SEED = 0.4, 20221115
 """Amplitude of the contents' dither, in pixel levels, and the seed of its noise."""
 

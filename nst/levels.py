@@ -46,16 +46,25 @@ LEVELS = {
 }
 
 
+def find_level(name: str) -> QualityLevel:
+    """The level of that name, whether its weights are installed or not.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if name not in LEVELS:
+        raise InputError(f"no quality level {name!r}; choose one of {', '.join(LEVELS)}")
+    return LEVELS[name]
+
+
 def get_level(name: str) -> QualityLevel:
-    """The level of that name.
+    """The level of that name, ready to be used.
 
     Raises:
         InputError: if there is none.
         CircuitError: if its weights are not installed.
     """
-    if name not in LEVELS:
-        raise InputError(f"no quality level {name!r}; choose one of {', '.join(LEVELS)}")
-    level = LEVELS[name]
+    level = find_level(name)
     if not level.trained:
         ready = ", ".join(n for n, other in LEVELS.items() if other.trained)
         raise CircuitError(

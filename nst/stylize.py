@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nst.architecture import CONTENT, STYLE
-from nst.color import ColorStatistics, quantize_pixels, whiten
+from nst.color import ColorStatistics, colored, quantize_pixels, whiten
 from nst.errors import InputError
 from nst.integer import AccumulatorRange, IntegerNetwork
 
@@ -99,7 +99,4 @@ def plan_content(network: IntegerNetwork, content: Picture, code: Ints) -> Conte
 
 def finish(network: IntegerNetwork, content: Picture, style: Picture, features: Ints) -> Floats:
     """Decrypted (or clear) features of the last stage to an RGB result `[3, S, S]` in [0, 1]."""
-    result = network.finish(content.white, features)
-    matrix, mean = style.statistics.coloring(), style.statistics.mean
-    rgb = np.einsum("ij,jhw->ihw", matrix, result) + mean[:, None, None]
-    return np.clip(rgb, 0, 1).astype(np.float32)
+    return colored(network.finish(content.white, features), style.statistics)
