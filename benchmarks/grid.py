@@ -30,13 +30,13 @@ from benchmarks.run import (
     run_submitted,
     submit_pairs,
 )
-from jobs import layout
-from jobs.fetch import SHEET
-from jobs.loading import read_plan
-from jobs.pictures import to_image
-from jobs.records import JobRecord, read_record, write_record
-from jobs.store import open_store
-from jobs.submit import new_id
+from jobs.client.fetch import SHEET
+from jobs.client.pictures import to_image
+from jobs.client.submit import new_id
+from jobs.execution.loading import read_plan
+from jobs.storage import layout
+from jobs.storage.records import JobRecord, read_record, write_record
+from jobs.storage.store import open_store
 
 CONTENTS, STYLES = ("astronaut", "cat", "coffee"), ("cat", "coffee")
 ACTORS = 2

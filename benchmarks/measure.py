@@ -166,10 +166,10 @@ def bare_stage_seconds(
 
 def time_stages(store_url: str, job_id: str, repeats: int) -> dict[str, dict[str, float]]:
     """Body of `bare_stage_seconds`: by stage, PBS and the median seconds of a call."""
-    from jobs import layout
-    from jobs.loading import EvaluatorLoader, read_plan
-    from jobs.records import JobRecord, read_record
-    from jobs.store import open_store
+    from jobs.execution.loading import EvaluatorLoader, read_plan
+    from jobs.storage import layout
+    from jobs.storage.records import JobRecord, read_record
+    from jobs.storage.store import open_store
     from nst.architecture import CONTENT, STYLE
     from nst.ciphertext import Envelope
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from benchmarks.measure import provenance, write_result
 from benchmarks.run import load
-from jobs.evaluation import held_out_pairs, make_samples, measure_samples, summarize
-from jobs.preparation import prepare
+from jobs.client.evaluation import held_out_pairs, make_samples, measure_samples, summarize
+from jobs.client.preparation import prepare
 from nst.levels import LEVELS
 from nst.vgg import VGG16
 

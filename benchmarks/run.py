@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure import PeakMemory, peak_memory
-from jobs import layout
-from jobs.fetch import fetch
-from jobs.home import Home, JobBook
-from jobs.pairs import find_pairs
-from jobs.preparation import PreparedPair, prepare
-from jobs.records import JobState, TaskTrace, read_state
-from jobs.store import Store, open_store
-from jobs.submit import start_driver, submit
+from jobs.client.fetch import fetch
+from jobs.client.home import Home, JobBook
+from jobs.client.pairs import find_pairs
+from jobs.client.preparation import PreparedPair, prepare
+from jobs.client.submit import start_driver, submit
+from jobs.storage import layout
+from jobs.storage.records import JobState, TaskTrace, read_state
+from jobs.storage.store import Store, open_store
 from nst.integer import IntegerNetwork
 from nst.levels import QualityLevel, get_level
 from nst.weights import load_weights

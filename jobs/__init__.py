@@ -1,1 +1,1 @@
-"""Jobs on the client: finding pairs, reading and writing pictures, showing results."""
+"""Batch jobs: command line, client's side, store, and execution on the server."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-from jobs.records import PairRecord
+from jobs.storage.records import PairRecord
 from nst.architecture import Architecture, grids
 from nst.plan import CircuitPlan, StagePlan
 

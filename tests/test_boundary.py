@@ -20,7 +20,13 @@ from nst.server import FORBIDDEN_MODULES, FORBIDDEN_NAMES
 from tests.toy import TOY_SIZE, assert_close_levels, noise_pixels
 
 ROOT = Path(__file__).resolve().parent.parent
-SERVER_MODULES = ("nst.server", "jobs.driver", "jobs.loading", "cluster.actors", "cluster.executor")
+SERVER_MODULES = (
+    "nst.server",
+    "jobs.execution.driver",
+    "jobs.execution.loading",
+    "cluster.actors",
+    "cluster.executor",
+)
 
 
 def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from jobs.cli import main
+from jobs.cli.main import main
 from nst import levels
 from nst.levels import QualityLevel
 from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_weights

@@ -185,7 +185,7 @@ def test_kuberay_clusters(name: str) -> None:
 
 
 def test_the_ray_job_runs_a_command_that_exists(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs.cli import main
+    from jobs.cli.main import main
 
     (document,) = documents("rayjob")
     program, name, *arguments = shlex.split(document["spec"]["entrypoint"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from jobs.cli import main
+from jobs.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("clusters.md", "security.md")

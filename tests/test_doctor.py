@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from jobs import doctor
-from jobs.cli import main
-from jobs.doctor import ACTOR_BYTES, BASE_BYTES, check_memory, pair_bytes
-from jobs.s3_store import S3Store
-from jobs.store import LocalStore, open_store
+from jobs.cli.main import main
+from jobs.client import doctor
+from jobs.client.doctor import ACTOR_BYTES, BASE_BYTES, check_memory, pair_bytes
+from jobs.storage.s3_store import S3Store
+from jobs.storage.store import LocalStore, open_store
 from nst import levels
 from nst.circuits import load_plan
 from nst.client import KeyCard, KeyRing

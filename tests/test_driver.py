@@ -17,11 +17,11 @@ import numpy as np
 import psutil
 import pytest
 
-from jobs import layout
-from jobs.driver import run_job
-from jobs.graph import Task, build_graph
-from jobs.inprocess import InProcessExecutor
-from jobs.records import (
+from jobs.execution.driver import run_job
+from jobs.execution.graph import Task, build_graph
+from jobs.execution.inprocess import InProcessExecutor
+from jobs.storage import layout
+from jobs.storage.records import (
     JobRecord,
     JobState,
     PairRecord,
@@ -32,7 +32,7 @@ from jobs.records import (
     read_state,
     write_record,
 )
-from jobs.store import Store, open_store
+from jobs.storage.store import Store, open_store
 from nst.architecture import CONTENT, STYLE
 from nst.ciphertext import Envelope
 from nst.circuits import PLAN_FILE, SERVER_FILE, load_plan
@@ -232,7 +232,15 @@ def run_driver(
     temporary = folder / ("long" * 20)
     temporary.mkdir()
     log = folder / "driver.log"
-    command = [sys.executable, "-m", "jobs.driver", store.url, "job", "--actors", str(actors)]
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.execution.driver",
+        store.url,
+        "job",
+        "--actors",
+        str(actors),
+    ]
     seen: dict[int, psutil.Process] = {}
     with log.open("wb") as output:
         driver = subprocess.Popen(

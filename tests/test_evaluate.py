@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from jobs.cli import main
-from jobs.evaluation import held_out_pairs
+from jobs.cli.main import main
+from jobs.client.evaluation import held_out_pairs
 from nst import levels
 from nst.color import ColorStatistics, colored
 from nst.levels import QualityLevel

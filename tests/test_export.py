@@ -13,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from jobs.cli import main
+from jobs.cli.main import main
 from nst import levels
 from nst.architecture import LEVEL
 from nst.circuits import load_plan

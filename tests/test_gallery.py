@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.gallery import CELL, GAP, VACANT, Entry, write_contact_sheet, write_gallery
-from jobs.pictures import Floats
+from jobs.client.gallery import CELL, GAP, VACANT, Entry, write_contact_sheet, write_gallery
+from jobs.client.pictures import Floats
 from nst.errors import InputError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

@@ -14,10 +14,10 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from jobs import cli_keys
-from jobs import submit as jobs_submit
-from jobs.cli import main
-from jobs.home import PASSPHRASE_VARIABLE
+from jobs.cli import keys as cli_keys
+from jobs.cli.main import main
+from jobs.client import submit as jobs_submit
+from jobs.client.home import PASSPHRASE_VARIABLE
 from nst import client as nst_client
 from nst import levels
 from nst.architecture import STYLE

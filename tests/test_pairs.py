@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.pairs import NAME_BYTES, Pair, find_pairs, safe_name
+from jobs.client.pairs import NAME_BYTES, Pair, find_pairs, safe_name
 from nst.errors import InputError
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from jobs.pictures import Box, Fit, Floats, read_picture, write_png
+from jobs.client.pictures import Box, Fit, Floats, read_picture, write_png
 from nst.dataset import center_square
 from nst.errors import InputError
 

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.driver import run_job
-from jobs.graph import Task
-from jobs.home import Home, JobBook
-from jobs.inprocess import InProcessExecutor
-from jobs.loading import EvaluatorLoader
-from jobs.pairs import find_pairs
-from jobs.preparation import prepare
-from jobs.records import JobRecord, read_record
-from jobs.store import LocalStore, open_store
-from jobs.submit import submit
+from jobs.client.home import Home, JobBook
+from jobs.client.pairs import find_pairs
+from jobs.client.preparation import prepare
+from jobs.client.submit import submit
+from jobs.execution.driver import run_job
+from jobs.execution.graph import Task
+from jobs.execution.inprocess import InProcessExecutor
+from jobs.execution.loading import EvaluatorLoader
+from jobs.storage.records import JobRecord, read_record
+from jobs.storage.store import LocalStore, open_store
 from nst.architecture import CONTENT, STYLE
 from nst.client import SECRET_FILE
 from nst.integer import space_to_depth

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import layout
-from jobs.loading import read_plan
-from jobs.records import (
+from jobs.execution.loading import read_plan
+from jobs.storage import layout
+from jobs.storage.records import (
     JobRecord,
     JobState,
     PairRecord,
@@ -19,7 +19,7 @@ from jobs.records import (
     read_state,
     write_record,
 )
-from jobs.store import Store, open_store
+from jobs.storage.store import Store, open_store
 from nst.errors import CircuitError, StoreError
 
 JOB = JobRecord(

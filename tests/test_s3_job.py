@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from jobs import layout
-from jobs.cli import main
-from jobs.home import Home
-from jobs.store import open_store
+from jobs.cli.main import main
+from jobs.client.home import Home
+from jobs.storage import layout
+from jobs.storage.store import open_store
 from nst import levels
 from nst.levels import QualityLevel
 from tests.conftest import BUCKET

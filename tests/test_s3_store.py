@@ -19,10 +19,10 @@ import pytest
 from botocore.exceptions import ClientError
 from botocore.stub import ANY, Stubber
 
-from jobs.loading import EvaluatorLoader
-from jobs.s3_address import S3Address, S3Options
-from jobs.s3_store import S3Store
-from jobs.store import connect, open_store
+from jobs.execution.loading import EvaluatorLoader
+from jobs.storage.s3_address import S3Address, S3Options
+from jobs.storage.s3_store import S3Store
+from jobs.storage.store import connect, open_store
 from nst.errors import StoreError
 from tests.conftest import BUCKET
 from tests.s3_server import S3Server, free_ports
@@ -450,9 +450,9 @@ def test_a_sealed_process_reads_it(store: S3Store) -> None:
     code = """
 import sys
 from nst.server import seal
-import jobs.driver, jobs.loading
+import jobs.execution.driver, jobs.execution.loading
 seal()
-from jobs.store import open_store
+from jobs.storage.store import open_store
 store = open_store(sys.argv[1])
 store.write("b", store.read("a") + b"2")
 seal()
@@ -461,7 +461,10 @@ seal()
     assert store.read("b") == b"12"
 
 
-@pytest.mark.parametrize("module", ["jobs.cli", "jobs.store", "jobs.driver", "jobs.loading"])
+@pytest.mark.parametrize(
+    "module",
+    ["jobs.cli.main", "jobs.storage.store", "jobs.execution.driver", "jobs.execution.loading"],
+)
 def test_boto3_waits_until_it_is_needed(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'boto3', 'botocore'}} & set(sys.modules)))"
     assert run_python(code).strip() == "[]"

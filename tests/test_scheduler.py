@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from jobs.graph import InputRow, Task, TaskGraph, build_graph
-from jobs.scheduler import Completion, _Walk
+from jobs.execution.graph import InputRow, Task, TaskGraph, build_graph
+from jobs.execution.scheduler import Completion, _Walk
 from nst.errors import StoreError
 from tests.plans import grid_of_pairs, made_up_plan
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import layout
-from jobs.store import FORMAT, LocalStore, Store, open_store
+from jobs.storage import layout
+from jobs.storage.store import FORMAT, LocalStore, Store, open_store
 from nst.errors import StoreError
 from tests.conftest import BUCKET
 

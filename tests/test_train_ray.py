@@ -24,9 +24,9 @@ from ray.train.torch import TorchTrainer
 
 from cluster.local import local_ray
 from cluster.train import Task, TrainingError, Workers, make_trainer, train
-from jobs.cli import main
-from jobs.cli_train import _Follower, _scales
-from jobs.cli_train import train as train_command
+from jobs.cli.main import main
+from jobs.cli.train import _Follower, _scales
+from jobs.cli.train import train as train_command
 from nst.architecture import Architecture
 from nst.checkpoint import Checkpoint, RunFolder
 from nst.errors import InputError
@@ -37,7 +37,7 @@ from tests.training_data import SIZE, make_run
 
 PATIENCE = 240.0
 """Seconds for what takes less than a minute, on machines that are busy otherwise."""
-PROGRAM = "from jobs.cli import main; main()"
+PROGRAM = "from jobs.cli.main import main; main()"
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,9 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from jobs.layout import require_folder, require_key
-from jobs.s3_address import PATIENCE, S3Address
-from jobs.s3_errors import REQUEST_ERRORS, code_of, explain, is_transient, status_of
+from jobs.storage.layout import require_folder, require_key
+from jobs.storage.s3_address import PATIENCE, S3Address
+from jobs.storage.s3_errors import REQUEST_ERRORS, code_of, explain, is_transient, status_of
 from nst.errors import StoreError
 
 PART = 8 << 20

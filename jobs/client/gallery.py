@@ -12,7 +12,7 @@ from typing import Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from jobs.pictures import Floats, encode_png, to_image, write_file
+from jobs.client.pictures import Floats, encode_png, to_image, write_file
 
 TEMPLATES = Path(__file__).parent / "templates"
 

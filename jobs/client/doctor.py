@@ -19,10 +19,10 @@ from typing import Literal
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from jobs import layout
-from jobs.home import HOME_VARIABLE, Home
-from jobs.s3_address import SCHEME
-from jobs.store import LocalStore, Store, check_format, connect
+from jobs.client.home import HOME_VARIABLE, Home
+from jobs.storage import layout
+from jobs.storage.s3_address import SCHEME
+from jobs.storage.store import LocalStore, Store, check_format, connect
 from nst.circuits import PLAN_FILE, circuit_id, load_plan
 from nst.client import CARD_FILE, EVALUATION_FILE, SECRET_FILE
 from nst.errors import NstBatchError, StoreError
@@ -253,7 +253,7 @@ def check_store(url: str) -> Iterator[Check]:
 def _credentials(store: Store, what: str) -> Iterator[Check]:
     if isinstance(store, LocalStore):
         return
-    from jobs.s3_store import S3Store
+    from jobs.storage.s3_store import S3Store
 
     if isinstance(store, S3Store):
         source, ends = store.credentials()

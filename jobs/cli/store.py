@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from jobs.s3_address import ENCRYPTIONS, S3Options
+from jobs.storage.s3_address import ENCRYPTIONS, S3Options
 
 STORE_HELP = "Folder or s3://bucket/prefix that holds ciphertexts and job records."
 

@@ -8,7 +8,7 @@ from typing import Any
 import botocore.exceptions as boto
 from boto3.exceptions import Boto3Error, RetriesExceededError
 
-from jobs.s3_address import S3Address
+from jobs.storage.s3_address import S3Address
 from nst.errors import StoreError
 
 REQUEST_ERRORS = (boto.BotoCoreError, boto.ClientError, Boto3Error)

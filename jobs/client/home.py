@@ -14,7 +14,7 @@ import numpy as np
 from platformdirs import user_data_path
 from pydantic import BaseModel, ValidationError
 
-from jobs.pictures import Box
+from jobs.client.pictures import Box
 from nst.errors import InputError
 from nst.stylize import Picture
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli_doctor import doctor
-from jobs.cli_evaluate import evaluate, export
-from jobs.cli_keys import Passphrases, keys
-from jobs.cli_options import fit_option, grid_option
-from jobs.cli_store import STORE_HELP, s3_options
-from jobs.cli_train import train
+from jobs.cli.doctor import doctor
+from jobs.cli.evaluate import evaluate, export
+from jobs.cli.keys import Passphrases, keys
+from jobs.cli.options import fit_option, grid_option
+from jobs.cli.store import STORE_HELP, s3_options
+from jobs.cli.train import train
 from nst.errors import NstBatchError, StoreError
 
 if TYPE_CHECKING:
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from jobs.home import Home, JobBook
-    from jobs.pairs import Skipped
-    from jobs.preparation import PreparedPair
-    from jobs.s3_address import S3Options
-    from jobs.store import Store
+    from jobs.client.home import Home, JobBook
+    from jobs.client.pairs import Skipped
+    from jobs.client.preparation import PreparedPair
+    from jobs.storage.s3_address import S3Options
+    from jobs.storage.store import Store
     from nst.integer import IntegerNetwork
     from nst.levels import QualityLevel
 
 EXIT_SOME_FAILED, EXIT_USAGE, EXIT_STORE = 1, 2, 3
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "pairs"
+EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples" / "pairs"
 
 
 class _Commands(click.Group):
@@ -107,8 +107,8 @@ def submit(
     Example: nst-batch submit ./pairs --quality low --out ./stylized
              nst-batch submit ./pairs --store s3://bucket/prefix --profile studio --no-wait
     """
-    from jobs.fetch import make_folder, refuse_overwriting
-    from jobs.home import Home
+    from jobs.client.fetch import make_folder, refuse_overwriting
+    from jobs.client.home import Home
 
     if out is not None and not wait:
         raise click.UsageError("--out needs --wait; later: nst-batch fetch JOB --out DIR")
@@ -135,7 +135,7 @@ def _submit(
     out: Path | None,
 ) -> None:
     """Encrypt, start a driver, and with `wait` see it through; exits 1 if pairs failed."""
-    from jobs import submit as jobs_submit
+    from jobs.client import submit as jobs_submit
 
     store, passphrases = _open(store_url), Passphrases()
     with console.status("building circuits and keys") as status:
@@ -161,8 +161,8 @@ def _submit(
 @click.option("--out", type=click.Path(path_type=Path), help="Fetch the results into this folder.")
 def resume(job_id: str, actors: int, out: Path | None) -> None:
     """Go on with a JOB whose driver is gone; finished pairs are not done again."""
-    from jobs.home import Home
-    from jobs.submit import start_driver
+    from jobs.client.home import Home
+    from jobs.client.submit import start_driver
     from nst.client import KeyRing
 
     home, passphrases = Home.default(), Passphrases()
@@ -185,7 +185,7 @@ def _see_through(
     out: Path | None,
     passphrases: Passphrases,
 ) -> None:
-    from jobs.watch import describe, duration, watch
+    from jobs.client.watch import describe, duration, watch
 
     try:
         state = watch(store, book, console, lambda: process.poll() is None)
@@ -222,10 +222,10 @@ def status(job_id: str | None, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from jobs import layout
-    from jobs.home import Home
-    from jobs.records import JobRecord, finished_pairs, read_record, read_state
-    from jobs.watch import describe
+    from jobs.client.home import Home
+    from jobs.client.watch import describe
+    from jobs.storage import layout
+    from jobs.storage.records import JobRecord, finished_pairs, read_record, read_state
 
     home = Home.default()
     if job_id is None:
@@ -279,7 +279,7 @@ def status(job_id: str | None, as_json: bool) -> None:
 @_force
 def fetch(job_id: str, out: Path, force: bool) -> None:
     """Decrypt what is ready of JOB into PNG files and a gallery."""
-    from jobs.home import Home
+    from jobs.client.home import Home
 
     home = Home.default()
     book = home.book(job_id)
@@ -295,7 +295,7 @@ def _fetch(
     console: Console,
     passphrases: Passphrases,
 ) -> None:
-    from jobs.fetch import fetch as fetch_job
+    from jobs.client.fetch import fetch as fetch_job
 
     level, network = _level(book.quality)
     with console.status("decrypting") as status:
@@ -318,9 +318,9 @@ def _fetch(
 @_force
 def preview(pairs: Path, quality: str, grid: bool, fit: str, out: Path, force: bool) -> None:
     """Show what the encrypted run of PAIRS will produce: the same integers, in the clear."""
-    from jobs.fetch import GALLERY, SHEET, make_folder, refuse_overwriting
-    from jobs.gallery import Entry, write_contact_sheet, write_gallery
-    from jobs.pictures import write_png
+    from jobs.client.fetch import GALLERY, SHEET, make_folder, refuse_overwriting
+    from jobs.client.gallery import Entry, write_contact_sheet, write_gallery
+    from jobs.client.pictures import write_png
 
     console = _console()
     level, network = _level(quality)
@@ -361,8 +361,8 @@ def preview(pairs: Path, quality: str, grid: bool, fit: str, out: Path, force: b
 @_actors
 def demo(out: Path, count: int, actors: int) -> None:
     """Stylize bundled pairs at draft quality, encrypted, on this machine."""
-    from jobs.home import Home
-    from jobs.pairs import find_pairs
+    from jobs.client.home import Home
+    from jobs.client.pairs import find_pairs
 
     console = _console()
     level, network = _level("draft")
@@ -372,7 +372,7 @@ def demo(out: Path, count: int, actors: int) -> None:
         f"by {actors} Ray actors that cannot decrypt them, and decrypted here.",
         highlight=False,
     )
-    from jobs.preparation import prepare
+    from jobs.client.preparation import prepare
 
     prepared, more = prepare(pairs[:count], network, level.size, "crop")
     home = Home(out / "home")
@@ -399,7 +399,7 @@ def circuits() -> None:
 @_quality
 def circuits_build(quality: str) -> None:
     """Compile the circuits of a level; done once and kept."""
-    from jobs.home import Home
+    from jobs.client.home import Home
     from nst.circuits import build
 
     level, network = _level(quality)
@@ -414,7 +414,7 @@ def circuits_inspect(quality: str, as_json: bool) -> None:
     """Show what the compiled circuits of a level cost."""
     import json
 
-    from jobs.home import Home
+    from jobs.client.home import Home
     from nst.circuits import build, load_plan
 
     level, network = _level(quality)
@@ -441,7 +441,7 @@ def _console() -> Console:
 
 def _open(url: str) -> Store:
     """A store for somebody who waits for the answer."""
-    from jobs.store import FIRST_PATIENCE, open_store
+    from jobs.storage.store import FIRST_PATIENCE, open_store
 
     return open_store(url, FIRST_PATIENCE)
 
@@ -463,8 +463,8 @@ def _prepare(
     console: Console,
 ) -> tuple[list[PreparedPair], list[Skipped]]:
     """Find and read pairs; prints what is skipped, raises if nothing is left."""
-    from jobs.pairs import find_pairs
-    from jobs.preparation import prepare
+    from jobs.client.pairs import find_pairs
+    from jobs.client.preparation import prepare
     from nst.errors import InputError
 
     pairs, skipped = find_pairs(source, grid)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jobs.pairs import Pair, Skipped, safe_name
-from jobs.pictures import Box, Floats, read_picture, to_image, write_file
-from jobs.preparation import PreparedPair
+from jobs.client.pairs import Pair, Skipped, safe_name
+from jobs.client.pictures import Box, Floats, read_picture, to_image, write_file
+from jobs.client.preparation import PreparedPair
 from nst.color import colored
 from nst.dataset import list_pictures, split
 from nst.errors import InputError

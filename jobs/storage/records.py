@@ -6,8 +6,8 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ValidationError
 
-from jobs import layout
-from jobs.store import Store
+from jobs.storage import layout
+from jobs.storage.store import Store
 from nst.errors import StoreError
 
 FORMAT = 1

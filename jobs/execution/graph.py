@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobs.records import PairRecord
+from jobs.storage.records import PairRecord
 from nst.plan import CircuitPlan, StagePlan
 
 STYLE_CODE = "style_code"

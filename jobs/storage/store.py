@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Protocol
 
-from jobs import layout
-from jobs.layout import require_folder, require_key
-from jobs.s3_address import PATIENCE, SCHEME, S3Address, without_secrets
+from jobs.storage import layout
+from jobs.storage.layout import require_folder, require_key
+from jobs.storage.s3_address import PATIENCE, SCHEME, S3Address, without_secrets
 from nst.errors import StoreError
 
 FORMAT = 1
@@ -22,7 +22,7 @@ PARTIAL = ".partial-"
 
 
 class Store(Protocol):
-    """Named blobs. Names are slash-separated (see `jobs.layout`)."""
+    """Named blobs. Names are slash-separated (see `jobs.storage.layout`)."""
 
     @property
     def url(self) -> str:
@@ -188,14 +188,14 @@ def connect(url: str, patience: float = PATIENCE) -> Store:
     """A store that may have no format yet; nothing is written.
 
     Args:
-        url: A folder, or `s3://bucket/prefix` (see `jobs.s3_address`).
+        url: A folder, or `s3://bucket/prefix` (see `jobs.storage.s3_address`).
         patience: Seconds for which a server that does not answer is asked again.
 
     Raises:
         StoreError: if the URL is wrong or a bucket cannot be reached.
     """
     if url.startswith(SCHEME):
-        from jobs.s3_store import S3Store
+        from jobs.storage.s3_store import S3Store
 
         store = S3Store(S3Address.parse(url))
         store.check(patience)
@@ -226,7 +226,7 @@ def open_store(url: str, patience: float = PATIENCE) -> Store:
     """Open a store, marking a new one with this version's format.
 
     Args:
-        url: A folder, or `s3://bucket/prefix` (see `jobs.s3_address`).
+        url: A folder, or `s3://bucket/prefix` (see `jobs.storage.s3_address`).
         patience: Seconds for which a server that does not answer is asked again on opening;
             later requests have `PATIENCE`.
 

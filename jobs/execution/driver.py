@@ -1,4 +1,4 @@
-"""The server-side driver of one job: `python -m jobs.driver STORE JOB --actors N`.
+"""The server-side driver of one job: `python -m jobs.execution.driver STORE JOB --actors N`.
 
 Reads the job's record from the store, walks its task graph on Ray actors, writes result rows,
 markers and state back. It needs no other input and no client code: `seal` sees to that.
@@ -12,10 +12,11 @@ import sys
 import time
 from collections.abc import Callable
 
-from jobs import layout
-from jobs.graph import Task, TaskGraph, build_graph
-from jobs.loading import EvaluatorLoader, read_plan
-from jobs.records import (
+from jobs.execution.graph import Task, TaskGraph, build_graph
+from jobs.execution.loading import EvaluatorLoader, read_plan
+from jobs.execution.scheduler import Completion, Executor, run_graph
+from jobs.storage import layout
+from jobs.storage.records import (
     JobRecord,
     JobState,
     ResultRecord,
@@ -25,8 +26,7 @@ from jobs.records import (
     read_state,
     write_record,
 )
-from jobs.scheduler import Completion, Executor, run_graph
-from jobs.store import Store, open_store
+from jobs.storage.store import Store, open_store
 from nst.architecture import CELL
 from nst.ciphertext import Envelope
 from nst.errors import CircuitError, NstBatchError, StoreError

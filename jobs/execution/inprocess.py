@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from jobs.graph import Task
-from jobs.scheduler import Completion
+from jobs.execution.graph import Task
+from jobs.execution.scheduler import Completion
 from nst.errors import NstBatchError
 from nst.server import Evaluator
 

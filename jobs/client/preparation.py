@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.pairs import Pair, Skipped
-from jobs.pictures import Box, Fit, read_picture
+from jobs.client.pairs import Pair, Skipped
+from jobs.client.pictures import Box, Fit, read_picture
 from nst.errors import InputError
 from nst.integer import IntegerNetwork
 from nst.stylize import Picture, StylePlan, finish, plan_content, plan_style

@@ -6,8 +6,8 @@ import os
 
 import click
 
-from jobs.cli_store import STORE_HELP, s3_options
-from jobs.s3_address import S3Options
+from jobs.cli.store import STORE_HELP, s3_options
+from jobs.storage.s3_address import S3Options
 
 EXIT_FAILED, EXIT_UNREACHABLE = 2, 3
 
@@ -48,8 +48,8 @@ def doctor(
     import json
     from dataclasses import asdict
 
-    from jobs.doctor import diagnose
-    from jobs.home import Home
+    from jobs.client.doctor import diagnose
+    from jobs.client.home import Home
 
     home = Home.default()
     urls = [s3.fold(url) for url in stores or (str(home.store),)]

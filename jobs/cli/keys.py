@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.home import PASSPHRASE_VARIABLE
+from jobs.client.home import PASSPHRASE_VARIABLE
 from nst.errors import InputError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def keys_create(quality: str, protected: bool) -> None:
 
     Results made under older key sets still need those; new jobs take the newest.
     """
-    from jobs.home import Home
+    from jobs.client.home import Home
     from nst.circuits import build
     from nst.client import KeyRing
     from nst.levels import get_level
@@ -117,7 +117,7 @@ def keys_list(as_json: bool) -> None:
     """List the key sets, oldest first."""
     import json
 
-    from jobs.home import Home
+    from jobs.client.home import Home
     from nst.client import KeyRing
 
     ring = KeyRing(Home.default().keys)
@@ -142,7 +142,7 @@ def keys_protect(key_id: str) -> None:
 
     Copies made before, in backups or in what the disk has not overwritten, stay in the clear.
     """
-    from jobs.home import Home
+    from jobs.client.home import Home
     from nst.client import KeyRing
 
     ring = KeyRing(Home.default().keys)
@@ -155,7 +155,7 @@ def keys_protect(key_id: str) -> None:
 @click.argument("key_id", metavar="KEY")
 def keys_unprotect(key_id: str) -> None:
     """Store the secret key of KEY without a passphrase again."""
-    from jobs.home import Home
+    from jobs.client.home import Home
     from nst.client import KeyRing
 
     KeyRing(Home.default().keys).unprotect(key_id, Passphrases())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from jobs import layout
-from jobs.store import Store, open_store
+from jobs.storage import layout
+from jobs.storage.store import Store, open_store
 from nst.errors import CircuitError
 from nst.plan import CircuitPlan
 from nst.server import Evaluator

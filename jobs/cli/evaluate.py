@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli_options import fit_option, grid_option
+from jobs.cli.options import fit_option, grid_option
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from jobs.evaluation import Summary
-    from jobs.pairs import Pair, Skipped
-    from jobs.pictures import Fit
+    from jobs.client.evaluation import Summary
+    from jobs.client.pairs import Pair, Skipped
+    from jobs.client.pictures import Fit
     from nst.integer import IntegerNetwork
     from nst.levels import QualityLevel
 
@@ -93,10 +93,10 @@ def evaluate(
     from rich.console import Console
     from rich.progress import Progress
 
-    from jobs import evaluation
-    from jobs.fetch import make_folder
-    from jobs.pairs import find_pairs
-    from jobs.preparation import prepare
+    from jobs.client import evaluation
+    from jobs.client.fetch import make_folder
+    from jobs.client.pairs import find_pairs
+    from jobs.client.preparation import prepare
     from nst.errors import InputError
     from nst.vgg import VGG16
 
@@ -200,7 +200,7 @@ def export(
     """
     from rich.console import Console
 
-    from jobs.home import Home
+    from jobs.client.home import Home
     from nst.export import export as export_weights
     from nst.levels import find_level
 
@@ -274,7 +274,7 @@ def _print(
 
 
 def _write_json(report: dict[str, Any], target: str) -> None:
-    from jobs.pictures import write_file
+    from jobs.client.pictures import write_file
 
     text = json.dumps(report, indent=2) + "\n"
     if target == "-":
@@ -288,7 +288,7 @@ def _write_csv(pairs: list[Pair], path: Path) -> None:
     import csv
     import io
 
-    from jobs.pictures import write_file
+    from jobs.client.pictures import write_file
 
     lines = io.StringIO(newline="")
     writer = csv.writer(lines)

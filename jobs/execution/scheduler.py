@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from jobs.graph import InputRow, Task, TaskGraph
+from jobs.execution.graph import InputRow, Task, TaskGraph
 
 Handle = Any
 """An executor's reference to a ciphertext it holds."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs import layout
-from jobs.gallery import Entry, write_contact_sheet, write_gallery
-from jobs.home import BookPair, Home, JobBook, box_of
-from jobs.pictures import Floats, write_png
-from jobs.records import JobRecord, ResultRecord, finished_pairs, read_record
-from jobs.store import Store
+from jobs.client.gallery import Entry, write_contact_sheet, write_gallery
+from jobs.client.home import BookPair, Home, JobBook, box_of
+from jobs.client.pictures import Floats, write_png
+from jobs.storage import layout
+from jobs.storage.records import JobRecord, ResultRecord, finished_pairs, read_record
+from jobs.storage.store import Store
 from nst.architecture import CELL
 from nst.ciphertext import Envelope
 from nst.circuits import build

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jobs import layout
-from jobs.home import PASSPHRASE_VARIABLE, BookPair, BookSkipped, Home, JobBook
-from jobs.pairs import Skipped
-from jobs.preparation import PreparedPair
-from jobs.records import JobRecord, JobState, PairRecord, write_record
-from jobs.store import Store
+from jobs.client.home import PASSPHRASE_VARIABLE, BookPair, BookSkipped, Home, JobBook
+from jobs.client.pairs import Skipped
+from jobs.client.preparation import PreparedPair
+from jobs.storage import layout
+from jobs.storage.records import JobRecord, JobState, PairRecord, write_record
+from jobs.storage.store import Store
 from nst.architecture import CONTENT, STYLE
 from nst.circuits import PLAN_FILE, SERVER_FILE, build, load_plan
 from nst.client import AskPassphrase, KeyRing
@@ -136,7 +136,7 @@ def start_driver(home: Home, book: JobBook, actors: int) -> subprocess.Popen[byt
     with log.open("ab") as output:
         process = subprocess.Popen(
             [
-                sys.executable, "-m", "jobs.driver",
+                sys.executable, "-m", "jobs.execution.driver",
                 book.store, book.job_id, "--actors", str(actors),
             ],
             stdin=subprocess.DEVNULL,
@@ -144,7 +144,7 @@ def start_driver(home: Home, book: JobBook, actors: int) -> subprocess.Popen[byt
             stderr=output,
             start_new_session=True,
             env=environment,
-            cwd=Path(__file__).resolve().parent.parent,
+            cwd=Path(__file__).resolve().parent.parent.parent,
         )  # fmt: skip
     home.save_book(book.model_copy(update={"driver_pid": process.pid}))
     return process

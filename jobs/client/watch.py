@@ -8,10 +8,10 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from jobs.home import JobBook
-from jobs.records import JobState, read_state
-from jobs.store import Store
-from jobs.submit import eta_seconds
+from jobs.client.home import JobBook
+from jobs.client.submit import eta_seconds
+from jobs.storage.records import JobState, read_state
+from jobs.storage.store import Store
 
 POLL = 0.5
 PLAIN_EVERY = 30.0

@@ -1,0 +1,1 @@
+"""The store, a folder or S3: its layout, its records, and how it is reached."""
