@@ -35,12 +35,20 @@ CELL = 4
 CELL_CHANNELS = 3 * CELL * CELL
 UPSAMPLE = 2
 """Side, in half-resolution positions, of the pixel shuffle after the last encrypted stage."""
+LEAK = 4
+"""A leaky activation divides negative levels by this: -8 .. 7 become -2 .. 7."""
 
 CONTENT, STYLE = "content", "style"
 """Names of the two encrypted inputs."""
 
 Kind = Literal["conv", "row_pool", "pool"]
-Activation = Literal["relu", "signed"]
+Activation = Literal["relu", "leaky", "signed"]
+LOWEST: dict[Activation, int] = {
+    "relu": 0,
+    "leaky": -((-SIGNED_MIN + 1) // LEAK),
+    "signed": SIGNED_MIN,
+}
+"""Smallest level of each activation. The largest is that of the accumulator, 7."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,8 @@ class Stage:
         stride: Spatial stride of a `conv`.
         modulated: Whether the style code, through a linear map, is added to the accumulator:
             feature-wise shift conditioning before the nonlinearity, which costs no PBS.
-        activation: `relu`, levels 0 .. 7; `signed`, levels -8 .. 7.
+        activation: `relu`, levels 0 .. 7; `leaky`, -2 .. 7; `signed`, -8 .. 7. A table look-up
+            costs the same whatever is in the table.
     """
 
     name: str
@@ -78,12 +87,12 @@ class Stage:
     @property
     def output_min(self) -> int:
         """Smallest activation level of this stage."""
-        return 0 if self.activation == "relu" else SIGNED_MIN
+        return LOWEST[self.activation]
 
     @property
     def output_max(self) -> int:
         """Largest activation level of this stage."""
-        return RELU_MAX if self.activation == "relu" else SIGNED_MAX
+        return SIGNED_MAX
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,9 @@ class Architecture:
         style_rows: Channels of the row means of the style branch.
         code: Length of the style code that modulates every content stage.
         code_layers: Number of layers from the row means to the style code.
+        leaky: Whether activations are leaky, and the last stage's, which feeds a linear layer,
+            signed. A ReLU throws half of the kept bits away, and a channel whose accumulators have
+            become negative everywhere never comes back in training.
     """
 
     latent: int = 32
@@ -125,17 +137,33 @@ class Architecture:
     style_rows: int = 48
     code: int = 128
     code_layers: int = 2
+    leaky: bool = True
 
     def stages(self) -> tuple[Stage, ...]:
         """All stages in an order in which every source comes before its readers."""
         return (*self._style_stages(), *self._content_stages())
 
     def _style_stages(self) -> list[Stage]:
+        usual: Activation = "leaky" if self.leaky else "relu"
         stages = [
             Stage(
-                "style_stem", "conv", (STYLE,), (CELL_CHANNELS,), self.style_stem, self.style_stride
+                "style_stem",
+                "conv",
+                (STYLE,),
+                (CELL_CHANNELS,),
+                self.style_stem,
+                self.style_stride,
+                activation=usual,
             ),
-            Stage("style_body", "conv", ("style_stem",), (self.style_stem,), self.style_body, 2),
+            Stage(
+                "style_body",
+                "conv",
+                ("style_stem",),
+                (self.style_stem,),
+                self.style_body,
+                2,
+                activation=usual,
+            ),
             Stage(
                 "style_rows",
                 "row_pool",
@@ -148,7 +176,10 @@ class Architecture:
         for index in range(self.code_layers):
             before = stages[-1]
             name = "style_code" if index == self.code_layers - 1 else f"style_mix{index + 1}"
-            stages.append(Stage(name, "pool", (before.name,), (before.out_channels,), self.code))
+            width = before.out_channels
+            stages.append(
+                Stage(name, "pool", (before.name,), (width,), self.code, activation=usual)
+            )
         return stages
 
     def _content_stages(self) -> list[Stage]:
@@ -156,8 +187,20 @@ class Architecture:
         stages: list[Stage] = []
 
         def add(name: str, sources: list[str], out: int, stride: int = 1) -> None:
+            usual: Activation = "signed" if name == "up" else "leaky"
             widths = tuple(channels[s] for s in sources)
-            stages.append(Stage(name, "conv", tuple(sources), widths, out, stride, modulated=True))
+            stages.append(
+                Stage(
+                    name,
+                    "conv",
+                    tuple(sources),
+                    widths,
+                    out,
+                    stride,
+                    modulated=True,
+                    activation=usual if self.leaky else "relu",
+                )
+            )
             channels[name] = out
 
         add("stem", [CONTENT], self.latent)

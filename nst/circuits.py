@@ -219,7 +219,6 @@ def _sources(stage: Stage, parameters: list[str]) -> list[str]:
 def _function(layer: IntegerStage, parameters: list[str]) -> Callable[..., NDArray[Any]]:
     """The stage as a function of rows that Concrete can trace."""
     stage = layer.stage
-    low, high = stage.output_min, stage.output_max
 
     def accumulate_conv(rows: list[Any]) -> Any:
         tall = [np.concatenate(tuple(rows[i : i + 3]), axis=2) for i in range(0, len(rows), 3)]
@@ -246,7 +245,7 @@ def _function(layer: IntegerStage, parameters: list[str]) -> Callable[..., NDArr
         kept = fhe.round_bit_pattern(
             acc, lsbs_to_remove=shape.SHIFT, exactness=fhe.Exactness.APPROXIMATE
         )
-        return fhe.univariate(lambda v: np.clip(v // shape.LEVEL, low, high).astype(np.int64))(kept)
+        return fhe.univariate(lambda v: layer.look_up(v // shape.LEVEL))(kept)
 
     run.__name__ = stage.name
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

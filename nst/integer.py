@@ -18,6 +18,7 @@ from nst.architecture import (
     ACCUMULATOR_MIN,
     CELL,
     CONTENT,
+    LEAK,
     LEVEL,
     STYLE,
     UPSAMPLE,
@@ -67,7 +68,12 @@ class IntegerStage:
 
     def activate(self, acc: NDArray[Any]) -> Ints:
         """Levels of accumulators, as exact rounding gives them: halves go up."""
-        levels = (acc + LEVEL // 2) // LEVEL
+        return self.look_up((acc + LEVEL // 2) // LEVEL)
+
+    def look_up(self, levels: NDArray[Any]) -> Ints:
+        """The stage's table: what becomes of an accumulator rounded to whole levels."""
+        if self.stage.activation == "leaky":
+            levels = np.where(levels < 0, (levels + LEAK // 2) // LEAK, levels)
         return np.clip(levels, self.stage.output_min, self.stage.output_max).astype(np.int64)
 
 

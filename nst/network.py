@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from nst.architecture import (
     CONTENT,
     KEPT_BITS,
+    LEAK,
     LEVEL,
     RELU_MAX,
     SIGNED_MAX,
@@ -44,6 +45,11 @@ TIE = 0.5 / LEVEL
 """Half an accumulator unit: the circuit rounds halves up, PyTorch to even; with it none are met."""
 SAFE_LEVELS = 6.5
 """Beyond this many levels an accumulator is penalized: it must never leave its 10 bits."""
+SAFE_NEGATIVE = -7.0
+"""Likewise below zero, where the accumulator ends at -8 levels, not at 7.48."""
+
+USED_DEVIATION, USED_MEAN = 1.7, 0.75
+"""Levels: what a channel's accumulators should at least deviate by, and at most centre on."""
 
 
 class Weights(Int8WeightPerTensorFloat):  # type: ignore[misc]
@@ -78,6 +84,8 @@ class Conditions:
     """Standard deviation, in levels, of the noise the circuit's PBS sees before rounding."""
     overflow: Tensor | float = 0.0
     """Sum over stages of the excess over `SAFE_LEVELS`, in levels a channel and picture."""
+    idle: Tensor | float = 0.0
+    """Sum over stages of how far channels are from using their levels, see `idleness`."""
 
 
 class StageLayer(nn.Module):
@@ -131,12 +139,13 @@ class StageLayer(nn.Module):
             acc = acc + self.modulation(code)[:, :, None, None]
         # Summed over positions, so that a single accumulator out of bounds is felt: one wrapped
         # value is a wrong activation, however rare.
-        excess = F.relu(acc.abs() - SAFE_LEVELS).sum((2, 3)).mean()
+        excess = F.relu(torch.maximum(acc - SAFE_LEVELS, SAFE_NEGATIVE - acc)).sum((2, 3)).mean()
         conditions.overflow = conditions.overflow + excess
+        conditions.idle = conditions.idle + idleness(acc)
         if conditions.noise:
             acc = acc + conditions.noise * torch.randn_like(acc)
         levels: Tensor = self.quantizer(acc + TIE)
-        return levels
+        return leak(levels, self.quantized) if self.stage.activation == "leaky" else levels
 
     @property
     def quantized(self) -> bool:
@@ -234,6 +243,27 @@ class StyleTransfer(nn.Module):
             head_bias=self.head.bias.detach().numpy().copy(),
             skip=self.skip.detach().numpy().copy(),
         )
+
+
+def idleness(acc: Tensor) -> Tensor:
+    """How far channels of an accumulator `[N, C, H, W]` are from using their levels; a scalar.
+
+    The penalty of overflow alone draws everything to zero: deviations of 0.8 levels, where
+    rounding is as strong as the signal, and channels that are never active. So deviations below
+    `USED_DEVIATION` and means beyond `USED_MEAN` cost their square, channel by channel.
+    """
+    variance, mean = torch.var_mean(acc, (0, 2, 3), correction=0)
+    deviation = (variance + 1e-4).sqrt()  # the root of 0 has no gradient
+    return (F.relu(USED_DEVIATION - deviation) ** 2 + F.relu(mean.abs() - USED_MEAN) ** 2).mean()
+
+
+def leak(levels: Tensor, quantized: bool) -> Tensor:
+    """Leaky activation of signed levels; the gradient goes straight through its rounding."""
+    small = levels / LEAK
+    if quantized:
+        # Multiples of 1/4: floor(x + 1/2) is exact.
+        small = small + (torch.floor(small + 0.5) - small).detach()
+    return torch.where(levels < 0, small, levels)
 
 
 def pixel_levels(white: Tensor, quantized: bool, noise: Tensor | None = None) -> Tensor:

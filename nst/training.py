@@ -62,6 +62,7 @@ class Options:
         grain_weight: Of the grain beyond `grain_allowed`.
         grain_allowed: In terms of the inputs' grain.
         overflow_weight: Of accumulators that leave their range.
+        idle_weight: Of channels that do not use their levels.
         consistency_weight: Of the difference of two noisy passes; 0 saves the second pass.
         lattice_weight: Of patterns that repeat from cell to cell.
         p_error: Of the circuits, decides the noise of the steps after `warm_up`.
@@ -82,6 +83,7 @@ class Options:
     grain_weight: float = 0.5
     grain_allowed: float = 0.6
     overflow_weight: float = 0.3
+    idle_weight: float = 0.1
     consistency_weight: float = 20.0
     lattice_weight: float = 3.0
     p_error: float = P_ERROR
@@ -212,6 +214,7 @@ class Losses(nn.Module):
             "ssc": contrastive_loss(signal, code).mean(),
             "grain": F.relu(grain(shown, batch.content, batch.style) - o.grain_allowed).mean(),
             "overflow": zero + conditions.overflow,
+            "idle": zero + conditions.idle,
             "range": (rgb - shown).pow(2).mean(),
             "lattice": lattice(rgb).mean(),
             "consistency": zero,
@@ -228,6 +231,7 @@ class Losses(nn.Module):
             + o.ssc_weight * out["ssc"]
             + o.grain_weight * out["grain"]
             + o.overflow_weight * out["overflow"]
+            + o.idle_weight * out["idle"]
             + o.consistency_weight * out["consistency"]
             + o.lattice_weight * out["lattice"]
             + out["range"]
