@@ -1,8 +1,7 @@
 """3 contents x 2 styles at draft as one job: each style is computed once: `make bench-grid`.
 
 Then one of the six pairs runs alone on the same encrypted pictures, and must give the same
-picture. Ciphertexts of two processes differ in their last bits (Concrete's FFT picks its plan by
-timing), so what is compared is decrypted.
+picture, to the last bit.
 """
 
 from __future__ import annotations

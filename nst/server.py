@@ -17,6 +17,7 @@ from pathlib import Path
 import concrete.compiler as runtime
 
 from nst.errors import CircuitError
+from nst.fft_plan import fix_fft_plan
 from nst.plan import CircuitPlan
 
 FORBIDDEN_MODULES = ("concrete.fhe", "concrete.ml", "nst.client", "nst.circuits")
@@ -64,6 +65,7 @@ class Evaluator:
                 f"circuits {plan.circuit_id} were compiled with Concrete {plan.concrete_version}, "
                 f"this machine has {here}; install the same version on both"
             )
+        fix_fft_plan()
         self._folder = tempfile.TemporaryDirectory(prefix="nst-circuits-")
         archive = Path(self._folder.name) / "server.zip"
         archive.write_bytes(server_zip)

@@ -297,7 +297,7 @@ def test_ray_does_the_job_even_if_an_actor_is_killed(
     plan = submitted.plan
     assert (state.status, state.pairs_done, state.pairs_failed) == ("succeeded", 2, 0)
     assert state.pbs_done == state.pbs_total == plan.pbs_style + 2 * plan.pbs_content
-    # Not to the bit what another process gives: each picks its fastest FFT when it starts.
+    # Not compared to the bit with this process, whose client half may have planned FFTs before.
     check_results(Finished(store, job, state), cipher, network)
 
     trace = [TaskTrace(**entry) for entry in json.loads(store.read(layout.trace("job")))]
