@@ -29,6 +29,7 @@ FIRST: dict[str, Any] = {
     "reads_pixels": False,
     "code": 64,
     "code_layers": 1,
+    "leaky": False,
 }
 LAYERED: dict[str, Any] = {**FIRST, "code": 128, "code_layers": 2}
 ALL: dict[str, Any] = {**LAYERED, "dense": 9, "reads_pixels": True}
@@ -41,6 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "more coarse": {**ALL, "coarse": 96, "coarse_body": 4, "body": 1, "latent": 28},
     "wide": {**ALL, "latent": 52, "body": 2},
     "narrow up": {**ALL, "latent": 34, "up": 8},
+    "no coarse, leaky": {"coarse": 0, "coarse_body": 0, "body": 4},
     "default": {},
 }
 """Sizes that differ from `Architecture()`."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 from nst.errors import CircuitError, InputError
 
@@ -26,12 +28,15 @@ class QualityLevel:
         name: What a user types.
         size: Side of the square result in pixels.
         weights: Its `.safetensors` file.
+        sizes: Fields of `nst.architecture.Architecture` in which its network is trained to differ
+            from the defaults; what was trained says the file of the weights.
         p_error: Error probability of one PBS that the circuits are compiled for.
     """
 
     name: str
     size: int
     weights: Path
+    sizes: Mapping[str, Any] = field(default_factory=dict)
     p_error: float = P_ERROR
 
     @property
@@ -40,9 +45,28 @@ class QualityLevel:
         return self.weights.is_file()
 
 
+DRAFT = {
+    "latent": 16,
+    "body": 1,
+    "up": 6,
+    "coarse": 0,
+    "coarse_body": 0,
+    "style_stem": 8,
+    "style_body": 16,
+    "style_rows": 24,
+    "code": 32,
+}
+"""Every kind of work that the other levels do, in less than a minute on two cores."""
+
 LEVELS = {
-    name: QualityLevel(name, size, WEIGHTS / f"{name}.safetensors")
-    for name, size in (("draft", 32), ("low", 64), ("mid", 128), ("high", 192))
+    name: QualityLevel(name, size, WEIGHTS / f"{name}.safetensors", sizes)
+    # The style branch keeps its size at low, and what it sums over, at mid and high.
+    for name, size, sizes in (
+        ("draft", 32, DRAFT),
+        ("low", 64, {}),
+        ("mid", 128, {"style_stride": 2}),
+        ("high", 192, {"style_stride": 3}),
+    )
 }
 
 

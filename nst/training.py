@@ -203,11 +203,17 @@ class Losses(nn.Module):
         """All losses of one batch, each a scalar; `total` is their weighted sum."""
         o, zero = self.options, batch.mean.new_zeros(())
         conditions = self._conditions()
-        result, code = self._stylize(batch, conditions)
+        # The same pair under other noise must give the same picture: a network that paints
+        # texture out of nothing paints another one each time a level flips.
+        passes = 2 if o.consistency_weight and self.network.quantized else 1
+        code = self.network.style_code(batch.style_white.repeat(passes, 1, 1, 1), conditions)
+        both = self.network(batch.content_white.repeat(passes, 1, 1, 1), code, conditions)
+        (result, *others), code = both.chunk(passes), code[: len(batch.style)]
         signal = self.network.style_code(result, self._conditions())
         rgb = colored(result, batch.coloring, batch.mean)
         shown = rgb.clamp(0, 1)
         features = self._vgg[0](rescale(shown, batch.scale))
+        again = [colored(other, batch.coloring, batch.mean) for other in others]
         out = {
             "content": content_loss(features[-1], batch.content_target).mean(),
             "style": style_loss(statistics(features), batch.style_target).mean(),
@@ -217,14 +223,8 @@ class Losses(nn.Module):
             "idle": zero + conditions.idle,
             "range": (rgb - shown).pow(2).mean(),
             "lattice": lattice(rgb).mean(),
-            "consistency": zero,
+            "consistency": zero + sum((rgb - other).pow(2).mean() for other in again),
         }
-        if o.consistency_weight and self.network.quantized:
-            # The same pair under other noise must give the same picture: a network that paints
-            # texture out of nothing paints another one each time a level flips.
-            other, _ = self._stylize(batch, self._conditions())
-            again = colored(other, batch.coloring, batch.mean)
-            out["consistency"] = (rgb - again).pow(2).mean()
         out["total"] = (
             o.content_weight * out["content"]
             + o.style_weight * out["style"]
@@ -240,10 +240,6 @@ class Losses(nn.Module):
 
     def _conditions(self) -> Conditions:
         return Conditions(noise=self.noise if self.network.quantized else 0.0)
-
-    def _stylize(self, batch: Batch, conditions: Conditions) -> tuple[Tensor, Tensor]:
-        code = self.network.style_code(batch.style_white, conditions)
-        return self.network(batch.content_white, code, conditions), code
 
 
 class Trainer:

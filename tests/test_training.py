@@ -449,7 +449,8 @@ def test_a_run_leaves_metrics_a_sheet_and_the_best_checkpoint(folder: Path, tmp_
     assert first["workers"] == 1 and first["options"]["size"] == SIZE
     saved = [line for line in lines if "held_out" in line]
     assert set(saved[-1]["train"]) == {
-        "content", "style", "ssc", "grain", "overflow", "range", "consistency", "lattice", "total",
+        "content", "style", "ssc", "grain", "overflow", "idle", "range", "consistency", "lattice",
+        "total",
     }  # fmt: skip
     assert set(saved[-1]["held_out"]) == {"content", "style", "grain", "overflow"}
     assert saved[-1]["skipped"] == sum(len(line.get("skipped_now", [])) for line in (first, *lines))

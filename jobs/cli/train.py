@@ -93,6 +93,13 @@ _weight = click.FloatRange(min=0)
     help="Accumulators that leave their 10 bits.",
 )
 @click.option(
+    "--idle-weight",
+    type=_weight,
+    default=0.1,
+    show_default=True,
+    help="Channels that do not use their levels.",
+)
+@click.option(
     "--consistency-weight",
     type=_weight,
     default=20.0,
@@ -181,12 +188,10 @@ def train(
     Example: nst-batch train --content-dir coco --style-dir wikiart --vgg vgg16.pth \\
                  --quality low --workers 2 --out runs/low
     """
-    from nst.levels import LEVELS, find_level
+    from nst.levels import find_level
 
-    sizes, enlarged = _sizes(architecture), _scales(scales)
-    size = find_level(quality).size
-    # The style branch keeps its size, and what it sums over, at every level.
-    sizes.setdefault("style_stride", max(1, size // LEVELS["low"].size))
+    level, enlarged = find_level(quality), _scales(scales)
+    sizes = {**level.sizes, **_sizes(architecture)}
 
     # Heavy imports, after everything that can be found wrong without them.
     from cluster.local import local_ray, running_ray
@@ -200,7 +205,7 @@ def train(
         options["p_error"] = p_error
     run = Run(
         Options(
-            size=size,
+            size=level.size,
             max_iter=max_iter,
             warm_up=warm_up,
             scales=enlarged,
