@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import ray
@@ -15,21 +14,21 @@ from nst.server import Evaluator, seal
 Blob = NDArray[np.uint8]
 
 
-@ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)
+@ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)
 class RowActor:
     """Runs row tasks one at a time.
 
-    Ray restarts an actor that dies and runs its task again; a row task has no side effect, so
-    running it twice is harmless.
+    Ray neither restarts it nor runs its task again: it would do so for ever with a task that kills
+    every actor. `cluster.executor` starts another actor in its place, wherever there is a core.
     """
 
     def __init__(self, load: Callable[[], Evaluator]) -> None:
         seal()
         self.evaluator = load()
 
-    def ready(self) -> bool:
-        """Whether circuits and keys are loaded: answers once they are."""
-        return True
+    def ready(self) -> str:
+        """The id of its node; answers once circuits and keys are loaded."""
+        return str(ray.get_runtime_context().get_node_id())
 
     @ray.method(num_returns=2)
     def run(self, stage: str, *rows: Blob) -> tuple[Blob, dict[str, float]]:
@@ -46,10 +45,3 @@ class RowActor:
 def as_blob(data: bytes) -> Blob:
     """Bytes as the array that actors take."""
     return np.frombuffer(data, dtype=np.uint8)
-
-
-def start_actors(count: int, load: Callable[[], Evaluator]) -> list[Any]:
-    """Start actors and wait until all have loaded their circuits and keys."""
-    actors = [RowActor.remote(load) for _ in range(count)]  # type: ignore[attr-defined]
-    ray.get([actor.ready.remote() for actor in actors])
-    return actors

@@ -2,65 +2,243 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import (
+    ActorUnavailableError,
+    GetTimeoutError,
+    ObjectLostError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
-from cluster.actors import as_blob
+from cluster.actors import RowActor, as_blob
+from nst.server import Evaluator
 
 QUEUED_AHEAD = 2
 """Tasks an actor has at a time: one running, one whose arguments are already on their way."""
+LOADS, DEATHS = 4, 20
+"""Actors in a row that may fail to load their circuits, if some have loaded them before, and that
+may die while they load."""
+PAUSE = 2.0
+"""Seconds before the next actor is started after one that could not load."""
+SUSPECT_SECONDS = 10.0
+"""For the copy of a result whose node is gone: it is on another node, or nowhere."""
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A ciphertext in the object store; `node` is where it was made, if not on the driver's."""
+
+    reference: Any
+    node: str = ""
+
+
+@dataclass
+class _Running:
+    """A task that an actor has: the scheduler's number, its result and its arguments."""
+
+    index: int
+    result: Any
+    inputs: Sequence[_Held]
+
+
+@dataclass
+class _Slot:
+    """The place of one actor, taken by another if that one dies.
+
+    Attributes:
+        actor: Who is there, None until the next one may be started.
+        coming: Reference that is ready once it has loaded its circuits; None when it has.
+        node: Where it is.
+        tasks: What it has to do, by the reference that tells the end, the running one first.
+        not_before: When its next actor may be started.
+    """
+
+    actor: Any = None
+    coming: Any = None
+    node: str = ""
+    tasks: dict[Any, _Running] = field(default_factory=dict)
+    not_before: float = 0.0
+
+    @property
+    def up(self) -> bool:
+        return self.actor is not None and self.coming is None
 
 
 class RayExecutor:
-    """Hands tasks to the actor that has the fewest; handles are Ray object references.
+    """Hands tasks to the actor that has the fewest, and replaces actors that die.
 
-    Completions are built by the `completion` callable, so that this package need not know the
-    scheduler's types.
+    Types of the scheduler are given as callables, so that this package need not know it.
     """
 
-    def __init__(self, actors: Sequence[Any], completion: Any) -> None:
-        self.actors = list(actors)
-        self.completion = completion
-        self._load = [0] * len(self.actors)
-        self._running: dict[Any, tuple[int, int, Any]] = {}
+    def __init__(
+        self, count: int, load: Callable[[], Evaluator], completion: Any, lost: type[Exception]
+    ) -> None:
+        """Ask for actors; they come while `wait` is called.
+
+        Args:
+            count: How many.
+            load: Makes an actor's circuits and keys, in its process.
+            completion: The scheduler's `Completion`.
+            lost: What `get` raises of a ciphertext that is gone.
+        """
+        self.load, self.completion, self.lost = load, completion, lost
+        self._slots = [_Slot() for _ in range(count)]
+        self._ended: deque[Any] = deque()
+        self._loaded_once = False
+        self._failed_loads = self._early_deaths = 0
+        for slot in self._slots:
+            self._fill(slot)
 
     @property
     def capacity(self) -> int:
-        """Tasks wanted at once."""
-        return QUEUED_AHEAD * len(self.actors)
+        """Tasks wanted at once: none before an actor is there."""
+        return QUEUED_AHEAD * sum(slot.up for slot in self._slots)
 
-    def put(self, blob: bytes) -> Any:
+    def put(self, blob: bytes) -> _Held:
         """A ciphertext into the object store."""
-        return ray.put(as_blob(blob))
+        return _Held(ray.put(as_blob(blob)))
 
-    def get(self, handle: Any) -> bytes:
+    def get(self, handle: _Held) -> bytes:
         """A ciphertext out of the object store."""
-        return bytes(ray.get(handle))
+        try:
+            return bytes(ray.get(handle.reference))
+        except ObjectLostError as error:
+            raise self.lost(_one_line(error)) from error
 
-    def submit(self, task: Any, inputs: Sequence[Any]) -> None:
+    def submit(self, task: Any, inputs: Sequence[_Held]) -> None:
         """Start a task on the least busy actor."""
-        actor = min(range(len(self.actors)), key=self._load.__getitem__)
-        result, took = self.actors[actor].run.remote(task.stage, *inputs)
-        self._load[actor] += 1
-        self._running[took] = (task.index, actor, result)
+        slot = min((s for s in self._slots if s.up), key=lambda s: len(s.tasks))
+        result, took = slot.actor.run.remote(task.stage, *(held.reference for held in inputs))
+        slot.tasks[took] = _Running(task.index, result, inputs)
 
-    def wait(self) -> list[Any]:
-        """Block until a task has ended."""
-        done, _ = ray.wait(list(self._running), num_returns=1, fetch_local=False)
-        ended = []
-        for took in done:
-            index, actor, result = self._running.pop(took)
-            self._load[actor] -= 1
-            try:
-                ended.append(self.completion(index, result, None, **ray.get(took)))
-            except RayTaskError as error:
-                ended.append(self.completion(index, None, _one_line(error.cause or error)))
-            except RayError as error:
-                ended.append(self.completion(index, None, _one_line(error)))
+    def wait(self, timeout: float) -> list[Any]:
+        """Block until a task has ended or an actor has come, or for so many seconds.
+
+        Raises:
+            RayError: if actors cannot load their circuits and keys; its last line says why.
+        """
+        for slot in self._slots:
+            if slot.actor is None and time.monotonic() >= slot.not_before:
+                self._fill(slot)
+        slots = {took: slot for slot in self._slots for took in slot.tasks}
+        slots |= {slot.coming: slot for slot in self._slots if slot.coming is not None}
+        if slots:
+            done, _ = ray.wait(list(slots), num_returns=1, timeout=timeout, fetch_local=False)
+        else:
+            time.sleep(timeout)
+            done = []
+        for reference in done:
+            if reference == slots[reference].coming:
+                self._arrived(slots[reference])
+            elif reference in slots[reference].tasks:
+                self._task_ended(slots[reference], reference)
+        ended, self._ended = list(self._ended), deque()
         return ended
+
+    def close(self) -> None:
+        """Kill all actors."""
+        for slot in self._slots:
+            self._kill(slot)
+            slot.not_before = float("inf")
+
+    def _fill(self, slot: _Slot) -> None:
+        slot.actor = RowActor.remote(self.load)  # type: ignore[attr-defined]
+        slot.coming = slot.actor.ready.remote()
+
+    @staticmethod
+    def _kill(slot: _Slot) -> None:
+        if slot.actor is not None:
+            # It may be dead already, or on a node that does not answer.
+            with contextlib.suppress(RayError, ValueError):
+                ray.kill(slot.actor)
+        slot.actor = slot.coming = None
+        slot.tasks = {}
+
+    def _arrived(self, slot: _Slot) -> None:
+        try:
+            slot.node = ray.get(slot.coming)
+        except RayActorError as error:
+            if error.actor_init_failed:
+                self._failed_loads += 1
+            else:
+                self._early_deaths += 1
+            # Wrong circuits or keys will not get better, a store or a node that is away may.
+            final = LOADS if self._loaded_once else 1
+            if self._failed_loads >= final or self._early_deaths >= DEATHS:
+                raise
+            self._kill(slot)
+            slot.not_before = time.monotonic() + PAUSE
+            return
+        slot.coming = None
+        self._loaded_once, self._failed_loads, self._early_deaths = True, 0, 0
+
+    def _task_ended(self, slot: _Slot, took: Any) -> None:
+        try:
+            spent = ray.get(took)
+        except RayActorError as error:
+            self._actor_gone(slot, error)
+            return
+        except RayError as error:
+            task = slot.tasks.pop(took)
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            gone: tuple[int, ...] = ()
+            if isinstance(cause, ObjectLostError):
+                gone = self._gone(task.inputs, cause)
+            blamed = not isinstance(cause, ObjectLostError)
+            reason = _one_line(cause or error)
+            self._ended.append(self.completion(task.index, None, reason, blamed=blamed, lost=gone))
+            return
+        task = slot.tasks.pop(took)
+        self._ended.append(
+            self.completion(task.index, _Held(task.result, slot.node), None, **spent)
+        )
+
+    def _actor_gone(self, slot: _Slot, error: RayActorError) -> None:
+        """Give back what an actor had to do; of these, the first may have been its death."""
+        whole_node = isinstance(error, ActorUnavailableError) or not self._alive(slot.node)
+        for position, task in enumerate(slot.tasks.values()):
+            blamed = position == 0 and not whole_node
+            reason = "its worker died" if blamed else "its worker was lost with others' work"
+            self._ended.append(self.completion(task.index, None, reason, blamed=blamed))
+        self._kill(slot)
+        self._fill(slot)
+
+    def _gone(self, inputs: Sequence[_Held], error: Exception) -> tuple[int, ...]:
+        """Which of a task's arguments are lost: the one that the error names, and its like."""
+        named = getattr(error, "object_ref_hex", "")
+        gone = []
+        alive: dict[str, bool] = {}
+        for position, held in enumerate(inputs):
+            if held.node and held.node not in alive:
+                alive[held.node] = self._alive(held.node)
+            if held.reference.hex() == named or (
+                held.node and not alive[held.node] and not self._reachable(held)
+            ):
+                gone.append(position)
+        return tuple(gone)
+
+    @staticmethod
+    def _reachable(held: _Held) -> bool:
+        try:
+            ray.get(held.reference, timeout=SUSPECT_SECONDS)
+        except GetTimeoutError:
+            return True
+        except RayError:
+            return False
+        return True
+
+    @staticmethod
+    def _alive(node: str) -> bool:
+        return any(n["NodeID"] == node and n["Alive"] for n in ray.nodes())  # type: ignore[no-untyped-call]
 
 
 def _one_line(error: BaseException) -> str:

@@ -77,3 +77,11 @@ def running_ray(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def cpus() -> int:
+    """Logical CPUs that the connected cluster offers now."""
+    import ray
+
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return int(resources.get("CPU", 0))

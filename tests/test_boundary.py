@@ -24,6 +24,7 @@ SERVER_MODULES = (
     "nst.server",
     "jobs.execution.driver",
     "jobs.execution.loading",
+    "jobs.execution.writer",
     "cluster.actors",
     "cluster.executor",
 )

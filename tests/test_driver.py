@@ -24,10 +24,10 @@ from jobs.storage import layout
 from jobs.storage.records import (
     JobRecord,
     JobState,
+    PairEnd,
     PairRecord,
-    ResultRecord,
     TaskTrace,
-    finished_pairs,
+    read_marks,
     read_record,
     read_state,
     write_record,
@@ -101,8 +101,9 @@ class Finished:
     state: JobState
 
     def rows(self, pair_id: str) -> list[bytes]:
-        count = read_record(self.store, layout.result("job", pair_id), ResultRecord).rows
-        return [self.store.read(layout.result_row("job", pair_id, r)) for r in range(count)]
+        end = read_record(self.store, layout.pair_end("job", pair_id), PairEnd)
+        keys = [layout.result_row("job", end.attempt, pair_id, row) for row in range(end.rows)]
+        return [self.store.read(key) for key in keys]
 
 
 @pytest.fixture(scope="session")
@@ -131,6 +132,9 @@ class Refuses:
     def put(self, blob: bytes) -> bytes:
         return blob
 
+    def close(self) -> None:
+        pass
+
     def submit(self, task: Task, inputs: list[bytes]) -> None:
         pytest.fail(f"computes {task.stage} again")
 
@@ -157,8 +161,8 @@ def test_results_decrypt_to_what_the_clear_network_gives(
 
 
 def test_damaged_inputs_fail_their_pairs_and_no_others(in_process: Finished) -> None:
-    finished = finished_pairs(in_process.store, in_process.job)
-    assert {p for p, r in finished.items() if r.status == "done"} == set(TWO_PAIRS)
+    finished = read_marks(in_process.store, in_process.job).ended
+    assert {p for p, r in finished.items() if r.status == "succeeded"} == set(TWO_PAIRS)
     reasons = {p: r.reason for p, r in finished.items() if r.status == "failed"}
     assert set(reasons) == set(BROKEN)
     assert all(reason and "\n" not in reason for reason in reasons.values())
@@ -184,10 +188,10 @@ def test_the_state_counts_pairs_and_work(in_process: Finished, submitted: Submit
 
 
 def test_a_resumed_job_does_nothing_twice(in_process: Finished) -> None:
-    before = {key: in_process.store.read(key) for key in in_process.store.list("jobs/job/results")}
+    before = {key: in_process.store.read(key) for key in in_process.store.list("jobs/job/")}
     state = run_job(in_process.store, in_process.job, Refuses(), 1)  # type: ignore[arg-type]
     assert (state.pairs_done, state.pairs_failed) == (2, len(BROKEN))
-    assert before == {k: in_process.store.read(k) for k in in_process.store.list("jobs/job/res")}
+    assert before == {k: in_process.store.read(k) for k in in_process.store.list("jobs/job/")}
 
 
 def test_a_resumed_job_does_what_is_left(
@@ -195,7 +199,9 @@ def test_a_resumed_job_does_what_is_left(
 ) -> None:
     store, job = submitted.into(tmp_path, TWO_PAIRS)
     write_record(
-        store, layout.result("job", "p0"), ResultRecord(pair_id="p0", status="done", rows=8)
+        store,
+        layout.pair_end("job", "p0"),
+        PairEnd(pair_id="p0", status="succeeded", attempt="a", rows=8),
     )
 
     groups: set[str] = set()

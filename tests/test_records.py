@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs.execution.loading import read_plan
 from jobs.storage import layout
 from jobs.storage.records import (
+    FORMAT,
+    STALE_AFTER,
     JobRecord,
     JobState,
+    PairEnd,
     PairRecord,
-    ResultRecord,
-    finished_pairs,
+    pair_states,
+    read_marks,
     read_record,
     read_state,
     write_record,
@@ -66,7 +70,7 @@ def test_cut_off_records_are_refused(store: Store) -> None:
 
 @pytest.mark.parametrize(
     "changed",
-    [{"format": 2}, {"format": 2, "pairs": "elsewhere"}, {"format": 0, "job_id": None}],
+    [{"format": 1}, {"format": 3, "pairs": "elsewhere"}, {"format": 0, "job_id": None}],
 )
 def test_records_of_other_formats_are_told_from_damage(
     store: Store, changed: dict[str, object]
@@ -85,15 +89,59 @@ def test_a_job_nobody_has_taken_up_is_submitted(store: Store) -> None:
     assert read_state(store, "j").pairs_total == 3
 
 
-def test_finished_pairs_are_those_with_a_marker(store: Store) -> None:
-    done = ResultRecord(pair_id="1", status="done", rows=8)
-    failed = ResultRecord(pair_id="2", status="failed", reason="because")
-    for record in (done, failed):
-        write_record(store, layout.result("j", record.pair_id), record)
+DONE = PairEnd(pair_id="1", status="succeeded", attempt="a", rows=8)
+FAILED = PairEnd(pair_id="2", status="failed", reason="because")
+
+
+def test_pairs_that_have_ended_are_those_with_a_marker(store: Store) -> None:
+    for end in (DONE, FAILED):
+        write_record(store, layout.pair_end("j", end.pair_id), end)
     # Rows without a marker, and the marker of a pair of no job, count for nothing.
-    store.write(layout.result_row("j", "3", 0), b"row")
-    write_record(store, layout.result("j", "9"), ResultRecord(pair_id="9", status="done"))
-    assert finished_pairs(store, JOB) == {"1": done, "2": failed}
+    store.write(layout.result_row("j", "a", "3", 0), b"row")
+    write_record(store, layout.pair_end("j", "9"), PairEnd(pair_id="9", status="succeeded"))
+    marks = read_marks(store, JOB)
+    assert marks.ended == {"1": DONE, "2": FAILED}
+    assert not marks.cancelled and not marks.complete
+    store.write(layout.cancellation("j"), b"{}")
+    assert read_marks(store, JOB).cancelled
+
+
+def test_markers_that_are_known_are_not_read_again(store: Store) -> None:
+    write_record(store, layout.pair_end("j", "1"), DONE)
+    known = {"1": FAILED}
+    assert read_marks(store, JOB, known).ended == known
+
+
+@pytest.mark.parametrize(
+    ("status", "rest", "reason"),
+    [
+        ("submitted", "submitted", ""),
+        ("queued", "queued", ""),
+        ("running", "queued", ""),
+        ("cancelled", "cancelled", ""),
+        ("failed", "failed", "no keys"),
+    ],
+)
+def test_pairs_share_the_fate_of_their_job(status: Any, rest: str, reason: str) -> None:
+    state = JobState(status=status, pairs_running=["3"], reason="no keys")
+    states = pair_states(["1", "2", "3", "4"], state, {"1": DONE, "2": FAILED})
+    assert (states["1"].status, states["2"].status) == ("succeeded", "failed")
+    assert states["2"].reason == "because"
+    assert (states["4"].status, states["4"].reason) == (rest, reason)
+    assert states["3"].status == ("running" if status == "running" else rest)
+
+
+def test_the_end_marker_outweighs_a_late_state(store: Store) -> None:
+    write_record(store, layout.job_end("j"), JobState(status="succeeded"))
+    write_record(store, layout.state("j"), JobState(status="running"))
+    assert read_state(store, "j").status == "succeeded"
+
+
+def test_a_driver_without_a_sign_of_life_is_gone() -> None:
+    state = JobState(status="running", heartbeat=1000.0)
+    assert not state.stale(1000.0 + STALE_AFTER) and state.stale(1001.0 + STALE_AFTER)
+    for status in ("submitted", "succeeded", "failed", "cancelled"):
+        assert not JobState(status=status).stale(1e9)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("blob", [b"", b"{", b"\xff\xfe", b"[]", b"3", b"{}", b'{"format": 99}'])
@@ -105,10 +153,14 @@ def test_damaged_plans_are_refused(store: Store, blob: bytes) -> None:
 
 
 def test_a_reason_cannot_steer_a_terminal(store: Store) -> None:
-    state = {"status": "failed", "reason": "no\x1b[2J\x1b]0;title\x07\r\nmemory\u202e"}
+    state = {
+        "format": FORMAT,
+        "status": "failed",
+        "reason": "no\x1b[2J\x1b]0;title\x07\r\nmemory\u202e",
+    }
     store.write(layout.state("j"), json.dumps(state).encode())
     shown = read_state(store, "j").reason
     assert shown.isprintable() and shown.startswith("no") and "memory" in shown
-    result = {"pair_id": "1", "status": "failed", "reason": "\x1b[31mred"}
-    store.write(layout.result("j", "1"), json.dumps(result).encode())
-    assert finished_pairs(store, JOB)["1"].reason == " [31mred"
+    end = {"format": FORMAT, "pair_id": "1", "status": "failed", "reason": "\x1b[31mred"}
+    store.write(layout.pair_end("j", "1"), json.dumps(end).encode())
+    assert read_marks(store, JOB).ended["1"].reason == " [31mred"

@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 import pytest
 
 from jobs.execution.graph import InputRow, Task, TaskGraph, build_graph
-from jobs.execution.scheduler import Completion, _Walk
+from jobs.execution.scheduler import (
+    MAX_ATTEMPTS,
+    MAX_LOSSES,
+    Completion,
+    LostError,
+    Orders,
+    _Walk,
+)
 from nst.errors import StoreError
 from tests.plans import grid_of_pairs, made_up_plan
 
@@ -80,7 +87,7 @@ class FakeCluster:
 
     def submit(self, task: Task, inputs: Sequence[Box]) -> None:
         assert all(s in self.ended for s in task.sources if isinstance(s, int))
-        assert task.index not in self.started
+        assert self.started.count(task.index) < MAX_ATTEMPTS
         self.started.append(task.index)
         result, error = None, "boom"
         if not self.fails(task):
@@ -90,7 +97,7 @@ class FakeCluster:
         heapq.heappush(self.running, (end, task.index, result, error))
         self.peak_running = max(self.peak_running, len(self.running))
 
-    def wait(self) -> list[Completion]:
+    def wait(self, timeout: float) -> list[Completion]:
         assert self.running, "waiting for nothing"
         self.peak_results = max(self.peak_results, sum(b.is_result for b in self.boxes))
         if len(self.running) < self.slots:
@@ -124,6 +131,12 @@ class Notes:
     failed: dict[str, str] = field(default_factory=dict)
     tasks: list[int] = field(default_factory=list)
     peak_live_bytes: int = 0
+
+    def look(self, live_bytes: int) -> Orders:
+        return Orders()
+
+    def task_started(self, task: Task) -> None:
+        pass
 
     def task_done(self, task: Task, completion: Completion, live_bytes: int) -> None:
         self.tasks.append(task.index)
@@ -335,3 +348,134 @@ def test_an_input_is_read_once_while_it_is_needed() -> None:
 
 def test_an_empty_graph_ends_at_once() -> None:
     walk(build_graph(PLAN, []))
+
+
+class LossyCluster(FakeCluster):
+    """Nodes go now and then: the results they held are gone, and so is what runs there."""
+
+    def __init__(self, graph: TaskGraph, slots: int, seed: int, rate: float) -> None:
+        super().__init__(graph, slots, seed, nothing_fails)
+        self.rate = rate
+        self.gone: weakref.WeakSet[Box] = weakref.WeakSet()
+        self.lost_arguments: dict[int, tuple[int, ...]] = {}
+
+    def get(self, handle: Box) -> bytes:
+        if handle in self.gone:
+            raise LostError("gone")
+        return super().get(handle)
+
+    def submit(self, task: Task, inputs: Sequence[Box]) -> None:
+        self.started.append(task.index)
+        lost = tuple(i for i, box in enumerate(inputs) if box in self.gone)
+        self.lost_arguments[task.index] = lost
+        value = number(task.stage, [box.value for box in inputs])
+        result = None if lost else self._box(value, True)
+        end = self.now + self.random.random()
+        heapq.heappush(self.running, (end, task.index, result, "gone" if lost else None))
+
+    def wait(self, timeout: float) -> list[Completion]:
+        assert self.running, "waiting for nothing"
+        for box in list(self.boxes):
+            if self.random.random() < self.rate:
+                self.gone.add(box)
+        self.now, index, handle, error = heapq.heappop(self.running)
+        if self.random.random() < 20 * self.rate:
+            return [Completion(index, None, "its worker was lost", blamed=False)]
+        return [Completion(index, handle, error, lost=self.lost_arguments[index])]
+
+
+@pytest.mark.parametrize("slots", [1, 4, 30])
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_lost_is_computed_again(slots: int, seed: int) -> None:
+    cluster = LossyCluster(GRID, slots, seed, rate=0.0005)
+    notes = Notes(cluster)
+    walker = _Walk(GRID, cluster, input_rows, notes)
+    walker.run()
+    expected = evaluate(GRID)
+    assert sorted(notes.done) == sorted(GRID.outputs)
+    for pair in notes.done:
+        assert [notes.rows[pair][row] for row in range(ROWS)] == expected[pair]
+    assert len(cluster.started) > len(GRID.tasks)
+    assert walker.live_bytes == 0 and not walker.handles and not walker.inputs
+    assert not list(cluster.boxes)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_cluster_that_loses_everything_is_given_up(seed: int) -> None:
+    cluster = LossyCluster(GRID, 4, seed, rate=0.6)
+    notes = Notes(cluster)
+    _Walk(GRID, cluster, input_rows, notes).run()
+    assert len(notes.failed) == len(GRID.outputs)
+    most = max(cluster.started.count(task.index) for task in GRID.tasks)
+    assert most <= MAX_LOSSES + MAX_ATTEMPTS
+
+
+def test_a_task_gets_another_chance() -> None:
+    chances = {"left": MAX_ATTEMPTS - 1}
+
+    def fails(task: Task) -> bool:
+        if (task.group, task.stage, task.row) != ("pair:p00", "body1", 3) or not chances["left"]:
+            return False
+        chances["left"] -= 1
+        return True
+
+    cluster, notes = walk(GRID, fails=fails)
+    assert len(notes.done) == 6 and chances["left"] == 0
+    assert len(cluster.started) == len(GRID.tasks) + MAX_ATTEMPTS - 1
+
+
+def test_a_poisoned_pair_has_so_many_chances_and_no_more() -> None:
+    cluster, notes = walk(GRID, slots=1, fails=at("pair:p11", "stem", 0))
+    assert notes.failed == {"p11": "boom"}
+    (poisoned,) = (t.index for t in GRID.tasks if (t.group, t.stage, t.row)
+                   == ("pair:p11", "stem", 0))  # fmt: skip
+    assert cluster.started.count(poisoned) == MAX_ATTEMPTS
+
+
+@pytest.mark.parametrize("slots", [1, 4, 30])
+def test_a_stopped_walk_starts_nothing_more(slots: int) -> None:
+    cluster = FakeCluster(GRID, slots, 0, nothing_fails)
+
+    class Stops(Notes):
+        def look(self, live_bytes: int) -> Orders:
+            return Orders(stop=len(self.tasks) > 20)
+
+    notes = Stops(cluster)
+    _Walk(GRID, cluster, input_rows, notes).run()
+    assert 20 < len(notes.tasks) <= 21 + slots
+    assert not notes.failed
+
+
+@pytest.mark.parametrize("slots", [1, 4, 30])
+def test_a_pair_that_is_dropped_is_not_told_of_again(slots: int) -> None:
+    cluster = FakeCluster(GRID, slots, 0, nothing_fails)
+
+    class Drops(Notes):
+        def look(self, live_bytes: int) -> Orders:
+            dropped = frozenset({"p11"} if len(self.tasks) > 20 else ())
+            cluster.given_up |= dropped
+            return Orders(drop=dropped)
+
+    notes = Drops(cluster)
+    walker = _Walk(GRID, cluster, input_rows, notes)
+    walker.run()
+    assert sorted(notes.done) == ["p00", "p01", "p10", "p20", "p21"] and not notes.failed
+    assert walker.live_bytes == 0 and not walker.handles and not list(cluster.boxes)
+
+
+def test_a_walk_waits_for_workers_to_come() -> None:
+    class Late(FakeCluster):
+        waits = 0
+
+        @property
+        def capacity(self) -> int:
+            return self.slots if self.waits > 3 else 0
+
+        def wait(self, timeout: float) -> list[Completion]:
+            self.waits += 1
+            return super().wait(timeout) if self.running else []
+
+    cluster = Late(ONE, 2, 0, nothing_fails)
+    notes = Notes(cluster)
+    _Walk(ONE, cluster, input_rows, notes).run()
+    assert notes.done == ["p00"]

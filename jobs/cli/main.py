@@ -225,7 +225,7 @@ def status(job_id: str | None, as_json: bool) -> None:
     from jobs.client.home import Home
     from jobs.client.watch import describe
     from jobs.storage import layout
-    from jobs.storage.records import JobRecord, finished_pairs, read_record, read_state
+    from jobs.storage.records import JobRecord, pair_states, read_marks, read_record, read_state
 
     home = Home.default()
     if job_id is None:
@@ -250,12 +250,13 @@ def status(job_id: str | None, as_json: bool) -> None:
     book = home.book(job_id)
     store = _open(book.store)
     state = read_state(store, job_id)
-    finished = finished_pairs(store, read_record(store, layout.job(job_id), JobRecord))
+    ended = read_marks(store, read_record(store, layout.job(job_id), JobRecord)).ended
+    found = pair_states([pair.pair_id for pair in book.pairs], state, ended)
     pairs = [
         {
             "name": pair.name,
-            "status": finished[pair.pair_id].status if pair.pair_id in finished else "waiting",
-            "reason": finished[pair.pair_id].reason if pair.pair_id in finished else "",
+            "status": found[pair.pair_id].status,
+            "reason": found[pair.pair_id].reason,
         }
         for pair in book.pairs
     ] + [{"name": s.name, "status": "skipped", "reason": s.reason} for s in book.skipped]

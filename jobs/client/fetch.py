@@ -9,7 +9,7 @@ from jobs.client.gallery import Entry, write_contact_sheet, write_gallery
 from jobs.client.home import BookPair, Home, JobBook, box_of
 from jobs.client.pictures import Floats, write_png
 from jobs.storage import layout
-from jobs.storage.records import JobRecord, ResultRecord, finished_pairs, read_record
+from jobs.storage.records import JobRecord, PairEnd, read_marks, read_record
 from jobs.storage.store import Store
 from nst.architecture import CELL
 from nst.ciphertext import Envelope
@@ -62,12 +62,12 @@ def fetch(
             f"{circuits.name}; fetch it with the version that submitted it"
         )
     cipher = KeyRing(home.keys).cipher(book.key_id, circuits, ask)
-    finished = finished_pairs(store, read_record(store, layout.job(book.job_id), JobRecord))
+    ended = read_marks(store, read_record(store, layout.job(book.job_id), JobRecord)).ended
     pictures = home.pictures(book.job_id)
     report, entries = Fetched(gallery=out / GALLERY), []
     for pair in book.pairs:
         content, style = pictures[pair.content], pictures[pair.style]
-        record = finished.get(pair.pair_id)
+        record = ended.get(pair.pair_id)
         if record is None:
             report.waiting.append(pair.name)
             entries.append(Entry(pair.name, "running", content.rgb, style.rgb, None, ""))
@@ -93,7 +93,7 @@ def _result(
     store: Store,
     book: JobBook,
     pair: BookPair,
-    record: ResultRecord,
+    record: PairEnd,
     cipher: Cipher,
     network: IntegerNetwork,
     content: Picture,
@@ -109,7 +109,7 @@ def _result(
     rows: list[bytes] = []
     for row in range(record.rows):
         what = f"row {row} of {pair.name}"
-        blob = store.read(layout.result_row(book.job_id, pair.pair_id, row))
+        blob = store.read(layout.result_row(book.job_id, record.attempt, pair.pair_id, row))
         envelope = Envelope.unpack(blob, what)
         envelope.require(book.key_id, book.circuit_id, what)
         rows += envelope.rows

@@ -82,6 +82,11 @@ class TaskGraph:
         return out
 
 
+def pair_group(pair_id: str) -> str:
+    """The group of a pair's own tasks."""
+    return f"pair:{pair_id}"
+
+
 def build_graph(plan: CircuitPlan, pairs: Sequence[PairRecord]) -> TaskGraph:
     """Lay out the row tasks of a job's pairs.
 
@@ -98,12 +103,11 @@ def build_graph(plan: CircuitPlan, pairs: Sequence[PairRecord]) -> TaskGraph:
         if pair.style not in codes:
             rows = builder.add(pair.style, style_group, rank, style=True, code=None)
             codes[pair.style] = rows[STYLE_CODE][0]
-        rows = builder.add(
-            pair.content, f"pair:{pair.pair_id}", rank, style=False, code=codes[pair.style]
-        )
+        group = pair_group(pair.pair_id)
+        rows = builder.add(pair.content, group, rank, style=False, code=codes[pair.style])
         outputs[pair.pair_id] = tuple(rows[OUTPUT])
         pairs_of[style_group] = (*pairs_of.get(style_group, ()), pair.pair_id)
-        pairs_of[f"pair:{pair.pair_id}"] = (pair.pair_id,)
+        pairs_of[group] = (pair.pair_id,)
     return TaskGraph(tuple(builder.tasks), outputs, pairs_of)
 
 

@@ -3,6 +3,10 @@
 Ready tasks wait in a heap by priority; the executor is kept supplied with a little more than it
 can run, so that it never waits for this loop; results are released as soon as their last reader
 is done, which keeps a few rows a stage alive and not whole pictures.
+
+Executors lose things: an actor is killed, a node goes and takes results with it. A task that was
+running is started again; a result that is gone and still needed is computed again, and before it
+whatever it was computed from and has been released. Both only so many times a task.
 """
 
 from __future__ import annotations
@@ -17,10 +21,32 @@ from jobs.execution.graph import InputRow, Task, TaskGraph
 Handle = Any
 """An executor's reference to a ciphertext it holds."""
 
+MAX_ATTEMPTS = 3
+"""Times a task is tried that fails or takes its worker with it."""
+MAX_LOSSES = 20
+"""Times a task is begun again through no fault of its own: its node or its arguments are gone."""
+TICK = 1.0
+"""Seconds between two looks at what has changed outside, at most."""
+
+
+class LostError(Exception):
+    """An executor no longer has a ciphertext that it held."""
+
 
 @dataclass(frozen=True)
 class Completion:
-    """The end of one task: a handle to its result, or an error in one line."""
+    """The end of one attempt at a task: a handle to its result, or an error in one line.
+
+    Attributes:
+        index: The task.
+        handle: Its result.
+        error: Why there is none.
+        start: Seconds since the epoch.
+        end: Likewise.
+        cpu_s: What it took of its core.
+        blamed: Whether the error may be the task's own doing.
+        lost: Positions of the arguments that the executor no longer has.
+    """
 
     index: int
     handle: Handle | None
@@ -28,6 +54,8 @@ class Completion:
     start: float = 0.0
     end: float = 0.0
     cpu_s: float = 0.0
+    blamed: bool = True
+    lost: tuple[int, ...] = ()
 
 
 class Executor(Protocol):
@@ -35,7 +63,7 @@ class Executor(Protocol):
 
     @property
     def capacity(self) -> int:
-        """How many tasks it wants to have at once, running and queued."""
+        """How many tasks it wants to have at once, running and queued; may change, may be 0."""
         ...
 
     def put(self, blob: bytes) -> Handle:
@@ -43,23 +71,48 @@ class Executor(Protocol):
         ...
 
     def get(self, handle: Handle) -> bytes:
-        """Hand out a ciphertext."""
+        """Hand out a ciphertext; raises LostError if it is gone."""
         ...
 
     def submit(self, task: Task, inputs: Sequence[Handle]) -> None:
         """Start a task."""
         ...
 
-    def wait(self) -> list[Completion]:
-        """Block until at least one started task has ended."""
+    def wait(self, timeout: float) -> list[Completion]:
+        """Block until a started task has ended, or for so many seconds."""
         ...
+
+    def close(self) -> None:
+        """Stop what is running and give back what it runs on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What the owner of a run wants changed.
+
+    Attributes:
+        stop: Start nothing more and return.
+        drop: Pairs that need not be computed any more.
+    """
+
+    stop: bool = False
+    drop: frozenset[str] = frozenset()
 
 
 class Listener(Protocol):
     """What the owner of a run is told while it runs."""
 
+    def look(self, live_bytes: int) -> Orders:
+        """Called every `TICK` seconds at least; `live_bytes` of results are held."""
+        ...
+
+    def task_started(self, task: Task) -> None:
+        """A task is on its way to the executor."""
+        ...
+
     def task_done(self, task: Task, completion: Completion, live_bytes: int) -> None:
-        """A task has ended well; `live_bytes` of results are held at this moment."""
+        """A task has ended well, for the first time or again."""
         ...
 
     def row_done(self, pair_id: str, row: int, ciphertext: bytes) -> None:
@@ -86,9 +139,10 @@ def run_graph(
     Args:
         graph: What to run.
         executor: What runs it.
-        read_input: Rows of an encrypted picture by id; called once a picture, when its first
-            row is needed. An exception of it fails the picture's pairs.
-        listener: Told of everything.
+        read_input: Rows of an encrypted picture by id; called when its first row is needed, and
+            again if that happens after its last reader was done. An exception of it fails the
+            picture's pairs.
+        listener: Told of everything; its own exceptions end the walk.
     """
     _Walk(graph, executor, read_input, listener).run()
 
@@ -104,7 +158,8 @@ class _Walk:
         self.graph, self.executor = graph, executor
         self.read_input, self.listener = read_input, listener
         self.readers = graph.readers()
-        self.waiting = [len({s for s in t.sources if isinstance(s, int)}) for t in graph.tasks]
+        self.missing = [_task_sources(task) for task in graph.tasks]
+        """By task, the tasks whose results it waits for."""
         # A task's result is wanted by its readers and, in the last stage, by the listener.
         self.wanted = [len(r) for r in self.readers]
         self.row_of = {i: (p, r) for p, rows in graph.outputs.items() for r, i in enumerate(rows)}
@@ -115,42 +170,56 @@ class _Walk:
         for task in graph.tasks:
             for input_id in _input_ids(task):
                 self.input_readers[input_id] = self.input_readers.get(input_id, 0) + 1
-        self.ready = [(t.priority, t.index) for t in graph.tasks if not self.waiting[t.index]]
-        heapq.heapify(self.ready)
+        self.ready: list[tuple[tuple[int, int, int], int]] = []
         self.unstarted: dict[str, set[int]] = {group: set() for group in graph.pairs_of}
         for task in graph.tasks:
             self.unstarted[task.group].add(task.index)
+            self._offer(task.index)
         self.groups_of: dict[str, list[str]] = {}
         for group, pairs in graph.pairs_of.items():
             for pair in pairs:
                 self.groups_of.setdefault(pair, []).append(group)
-        self.failed_pairs: set[str] = set()
-        self.running = 0
+        self.over: set[str] = set()
+        """Pairs of which nothing more is to be computed: done, failed or dropped."""
+        self.running: dict[int, Sequence[Handle]] = {}
+        """Arguments of the tasks that the executor has."""
+        self.attempts: dict[int, int] = {}
+        self.losses: dict[int, int] = {}
         self.live_bytes = 0
 
     def run(self) -> None:
         while True:
-            while self.ready and self.running < self.executor.capacity:
-                self._start(self.graph.tasks[heapq.heappop(self.ready)[1]])
-            if not self.running:
+            orders = self.listener.look(self.live_bytes)
+            if orders.stop:
                 return
-            for completion in self.executor.wait():
-                self.running -= 1
-                self._end(self.graph.tasks[completion.index], completion)
+            for pair_id in orders.drop:
+                self._close(pair_id)
+            while self.ready and len(self.running) < self.executor.capacity:
+                self._start(self.graph.tasks[heapq.heappop(self.ready)[1]])
+            if not self.running and not (self.ready and any(self.unstarted.values())):
+                return
+            for completion in self.executor.wait(TICK):
+                given = self.running.pop(completion.index)
+                self._end(self.graph.tasks[completion.index], completion, given)
+
+    def _offer(self, index: int) -> None:
+        """Make a task ready if it waits for nothing."""
+        if not self.missing[index]:
+            heapq.heappush(self.ready, (self.graph.tasks[index].priority, index))
 
     def _start(self, task: Task) -> None:
-        if task.index not in self.unstarted[task.group]:
-            return  # Given up since it became ready.
+        if task.index not in self.unstarted[task.group] or self.missing[task.index]:
+            return  # Given up since it became ready, or an argument was lost.
         self.unstarted[task.group].remove(task.index)
         try:
             rows = {s: self._input(s) for s in task.sources if isinstance(s, InputRow)}
         except Exception as error:
             self._fail(task, (str(error).strip().splitlines() or [type(error).__name__])[0])
             return
-        self.executor.submit(
-            task, [rows[s] if isinstance(s, InputRow) else self.handles[s] for s in task.sources]
-        )
-        self.running += 1
+        given = [rows[s] if isinstance(s, InputRow) else self.handles[s] for s in task.sources]
+        self.executor.submit(task, given)
+        self.running[task.index] = given
+        self.listener.task_started(task)
 
     def _input(self, source: InputRow) -> Handle:
         if source.input_id not in self.inputs:
@@ -158,32 +227,88 @@ class _Walk:
             self.inputs[source.input_id] = [self.executor.put(row) for row in rows]
         return self.inputs[source.input_id][source.row]
 
-    def _end(self, task: Task, completion: Completion) -> None:
+    def _end(self, task: Task, completion: Completion, given: Sequence[Handle]) -> None:
         if completion.error is not None:
-            self._fail(task, completion.error)
+            self._failed_attempt(task, completion, given)
             return
         self.live_bytes += task.output_bytes
         self.listener.task_done(task, completion, self.live_bytes)
-        if task.index in self.row_of and not self._dead(task.group):
-            self._deliver(*self.row_of[task.index], completion.handle)
+        try:
+            if task.index in self.row_of and not self._dead(task.group):
+                self._deliver(*self.row_of[task.index], completion.handle)
+        except LostError as error:
+            self.live_bytes -= task.output_bytes
+            gone = Completion(task.index, None, str(error), blamed=False)
+            self._failed_attempt(task, gone, given)
+            return
         self._release_sources(task)
         if not self.wanted[task.index]:
             self.live_bytes -= task.output_bytes
             return
         self.handles[task.index] = completion.handle
         for reader in self.readers[task.index]:
-            self.waiting[reader] -= 1
-            if not self.waiting[reader]:
-                heapq.heappush(self.ready, (self.graph.tasks[reader].priority, reader))
+            if task.index in self.missing[reader]:
+                self.missing[reader].remove(task.index)
+                self._offer(reader)
 
     def _deliver(self, pair_id: str, row: int, handle: Handle) -> None:
         self.listener.row_done(pair_id, row, self.executor.get(handle))
         self.rows_left[pair_id] -= 1
         if not self.rows_left[pair_id]:
             self.listener.pair_done(pair_id)
+            self._close(pair_id)
+
+    def _failed_attempt(self, task: Task, completion: Completion, given: Sequence[Handle]) -> None:
+        error = completion.error or "failed without a reason"
+        if not self._put_back(task, error, completion.blamed and not completion.lost):
+            return
+        for position in completion.lost:
+            source = task.sources[position]
+            # What another reader has missed as well may have been made again meanwhile.
+            if isinstance(source, InputRow):
+                rows = self.inputs.get(source.input_id)
+                if rows is not None and rows[source.row] is given[position]:
+                    del self.inputs[source.input_id]
+            elif self.handles.get(source) is given[position]:
+                self._recompute(source)
+        self.missing[task.index] = _task_sources(task) - self.handles.keys()
+        self._offer(task.index)
+
+    def _put_back(self, task: Task, error: str, blamed: bool) -> bool:
+        """Make a task that was running one to be started, if it may and somebody needs it."""
+        counts, limit = (self.attempts, MAX_ATTEMPTS) if blamed else (self.losses, MAX_LOSSES)
+        counts[task.index] = counts.get(task.index, 0) + 1
+        if self._dead(task.group):
+            self._release_sources(task)
+            return False
+        if counts[task.index] >= limit:
+            self._fail(task, error)
+            return False
+        self.unstarted[task.group].add(task.index)
+        return True
+
+    def _recompute(self, index: int) -> None:
+        """Have a lost or released result made again for the readers that still come."""
+        task = self.graph.tasks[index]
+        if self.handles.pop(index, None) is not None:
+            self.live_bytes -= task.output_bytes
+        for reader in self.readers[index]:
+            if reader in self.unstarted[self.graph.tasks[reader].group]:
+                self.missing[reader].add(index)
+        if index in self.running or index in self.unstarted[task.group]:
+            return
+        self.unstarted[task.group].add(index)
+        for source in _task_sources(task):
+            self.wanted[source] += 1
+            if source not in self.handles:
+                self.missing[index].add(source)
+                self._recompute(source)
+        for input_id in _input_ids(task):
+            self.input_readers[input_id] += 1
+        self._offer(index)
 
     def _release_sources(self, task: Task) -> None:
-        for source in {s for s in task.sources if isinstance(s, int)}:
+        for source in _task_sources(task):
             self.wanted[source] -= 1
             # A task that is given up may never have had all its sources.
             if not self.wanted[source] and source in self.handles:
@@ -197,21 +322,25 @@ class _Walk:
     def _fail(self, task: Task, reason: str) -> None:
         self._release_sources(task)
         for pair_id in self.graph.pairs_of[task.group]:
-            if pair_id not in self.failed_pairs:
-                self.failed_pairs.add(pair_id)
+            if pair_id not in self.over:
                 self.listener.pair_failed(pair_id, reason)
-                self._give_up(pair_id)
+                self._close(pair_id)
 
-    def _give_up(self, pair_id: str) -> None:
+    def _close(self, pair_id: str) -> None:
         """Drop the tasks that nobody needs any more, and with them their claims on results."""
-        for group in self.groups_of[pair_id]:
+        self.over.add(pair_id)
+        for group in self.groups_of.get(pair_id, ()):
             if self._dead(group):
                 for index in self.unstarted[group]:
                     self._release_sources(self.graph.tasks[index])
                 self.unstarted[group] = set()
 
     def _dead(self, group: str) -> bool:
-        return all(pair in self.failed_pairs for pair in self.graph.pairs_of[group])
+        return all(pair in self.over for pair in self.graph.pairs_of[group])
+
+
+def _task_sources(task: Task) -> set[int]:
+    return {s for s in task.sources if isinstance(s, int)}
 
 
 def _input_ids(task: Task) -> set[str]:

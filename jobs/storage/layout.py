@@ -22,6 +22,32 @@ def evaluation_keys(key_id: str) -> str:
     return f"keys/{key_id}/evaluation.key"
 
 
+def whole_job(job_id: str) -> str:
+    """Prefix of all that belongs to one job alone."""
+    return f"jobs/{job_id}/"
+
+
+def job_of(key: str) -> str | None:
+    """The id of the job whose record this key is, if it is one."""
+    parts = key.split("/")
+    return parts[1] if len(parts) == 3 and (parts[0], parts[2]) == ("jobs", "job.json") else None
+
+
+def jobs() -> str:
+    """Prefix of all jobs."""
+    return "jobs/"
+
+
+def circuits(circuit_id: str) -> str:
+    """Prefix of compiled circuits and what belongs to them."""
+    return f"circuits/{circuit_id}/"
+
+
+def keys(key_id: str) -> str:
+    """Prefix of a key set's public half."""
+    return f"keys/{key_id}/"
+
+
 def job(job_id: str) -> str:
     """A job's record, written last by the client: a job without it was never submitted."""
     return f"jobs/{job_id}/job.json"
@@ -42,19 +68,44 @@ def encrypted_input(job_id: str, input_id: str) -> str:
     return f"jobs/{job_id}/inputs/{input_id}.ct"
 
 
-def result_row(job_id: str, pair_id: str, row: int) -> str:
-    """One encrypted row of a result."""
-    return f"jobs/{job_id}/results/{pair_id}/{row:03d}.ct"
+def result_row(job_id: str, attempt: str, pair_id: str, row: int) -> str:
+    """One encrypted row of a result that a driver has made, published or not."""
+    return f"{attempt_rows(job_id, attempt, pair_id)}{row:03d}.ct"
+
+
+def attempt_rows(job_id: str, attempt: str, pair_id: str) -> str:
+    """Prefix of the rows of a pair that one driver has made."""
+    return f"{attempt_results(job_id, attempt)}{pair_id}/"
+
+
+def attempt_results(job_id: str, attempt: str) -> str:
+    """Prefix of all rows that one driver has made."""
+    return f"{results(job_id)}{attempt}/"
 
 
 def results(job_id: str) -> str:
-    """Prefix of the markers of all finished pairs."""
+    """Prefix of the rows of all results."""
     return f"jobs/{job_id}/results/"
 
 
-def result(job_id: str, pair_id: str) -> str:
-    """Marker of a finished pair: done or failed with its reason."""
-    return f"jobs/{job_id}/results/{pair_id}.json"
+def marks(job_id: str) -> str:
+    """Prefix of all that a driver must know to take up a job: one listing tells it."""
+    return f"jobs/{job_id}/marks/"
+
+
+def pair_end(job_id: str, pair_id: str) -> str:
+    """Marker of a pair that has ended, made once: which rows are its result, or why it failed."""
+    return f"{marks(job_id)}pair-{pair_id}.json"
+
+
+def job_end(job_id: str) -> str:
+    """Marker of a job whose pairs have all ended, made once."""
+    return f"{marks(job_id)}end.json"
+
+
+def cancellation(job_id: str) -> str:
+    """Marker of a job that is to be stopped."""
+    return f"{marks(job_id)}cancel.json"
 
 
 def probe(token: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ValidationError
@@ -10,7 +12,13 @@ from jobs.storage import layout
 from jobs.storage.store import Store
 from nst.errors import StoreError
 
-FORMAT = 1
+FORMAT = 2
+STALE_AFTER = 120.0
+"""Seconds without a sign of life after which a driver is taken to be gone: longer than it waits for
+a store that is away."""
+
+Status = Literal["submitted", "queued", "running", "succeeded", "failed", "cancelled"]
+"""Of a job and of a pair. A job is `queued` until it has actors, a pair until it has its turn."""
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -50,41 +58,65 @@ class JobRecord(BaseModel):
 
 
 class JobState(BaseModel):
-    """How far a job is; replaced about once a second while it runs.
+    """How far a job is; replaced every other second while a driver has it.
 
-    Times are seconds since the epoch; `pbs_done` counts from the driver's start.
+    Times are seconds since the epoch, `heartbeat` by the store's clock and the others by the
+    machines'; `pbs_total` is what this driver found left to do.
     """
 
     format: int = FORMAT
-    status: Literal["submitted", "running", "succeeded", "failed"] = "submitted"
+    status: Status = "submitted"
+    attempt: str = ""
     pairs_total: int = 0
     pairs_done: int = 0
     pairs_failed: int = 0
+    pairs_running: list[str] = []
     pbs_total: int = 0
     pbs_done: int = 0
     actors: int = 0
     driver_started: float = 0.0
     first_task: float = 0.0
     last_task: float = 0.0
-    updated: float = 0.0
+    heartbeat: float = 0.0
     peak_live_bytes: int = 0
     reason: Reason = ""
 
     @property
     def finished(self) -> bool:
         """Whether nothing more will happen by itself."""
-        return self.status in ("succeeded", "failed")
+        return self.status in ("succeeded", "failed", "cancelled")
+
+    def stale(self, now: float) -> bool:
+        """Whether the driver that should be at work is gone; `now` by the store's clock."""
+        at_work = self.status in ("queued", "running")
+        return at_work and now - self.heartbeat > STALE_AFTER
 
 
-class ResultRecord(BaseModel):
-    """The end of a pair: its result's rows, or why it has none."""
+class PairEnd(BaseModel):
+    """The end of a pair, published once: whose rows are its result, or why it has none."""
 
     format: int = FORMAT
     pair_id: str
-    status: Literal["done", "failed"]
+    status: Literal["succeeded", "failed"]
+    attempt: str = ""
     rows: int = 0
     reason: Reason = ""
     finished: float = 0.0
+
+
+class Cancellation(BaseModel):
+    """A wish that a job be stopped."""
+
+    format: int = FORMAT
+    asked: float
+
+
+@dataclass(frozen=True)
+class PairState:
+    """Where a pair stands, and why if it failed."""
+
+    status: Status
+    reason: str = ""
 
 
 class TaskTrace(BaseModel):
@@ -129,13 +161,68 @@ def write_record(store: Store, key: str, record: BaseModel) -> None:
 
 def read_state(store: Store, job_id: str) -> JobState:
     """The state of a job; `submitted` before a driver has taken it up."""
-    if not store.exists(layout.state(job_id)):
-        return JobState()
-    return read_record(store, layout.state(job_id), JobState)
+    for key in (layout.job_end(job_id), layout.state(job_id)):
+        if store.exists(key):
+            return read_record(store, key, JobState)
+    return JobState()
 
 
-def finished_pairs(store: Store, job: JobRecord) -> dict[str, ResultRecord]:
-    """Markers of the pairs that have ended, by pair id: one listing of the store."""
-    known = {layout.result(job.job_id, pair.pair_id): pair.pair_id for pair in job.pairs}
-    listed = store.list(layout.results(job.job_id))
-    return {known[key]: read_record(store, key, ResultRecord) for key in listed if key in known}
+@dataclass(frozen=True)
+class Marks:
+    """What one listing of a job's markers tells.
+
+    Attributes:
+        ended: The pairs that have ended, by pair id.
+        cancelled: Whether somebody wants the job stopped.
+        complete: Whether the job has its own end marker.
+    """
+
+    ended: dict[str, PairEnd]
+    cancelled: bool
+    complete: bool
+
+
+def read_marks(store: Store, job: JobRecord, known: Mapping[str, PairEnd] | None = None) -> Marks:
+    """The markers of a job.
+
+    Args:
+        store: Where it is.
+        job: Its record.
+        known: Pairs whose end has been read already: a marker never changes.
+    """
+    known = known or {}
+    listed = set(store.list(layout.marks(job.job_id)))
+    ended = {}
+    for pair_id in (pair.pair_id for pair in job.pairs):
+        key = layout.pair_end(job.job_id, pair_id)
+        if key in listed:
+            ended[pair_id] = known.get(pair_id) or read_record(store, key, PairEnd)
+    return Marks(
+        ended,
+        cancelled=layout.cancellation(job.job_id) in listed,
+        complete=layout.job_end(job.job_id) in listed,
+    )
+
+
+def pair_states(
+    pairs: Iterable[str], state: JobState, ended: Mapping[str, PairEnd]
+) -> dict[str, PairState]:
+    """Where each pair of a job stands: its marker says, else what the job does.
+
+    Args:
+        pairs: Pair ids.
+        state: The job's state.
+        ended: Markers of the pairs that have ended.
+    """
+    running = set(state.pairs_running) if state.status == "running" else set()
+    # Pairs of a running job wait for their turn; otherwise they share the job's fate.
+    rest: Status = "queued" if state.status == "running" else state.status
+    states = {}
+    for pair_id in pairs:
+        if pair_id in ended:
+            states[pair_id] = PairState(ended[pair_id].status, ended[pair_id].reason)
+        elif pair_id in running:
+            states[pair_id] = PairState("running")
+        else:
+            states[pair_id] = PairState(rest, state.reason if rest == "failed" else "")
+    return states

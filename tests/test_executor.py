@@ -1,0 +1,214 @@
+"""Actors and nodes of a real Ray cluster that die under a job without cryptography."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from cluster.executor import RayExecutor
+from jobs.execution.driver import run_job
+from jobs.execution.graph import Task
+from jobs.execution.scheduler import Completion, LostError
+from jobs.storage import layout
+from jobs.storage.records import Cancellation, JobRecord, read_marks, write_record
+from jobs.storage.store import Store, open_store
+from nst.errors import StoreError
+from tests.fakes import FakeEvaluator, fake_executor, fake_job
+from tests.plans import grid_of_pairs
+from tests.test_lifecycle import results
+
+BIG = 200_000
+"""Bytes of a result that Ray keeps on its node and not with its owner."""
+DEADLY = b"kills whoever takes it"
+pytestmark = pytest.mark.slow
+
+
+class SlowEvaluator(FakeEvaluator):
+    """Takes its time, gives big results, and dies of some rows."""
+
+    def run(self, stage: str, rows: Sequence[bytes]) -> bytes:
+        """See `Evaluator`."""
+        time.sleep(0.05)
+        if DEADLY in rows:
+            os.kill(os.getpid(), signal.SIGKILL)
+        digest = super().run(stage, [row[:32] for row in rows])
+        return digest + bytes(BIG)
+
+
+class ShortEvaluator(FakeEvaluator):
+    """The same results, in this process."""
+
+    def run(self, stage: str, rows: Sequence[bytes]) -> bytes:
+        """See `Evaluator`."""
+        return super().run(stage, [row[:32] for row in rows]) + bytes(BIG)
+
+
+@dataclass
+class Nodes:
+    """A head that drives and nodes with two actors' cores each."""
+
+    cluster: Cluster
+    workers: list[Any]
+
+    def add(self) -> None:
+        self.workers.append(self.cluster.add_node(num_cpus=2))
+
+    def kill(self) -> None:
+        self.cluster.remove_node(self.workers.pop(0), allow_graceful=False)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    os.environ.update({"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"})
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 0,
+            "include_dashboard": False,
+            # A node that is gone is noticed in seconds and not in half a minute.
+            "_system_config": {
+                "health_check_initial_delay_ms": 1000,
+                "health_check_period_ms": 1000,
+                "health_check_failure_threshold": 3,
+            },
+        },
+    )
+    made = Nodes(cluster, [])
+    made.add()
+    ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
+    yield made
+    ray.shutdown()
+    cluster.shutdown()
+
+
+class Watched(RayExecutor):
+    """Does something after so many tasks have ended."""
+
+    after, meddle, ended = 10**9, staticmethod(lambda: None), 0
+
+    def submit(self, task: Task, inputs: Sequence[Any]) -> None:
+        if self.ended >= self.after:
+            self.after = 10**9
+            self.meddle()
+        super().submit(task, inputs)
+
+    def wait(self, timeout: float) -> list[Any]:
+        found = super().wait(timeout)
+        self.ended += len(found)
+        return found
+
+    def actors(self) -> list[Any]:
+        return [slot.actor for slot in self._slots if slot.up]
+
+
+def executor(count: int, evaluator: type[FakeEvaluator] = SlowEvaluator) -> Watched:
+    return Watched(count, evaluator, Completion, LostError)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "store"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[bytes]]:
+    store = open_store(str(tmp_path_factory.mktemp("undisturbed")))
+    job = fake_job(store)
+    calm = fake_executor()
+    calm.evaluator = ShortEvaluator()
+    assert run_job(store, job, calm, 1).status == "succeeded"
+    return results(store, job)
+
+
+def no_actor_left() -> bool:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        free, whole = ray.available_resources(), ray.cluster_resources()
+        if free.get("CPU") == whole.get("CPU"):
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def test_a_killed_actor_costs_a_task(
+    nodes: Nodes, store: Store, undisturbed: dict[str, list[bytes]]
+) -> None:
+    job, hands = fake_job(store), executor(2)
+    hands.after = 20
+    hands.meddle = lambda: ray.kill(hands.actors()[0])  # type: ignore[method-assign]
+    state = run_job(store, job, hands, 2)
+    assert (state.status, state.pbs_done) == ("succeeded", state.pbs_total)
+    assert results(store, job) == undisturbed
+    assert no_actor_left()
+
+
+def test_a_killed_node_costs_what_it_held(
+    nodes: Nodes, store: Store, undisturbed: dict[str, list[bytes]]
+) -> None:
+    nodes.add()
+    job, hands = fake_job(store), executor(4)
+    hands.after = 60
+    hands.meddle = nodes.kill  # type: ignore[method-assign]
+    state = run_job(store, job, hands, 4)
+    assert (state.status, state.pbs_done) == ("succeeded", state.pbs_total)
+    # Results that were there already were lost, and made again.
+    ran = [(t["group"], t["stage"], t["row"]) for t in json.loads(store.read(layout.trace("job")))]
+    assert len(ran) > len(set(ran))
+    assert results(store, job) == undisturbed
+    assert no_actor_left()
+
+
+def test_a_pair_that_kills_its_actors_fails_alone(
+    nodes: Nodes,
+    store: Store,
+    undisturbed: dict[str, list[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tests.fakes.POISON", DEADLY)
+    job = fake_job(store, pairs=grid_of_pairs(3, 1), poisoned="c1")
+    state = run_job(store, job, executor(2), 2)
+    assert (state.status, state.pairs_done, state.pairs_failed) == ("failed", 2, 1)
+    assert read_marks(store, job).ended["p10"].reason == "its worker died"
+    assert results(store, job) == {p: undisturbed[p] for p in ("p00", "p20")}
+    assert no_actor_left()
+
+
+def test_a_cancelled_job_gives_its_actors_back(nodes: Nodes, store: Store) -> None:
+    job, hands = fake_job(store), executor(2)
+    hands.after = 20
+    asked: list[float] = []
+
+    def cancel() -> None:
+        asked.append(time.monotonic())
+        write_record(store, layout.cancellation(job.job_id), Cancellation(asked=time.time()))
+
+    hands.meddle = cancel  # type: ignore[method-assign]
+    assert run_job(store, job, hands, 2).status == "cancelled"
+    assert time.monotonic() - asked[0] < 30
+    assert no_actor_left()
+
+
+def no_keys() -> FakeEvaluator:
+    raise StoreError("store s has no keys")
+
+
+def test_actors_that_cannot_load_end_the_job(nodes: Nodes, store: Store) -> None:
+    job: JobRecord = fake_job(store)
+    hands = RayExecutor(2, no_keys, Completion, LostError)
+    with pytest.raises(ray.exceptions.RayError) as caught:
+        run_job(store, job, hands, 2)
+    assert (
+        str(caught.value).strip().splitlines()[-1] == "nst.errors.StoreError: store s has no keys"
+    )
+    hands.close()
+    assert no_actor_left()
