@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli.doctor import doctor
+from jobs.cli.estimate import estimate, limit_options, print_dry_run, require_within_limit
 from jobs.cli.evaluate import evaluate, export
 from jobs.cli.keys import Passphrases, keys
-from jobs.cli.options import fit_option, grid_option
+from jobs.cli.options import fit_option, grid_option, quality_option
 from jobs.cli.store import STORE_HELP, s3_options
 from jobs.cli.train import train
 from nst.errors import NstBatchError, StoreError
@@ -57,14 +58,12 @@ def main() -> None:
 
 
 main.add_command(doctor)
+main.add_command(estimate)
 main.add_command(evaluate)
 main.add_command(export)
 main.add_command(keys)
 main.add_command(train)
 
-_quality = click.option(
-    "--quality", "-q", default="low", show_default=True, help="draft 32, low 64, mid 128, high 192."
-)
 _force = click.option("--force", is_flag=True, help="Replace pictures in the output folder.")
 _actors = click.option(
     "--actors",
@@ -77,7 +76,7 @@ _actors = click.option(
 
 @main.command()
 @click.argument("pairs", type=click.Path(path_type=Path))
-@_quality
+@quality_option
 @grid_option
 @fit_option
 @_actors
@@ -85,6 +84,7 @@ _actors = click.option(
 @click.option("--out", type=click.Path(path_type=Path), help="Fetch the results into this folder.")
 @click.option("--store", "store_url", help=f"{STORE_HELP}  [default: a folder of yours]")
 @s3_options
+@limit_options
 @_force
 def submit(
     pairs: Path,
@@ -96,6 +96,10 @@ def submit(
     out: Path | None,
     store_url: str | None,
     s3: S3Options,
+    dry_run: bool,
+    limit: float,
+    yes: bool,
+    core_price: float,
     force: bool,
 ) -> None:
     """Encrypt PAIRS and stylize them while encrypted.
@@ -104,7 +108,8 @@ def submit(
     file with columns content,style[,name].
 
     \b
-    Example: nst-batch submit ./pairs --quality low --out ./stylized
+    Example: nst-batch submit ./pairs --quality low --dry-run
+             nst-batch submit ./pairs --quality low --out ./stylized
              nst-batch submit ./pairs --store s3://bucket/prefix --profile studio --no-wait
     """
     from jobs.client.fetch import make_folder, refuse_overwriting
@@ -116,6 +121,11 @@ def submit(
     store_url = s3.fold(store_url or str(home.store))
     level, network = _level(quality)
     prepared, skipped = _prepare(pairs, grid, fit, level, network, console)
+    if dry_run:
+        print_dry_run(level, network, prepared, skipped, actors, core_price)
+        _exit(bool(skipped))
+        return
+    require_within_limit(level, network, prepared, limit, yes)
     if out is not None:
         make_folder(out)
         refuse_overwriting(out, [pair.name for pair in prepared], force)
@@ -312,7 +322,7 @@ def _fetch(
 
 @main.command()
 @click.argument("pairs", type=click.Path(path_type=Path))
-@_quality
+@quality_option
 @grid_option
 @fit_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the PNGs.")
@@ -397,7 +407,7 @@ def circuits() -> None:
 
 
 @circuits.command("build")
-@_quality
+@quality_option
 def circuits_build(quality: str) -> None:
     """Compile the circuits of a level; done once and kept."""
     from jobs.client.home import Home
@@ -409,7 +419,7 @@ def circuits_build(quality: str) -> None:
 
 
 @circuits.command("inspect")
-@_quality
+@quality_option
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def circuits_inspect(quality: str, as_json: bool) -> None:
     """Show what the compiled circuits of a level cost."""

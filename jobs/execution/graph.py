@@ -97,7 +97,7 @@ def build_graph(plan: CircuitPlan, pairs: Sequence[PairRecord]) -> TaskGraph:
     builder = _Builder(plan)
     codes: dict[str, int] = {}
     outputs: dict[str, tuple[int, ...]] = {}
-    pairs_of: dict[str, tuple[str, ...]] = {}
+    pairs_of: dict[str, list[str]] = {}
     for rank, pair in enumerate(pairs):
         style_group = f"style:{pair.style}"
         if pair.style not in codes:
@@ -106,9 +106,10 @@ def build_graph(plan: CircuitPlan, pairs: Sequence[PairRecord]) -> TaskGraph:
         group = pair_group(pair.pair_id)
         rows = builder.add(pair.content, group, rank, style=False, code=codes[pair.style])
         outputs[pair.pair_id] = tuple(rows[OUTPUT])
-        pairs_of[style_group] = (*pairs_of.get(style_group, ()), pair.pair_id)
-        pairs_of[group] = (pair.pair_id,)
-    return TaskGraph(tuple(builder.tasks), outputs, pairs_of)
+        pairs_of.setdefault(style_group, []).append(pair.pair_id)
+        pairs_of[group] = [pair.pair_id]
+    groups = {name: tuple(members) for name, members in pairs_of.items()}
+    return TaskGraph(tuple(builder.tasks), outputs, groups)
 
 
 class _Builder:

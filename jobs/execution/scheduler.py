@@ -181,6 +181,8 @@ class _Walk:
                 self.groups_of.setdefault(pair, []).append(group)
         self.over: set[str] = set()
         """Pairs of which nothing more is to be computed: done, failed or dropped."""
+        self.living = {group: len(pairs) for group, pairs in graph.pairs_of.items()}
+        """By group, its pairs that are not over."""
         self.running: dict[int, Sequence[Handle]] = {}
         """Arguments of the tasks that the executor has."""
         self.attempts: dict[int, int] = {}
@@ -328,15 +330,18 @@ class _Walk:
 
     def _close(self, pair_id: str) -> None:
         """Drop the tasks that nobody needs any more, and with them their claims on results."""
+        if pair_id in self.over:
+            return
         self.over.add(pair_id)
         for group in self.groups_of.get(pair_id, ()):
+            self.living[group] -= 1
             if self._dead(group):
                 for index in self.unstarted[group]:
                     self._release_sources(self.graph.tasks[index])
                 self.unstarted[group] = set()
 
     def _dead(self, group: str) -> bool:
-        return all(pair in self.over for pair in self.graph.pairs_of[group])
+        return not self.living[group]
 
 
 def _task_sources(task: Task) -> set[int]:

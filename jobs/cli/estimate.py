@@ -1,0 +1,350 @@
+"""`nst-batch estimate`, and what `submit` shows and asks before it encrypts anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs.cli.options import grid_option, quality_option
+from nst.errors import InputError
+
+if TYPE_CHECKING:
+    from jobs.client.pairs import Skipped
+    from jobs.client.preparation import PreparedPair
+    from jobs.execution.forecast import Estimate, OnePair
+    from jobs.execution.stage_times import StageTimes
+    from jobs.storage.records import PairRecord
+    from nst.integer import IntegerNetwork
+    from nst.levels import QualityLevel
+    from nst.plan import CircuitPlan
+
+Command = Callable[..., Any]
+Decorator = Callable[[Command], Command]
+
+MOST_CORES = 20_000
+LIMIT = 24.0
+LIMIT_VARIABLE = "NST_BATCH_LIMIT"
+ADVICE = {
+    "cores": "the cores",
+    "pairs": "its few pairs, whose rows do not fill the cores: more pairs at once, or fewer cores",
+    "driver": "the driver: fewer cores a job",
+    "network": "the network: larger nodes, or more bandwidth",
+}
+"""By what limits a job, what to do about it."""
+
+
+def _all_of(*options: Decorator) -> Decorator:
+    """Several options as one decorator, in their order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+core_price_option = click.option(
+    "--core-price",
+    type=click.FloatRange(min=0),
+    default=0.04,
+    show_default=True,
+    help="Dollars for an hour of a core.",
+)
+limit_options = _all_of(
+    click.option("--dry-run", is_flag=True, help="Say what it would take; encrypt nothing."),
+    click.option(
+        "--limit",
+        type=click.FloatRange(min=0),
+        default=LIMIT,
+        show_default=True,
+        envvar=LIMIT_VARIABLE,
+        show_envvar=True,
+        help="Core-hours above which to ask first.",
+    ),
+    click.option("--yes", is_flag=True, help="Do not ask."),
+    core_price_option,
+)
+
+
+def _counts(_: click.Context, __: click.Parameter, text: str) -> list[int]:
+    """Numbers of cores in a list with commas."""
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or not all(1 <= count <= MOST_CORES for count in counts):
+        raise InputError(
+            f"--cores {text!r} is no list of numbers from 1 to {MOST_CORES:,}; "
+            "write it like 16,96,1024"
+        )
+    return counts
+
+
+def _positive(_: click.Context, parameter: click.Parameter, value: float) -> float:
+    if not value > 0:
+        raise InputError(f"{parameter.opts[0]} {value:g} is not above 0")
+    return value
+
+
+def _count(_: click.Context, __: click.Parameter, value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise InputError(f"--pairs {value} is not above 0")
+    return value
+
+
+@click.command()
+@click.argument("pairs", type=click.Path(path_type=Path), required=False)
+@quality_option
+@grid_option
+@click.option(
+    "--pairs",
+    "count",
+    type=int,
+    callback=_count,
+    help="How many pairs.  [default: those of PAIRS, else 100]",
+)
+@click.option(
+    "--cores", default="16,96,1024", show_default=True, callback=_counts, help="Cores to compare."
+)
+@click.option("--cores-per-node", type=click.IntRange(min=1), default=16, show_default=True)
+@core_price_option
+@click.option(
+    "--bandwidth",
+    type=float,
+    default=1250.0,
+    show_default=True,
+    callback=_positive,
+    help="MB/s of a node: to other nodes and to the store.",
+)
+@click.option(
+    "--uplink",
+    type=float,
+    default=12.5,
+    show_default=True,
+    callback=_positive,
+    help="MB/s between you and the store.",
+)
+@click.option("--like", "job_id", metavar="JOB", help="Take stage times from a job you have run.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def estimate(
+    pairs: Path | None,
+    quality: str,
+    grid: bool,
+    count: int | None,
+    cores: list[int],
+    cores_per_node: int,
+    core_price: float,
+    bandwidth: float,
+    uplink: float,
+    job_id: str | None,
+    as_json: bool,
+) -> None:
+    """Say what a job would take, and where it stops scaling.
+
+    Walks the job's task graph in virtual time, with measured stage times. PAIRS is what `submit`
+    takes, and is only listed; without it every pair has a style of its own. With --pairs, PAIRS
+    is repeated or cut to that many.
+
+    \b
+    Example: nst-batch estimate --quality low --pairs 1000 --cores 16,96,1024
+    """
+    import json
+
+    from jobs.execution.forecast import Forecaster, Offer
+    from nst.levels import get_level
+    from nst.weights import load_weights
+
+    level = get_level(quality)
+    times = _times(job_id)
+    plan, _ = _built(level, load_weights(level.weights))
+    offer = Offer(cores_per_node, bandwidth * 1e6, uplink * 1e6, core_price)
+    forecaster = Forecaster(plan, times, offer)
+    if count is not None:
+        forecaster.require_few(count)
+    forecast = forecaster.estimate(_records(pairs, grid, count), cores)
+    if as_json:
+        source = times.model_dump(include={"machine", "date", "command"})
+        record = {"quality": quality, **forecast.to_dict(), "stage_times": source}
+        click.echo(json.dumps(record, indent=2))
+        return
+    click.echo(
+        f"{forecast.pairs:,} pairs at {quality}, {forecast.styles:,} styles: {forecast.pbs:,} PBS, "
+        f"{forecast.work_core_hours:,.2f} core-hours"
+    )
+    click.echo(f"stage times: {_source(times)}")
+    _print_one_pair(forecast.one_pair)
+    _print_table(forecast)
+
+
+def require_within_limit(
+    level: QualityLevel,
+    network: IntegerNetwork,
+    prepared: list[PreparedPair],
+    limit: float,
+    yes: bool,
+) -> None:
+    """Ask whether to submit these pairs if they take more core-hours than `limit`.
+
+    Raises:
+        InputError: if the answer is no, or nobody is there to give one.
+    """
+    from jobs.client.dry_run import core_hours, records_of_pictures
+    from jobs.execution.stage_times import read_times
+
+    if yes:
+        return
+    plan, _ = _built(level, network)
+    hours = core_hours(plan, read_times(), records_of_pictures(prepared))
+    if hours <= limit:
+        return
+    what = f"{len(prepared)} pairs at {level.name} take about {hours:.3g} core-hours"
+    try:
+        agreed = click.confirm(f"{what}, more than the limit of {limit:g}. Submit them?", err=True)
+    except click.Abort as error:
+        click.echo(err=True)
+        raise InputError(
+            f"{what}, more than the limit of {limit:g}: allow them with --yes or --limit"
+        ) from error
+    if not agreed:
+        raise InputError("nothing was submitted")
+
+
+def print_dry_run(
+    level: QualityLevel,
+    network: IntegerNetwork,
+    prepared: list[PreparedPair],
+    skipped: list[Skipped],
+    actors: int,
+    core_price: float,
+) -> None:
+    """Print what submitting these pairs would take on so many actors of this machine."""
+    from jobs.client.dry_run import records_of_pictures
+    from jobs.client.watch import duration
+    from jobs.execution.forecast import Forecaster, Offer
+    from jobs.execution.stage_times import read_times
+
+    plan, once = _built(level, network)
+    times = read_times()
+    offer = Offer(cores_per_node=actors, core_price=core_price)
+    forecast = Forecaster(plan, times, offer).estimate(records_of_pictures(prepared), [actors])
+    (on,) = forecast.on
+    wire = forecast.wire
+    lines = {
+        "pairs": f"{forecast.pairs:,} at {level.name}, {forecast.styles:,} styles; "
+        f"{len(skipped):,} skipped",
+        "PBS": f"{forecast.pbs:,}",
+        "core-hours": f"{on.core_hours:,.3g}",
+        "wall time": f"{duration(on.job_s)} on {_cores(actors)}",
+        "bytes up": f"{wire.up:,}, and {once:,} of circuits and keys once",
+        "bytes down": f"{wire.down:,}",
+        "memory": size(on.memory_bytes),
+        "cost": f"${on.dollars:,.2f} at ${core_price:g} an hour of a core",
+        "stage times": _source(times),
+    }
+    for label, text in lines.items():
+        click.echo(f"{label:12} {text}")
+    click.echo("a dry run: nothing was encrypted or uploaded")
+
+
+def _built(level: QualityLevel, network: IntegerNetwork) -> tuple[CircuitPlan, int]:
+    """Circuits of a level, compiled if need be, and the bytes that a store needs of them once."""
+    from jobs.client.home import Home
+    from nst.circuits import SERVER_FILE, build, load_plan
+
+    folder = build(network, level.size, level.p_error, Home.default().circuits)
+    plan = load_plan(folder)
+    return plan, (folder / SERVER_FILE).stat().st_size + plan.evaluation_key_bytes
+
+
+def _records(pairs: Path | None, grid: bool, count: int | None) -> list[PairRecord]:
+    from jobs.client.dry_run import records_of_files
+    from jobs.client.pairs import find_pairs
+    from jobs.execution.forecast import distinct_pairs, repeated
+
+    if pairs is None:
+        return distinct_pairs(100 if count is None else count)
+    found, skipped = find_pairs(pairs, grid)
+    for item in skipped:
+        click.echo(f"skipped {item.name}: {item.reason}", err=True)
+    records = records_of_files(found)
+    return records if count is None else repeated(records, count)
+
+
+def _times(job_id: str | None) -> StageTimes:
+    """Shipped stage times, or those of a job of the user's."""
+    import json
+
+    from jobs.client.home import Home
+    from jobs.execution.loading import read_plan
+    from jobs.execution.stage_times import read_times
+    from jobs.storage import layout
+    from jobs.storage.records import TaskTrace
+    from jobs.storage.store import FIRST_PATIENCE, open_store
+
+    times = read_times()
+    if job_id is None:
+        return times
+    book = Home.default().book(job_id)
+    store = open_store(book.store, FIRST_PATIENCE)
+    trace = [TaskTrace(**entry) for entry in json.loads(store.read(layout.trace(job_id)))]
+    return times.measured_by(read_plan(store, book.circuit_id), trace, f"job {job_id}")
+
+
+def _source(times: StageTimes) -> str:
+    return ", ".join(x for x in (times.machine, times.date[:10], times.command) if x)
+
+
+def _cores(count: int) -> str:
+    return "1 core" if count == 1 else f"{count:,} cores"
+
+
+def _print_one_pair(one: OnePair) -> None:
+    from jobs.client.watch import duration
+
+    click.echo(
+        f"one pair: at least {duration(one.critical_path_s)} (critical path) on any number of "
+        f"cores; more than {_cores(one.useful_cores)} are of no use to it"
+    )
+    for stage, seconds in one.path_s.items():
+        click.echo(f"  {stage:12} {seconds:7.1f} s  {one.rows[stage]:4} rows at the same time")
+    click.echo(
+        f"  halving the tasks of {one.longest} would make it {duration(one.halved_s)}, "
+        "with twice as many of them at the same time"
+    )
+
+
+def _print_table(forecast: Estimate) -> None:
+    from jobs.client.watch import duration
+
+    up, down = forecast.wire.up, forecast.wire.down
+    click.echo(f"client to store {size(up)}, store to client {size(down)}")
+
+    def line(label: str, *cells: str) -> None:
+        click.echo(f"{label:24}" + "".join(f"{cell:>16}" for cell in cells))
+
+    on = forecast.on
+    line("cores", *(f"{x.cores:,}" for x in on))
+    line("one pair", *(duration(x.pair_s) for x in on))
+    line("  with upload, download", *(duration(x.pair_at_client_s) for x in on))
+    line(f"{forecast.pairs:,} pairs", *(duration(x.job_s) for x in on))
+    line("pairs a night (8 h)", *(f"{x.pairs_a_night:,}" for x in on))
+    line("core-hours paid for", *(f"{x.core_hours:,.2f}" for x in on))
+    line("  of them used", *(f"{x.utilization:.0%}" for x in on))
+    line("dollars", *(f"{x.dollars:,.2f}" for x in on))
+    line("memory", *(size(x.memory_bytes) for x in on))
+    line("between nodes", *(size(x.bytes_between_nodes) for x in on))
+    for each in on:
+        click.echo(f"limited on {_cores(each.cores)} by {ADVICE[each.limit]}")
+
+
+def size(count: float) -> str:
+    """Bytes as people say them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB" if count < 1000 else f"{count:,.0f} TB"

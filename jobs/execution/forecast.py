@@ -1,0 +1,302 @@
+"""What a job will take: time, memory, bytes and money, out of simulations of its task graph."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from jobs.execution.graph import TaskGraph, build_graph
+from jobs.execution.simulation import Machines, Simulated, Sizes, critical_path, simulate
+from jobs.execution.stage_times import StageTimes
+from jobs.storage.records import PairRecord
+from nst.architecture import CELL
+from nst.errors import InputError
+from nst.plan import CircuitPlan
+
+NIGHT_S = 8 * 3600.0
+USEFUL = 1.05
+"""Cores are useful to one pair until it is within 5 % of the fastest."""
+BUSY = 0.85
+"""Utilization from which more cores would be used."""
+SATURATED = 0.9
+"""Share of the time from which the driver, or what waits for bytes, is what limits a job."""
+NIGHT_TASKS, MOST_TASKS = 200_000, 2_000_000
+"""Tasks simulated for a night, and for a job: more would only repeat the same."""
+
+Limit = Literal["cores", "pairs", "driver", "network"]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a job may run on and what that costs.
+
+    Attributes:
+        cores_per_node: Cores of a node.
+        bandwidth: Bytes a second between two nodes, and between nodes and store.
+        uplink: Bytes a second between client and store.
+        core_price: Dollars for an hour of a core.
+    """
+
+    cores_per_node: int = 16
+    bandwidth: float = 1250e6
+    uplink: float = 12.5e6
+    core_price: float = 0.04
+
+
+@dataclass(frozen=True)
+class Wire:
+    """Bytes between client and store: encrypted pictures up, encrypted results down."""
+
+    up: int
+    down: int
+
+
+@dataclass(frozen=True)
+class OnePair:
+    """How far one pair scales.
+
+    Attributes:
+        path_s: Its critical path, by stage in order: no number of cores is faster.
+        rows: By stage, tasks that can run at the same time.
+        useful_cores: The fewest cores on which it is within 5 % of the fastest.
+        longest: The stage with the largest part in the path.
+        halved_s: The path's length if that stage's tasks were cut in half.
+    """
+
+    path_s: dict[str, float]
+    rows: dict[str, int]
+    useful_cores: int
+    longest: str
+    halved_s: float
+
+    @property
+    def critical_path_s(self) -> float:
+        """Length of the critical path."""
+        return sum(self.path_s.values())
+
+
+@dataclass(frozen=True)
+class OnCores:
+    """A job on so many cores.
+
+    Attributes:
+        cores: Workers, one core each.
+        pair_s: One pair alone: from the driver's first step to its last.
+        pair_at_client_s: The same with its bytes up and down.
+        job_s: All pairs, without the client's part.
+        pairs_a_night: Pairs done in 8 hours of nothing else.
+        core_hours: Cores times hours, which is what is paid for.
+        utilization: Share of them spent in tasks.
+        dollars: Their price.
+        memory_bytes: Of all workers, and the results held.
+        bytes_between_nodes: Ciphertexts fetched by one node from another.
+        limit: What the job would be faster with more of; `pairs` if theirs do not fill the cores.
+    """
+
+    cores: int
+    pair_s: float
+    pair_at_client_s: float
+    job_s: float
+    pairs_a_night: int
+    core_hours: float
+    utilization: float
+    dollars: float
+    memory_bytes: int
+    bytes_between_nodes: int
+    limit: Limit
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a job will take.
+
+    Attributes:
+        pairs: How many.
+        styles: Distinct encrypted styles.
+        pbs: All its PBS.
+        work_core_hours: Core-hours in tasks, on any number of cores.
+        wire: Bytes between client and store.
+        one_pair: How far one pair scales.
+        on: The job by number of cores.
+    """
+
+    pairs: int
+    styles: int
+    pbs: int
+    work_core_hours: float
+    wire: Wire
+    one_pair: OnePair
+    on: tuple[OnCores, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able record."""
+        record = asdict(self)
+        record["one_pair"]["critical_path_s"] = self.one_pair.critical_path_s
+        return record
+
+
+class Forecaster:
+    """Simulates jobs of one quality level on machines whose stage times were measured.
+
+    Args:
+        plan: The level's circuits.
+        times: Measured times.
+        offer: What is to be had, at which price.
+    """
+
+    def __init__(self, plan: CircuitPlan, times: StageTimes, offer: Offer) -> None:
+        self.plan, self.times, self.offer = plan, times, offer
+        self.seconds = times.seconds(plan)
+        self.rows = plan.size // CELL
+        self.sizes = Sizes(
+            plan.input_ciphertext_bytes // self.rows, plan.output_ciphertext_bytes // self.rows
+        )
+        self.single = build_graph(plan, distinct_pairs(1))
+        self.worker_bytes = times.worker_bytes + int(
+            times.bytes_per_source_byte * _largest_call(self.single)
+        )
+
+    def estimate(self, pairs: Sequence[PairRecord], cores: Sequence[int]) -> Estimate:
+        """What these pairs will take, by number of cores.
+
+        Raises:
+            InputError: if they are too many to be simulated.
+        """
+        self.require_few(len(pairs))
+        graph = build_graph(self.plan, pairs)
+        return Estimate(
+            pairs=len(pairs),
+            styles=len({pair.style for pair in pairs}),
+            pbs=graph.pbs,
+            work_core_hours=work_s(graph, self.seconds) / 3600,
+            wire=self.wire(pairs),
+            one_pair=self.one_pair(),
+            on=tuple(self._on(pairs, graph, count) for count in cores),
+        )
+
+    def require_few(self, pairs: int) -> None:
+        """Raise InputError if so many pairs would take too long to simulate."""
+        most = MOST_TASKS // len(self.single.tasks)
+        if pairs > most:
+            raise InputError(
+                f"{pairs:,} pairs are too many to simulate: estimate {most:,} and multiply"
+            )
+
+    def simulate(self, graph: TaskGraph, cores: int) -> Simulated:
+        """A graph on so many cores of what is offered."""
+        machines = Machines(
+            cores=cores,
+            cores_per_node=self.offer.cores_per_node,
+            bandwidth=self.offer.bandwidth,
+            dispatch_s=self.times.dispatch_s,
+            overhead_s=self.times.overhead_s,
+        )
+        return simulate(graph, machines, self.seconds, self.sizes, self.rows)
+
+    def wire(self, pairs: Sequence[PairRecord]) -> Wire:
+        """Bytes between client and store; every distinct picture goes up once."""
+        pictures = {pair.content for pair in pairs} | {pair.style for pair in pairs}
+        return Wire(
+            up=len(pictures) * self.sizes.input_row * self.rows,
+            down=len(pairs) * self.sizes.result_row * self.rows,
+        )
+
+    def one_pair(self) -> OnePair:
+        """How far a pair scales that is alone on the machines."""
+        tasks = self.single.tasks
+        path = [tasks[i].stage for i in critical_path(self.single, self.seconds).tasks]
+        path_s = {stage: self.seconds[stage] * path.count(stage) for stage in path}
+        longest = max(path_s, key=path_s.__getitem__)
+        halved = {**self.seconds, longest: self.seconds[longest] / 2}
+        rows = {stage.name: stage.rows for stage in self.plan.stages}
+        most = 4 * max(rows.values())
+        counts = sorted({n for k in range(12) for n in (2**k, 3 * 2**k) if n <= most})
+        took = {n: self.simulate(self.single, n).wall_s for n in counts}
+        fastest = min(took.values())
+        return OnePair(
+            path_s=path_s,
+            rows=rows,
+            useful_cores=next(n for n in counts if took[n] <= USEFUL * fastest),
+            longest=longest,
+            halved_s=critical_path(self.single, halved).seconds,
+        )
+
+    def pairs_a_night(self, pairs: Sequence[PairRecord], cores: int) -> int:
+        """Pairs done in 8 hours, if there is no end of such pairs.
+
+        The rate is that between a job which fills the cores and one twice as long, so that
+        filling and draining them counts once.
+        """
+        alone = self.simulate(self.single, cores).wall_s
+        in_flight = cores * alone / work_s(self.single, self.seconds)
+        most = NIGHT_TASKS // len(self.single.tasks)
+        few = max(min(math.ceil(5 * in_flight) + 8, most // 3), 1)
+        first = self.simulate(build_graph(self.plan, repeated(pairs, few)), cores)
+        if first.wall_s >= NIGHT_S:
+            return bisect_right(first.pair_done_s, NIGHT_S)
+        second = self.simulate(build_graph(self.plan, repeated(pairs, 2 * few)), cores)
+        each = (second.wall_s - first.wall_s) / few
+        return few + int((NIGHT_S - first.wall_s) / each)
+
+    def _on(self, pairs: Sequence[PairRecord], graph: TaskGraph, cores: int) -> OnCores:
+        alone = self.simulate(self.single, cores)
+        job = self.simulate(graph, cores)
+        core_hours = cores * job.wall_s / 3600
+        wire = self.wire(distinct_pairs(1))
+        return OnCores(
+            cores=cores,
+            pair_s=alone.wall_s,
+            pair_at_client_s=alone.wall_s + (wire.up + wire.down) / self.offer.uplink,
+            job_s=job.wall_s,
+            pairs_a_night=self.pairs_a_night(pairs, cores),
+            core_hours=core_hours,
+            utilization=job.busy_s / (cores * job.wall_s),
+            dollars=core_hours * self.offer.core_price,
+            memory_bytes=cores * self.worker_bytes + job.peak_live_bytes,
+            bytes_between_nodes=job.bytes_between_nodes,
+            limit=limit_of(job, cores),
+        )
+
+
+def distinct_pairs(count: int) -> list[PairRecord]:
+    """Pairs with a content and a style of their own each."""
+    return [PairRecord(pair_id=f"p{i}", content=f"c{i}", style=f"s{i}") for i in range(count)]
+
+
+def repeated(pairs: Sequence[PairRecord], count: int) -> list[PairRecord]:
+    """So many pairs: the given ones over and over, each time of other pictures."""
+    out = []
+    for i in range(count):
+        turn, pair = i // len(pairs), pairs[i % len(pairs)]
+        ids = (pair.pair_id, pair.content, pair.style)
+        pair_id, content, style = (f"{each}/{turn}" for each in ids)
+        out.append(PairRecord(pair_id=pair_id, content=content, style=style))
+    return out
+
+
+def work_s(graph: TaskGraph, seconds: Mapping[str, float]) -> float:
+    """Core-seconds of all tasks: divided by the cores, no job is faster."""
+    return math.fsum(seconds[task.stage] for task in graph.tasks)
+
+
+def _largest_call(graph: TaskGraph) -> int:
+    """Most bytes of sources and result of one task."""
+    return max(
+        task.output_bytes
+        + sum(graph.tasks[s].output_bytes for s in task.sources if isinstance(s, int))
+        for task in graph.tasks
+    )
+
+
+def limit_of(job: Simulated, cores: int) -> Limit:
+    """What a simulated job on so many cores would be faster with more of."""
+    if job.busy_s >= BUSY * cores * job.wall_s:
+        return "cores"
+    if job.driver_s >= SATURATED * job.wall_s:
+        return "driver"
+    if job.waited_s >= 0.5 * (cores * job.wall_s - job.busy_s):
+        return "network"
+    return "pairs"

@@ -1,0 +1,285 @@
+"""A job in virtual time: the same task graph and the same scheduler on an executor with a clock.
+
+Nothing is computed and no Ray is started: tasks take the time that they were measured to take, and
+ciphertexts are numbers of bytes. What is modelled besides the cores:
+
+- the driver, which does one thing at a time: it hands out tasks, reads inputs from the store and
+  writes results to it;
+- the network: a node holds a ciphertext once it has been there; fetching one occupies the wire of
+  the node that made it and that of the node that receives it for as long as its bytes need;
+- Ray's queues: a worker has one task running and one waiting, whose sources are fetched meanwhile.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from jobs.execution.graph import Task, TaskGraph
+from jobs.execution.scheduler import Completion, Orders, run_graph
+
+QUEUED_AHEAD = 2
+"""Tasks a worker has at a time, as in `cluster.executor`."""
+NO_ORDERS = Orders()
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What a job is to run on.
+
+    Attributes:
+        cores: Workers, one core each.
+        cores_per_node: Cores of a node. If one node is enough, the driver is on it; otherwise the
+            driver has a node of its own, as in `cluster/`.
+        bandwidth: Bytes a second of every wire: between two nodes, and to and from the store.
+        latency_s: Seconds that fetching a ciphertext takes besides its bytes.
+        dispatch_s: Seconds of the driver's for every task.
+        overhead_s: Seconds between the end of a task and the start of the next on a worker.
+    """
+
+    cores: int
+    cores_per_node: int = 16
+    bandwidth: float = 125e6
+    latency_s: float = 1e-3
+    dispatch_s: float = 0.0
+    overhead_s: float = 0.0
+
+    @property
+    def nodes(self) -> int:
+        """Nodes that hold the workers."""
+        return -(-self.cores // self.cores_per_node)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of what goes through the store: one encrypted row of a picture, and of a result."""
+
+    input_row: int
+    result_row: int
+
+
+@dataclass
+class Simulated:
+    """What a job did in virtual time.
+
+    Attributes:
+        wall_s: From the driver's first step to its last.
+        busy_s: Core-seconds in tasks.
+        driver_s: Seconds in which the driver was at work or waited for a result to reach it.
+        waited_s: Core-seconds in which workers had a task whose sources were on their way.
+        pair_done_s: When each pair was done, in that order.
+        bytes_between_nodes: Ciphertexts fetched by one node from another.
+        bytes_read: Inputs that the driver read from the store.
+        bytes_written: Results that it wrote.
+        peak_live_bytes: Most bytes of results held at once, each counted once.
+    """
+
+    wall_s: float = 0.0
+    busy_s: float = 0.0
+    driver_s: float = 0.0
+    waited_s: float = 0.0
+    pair_done_s: list[float] = field(default_factory=list)
+    bytes_between_nodes: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    peak_live_bytes: int = 0
+
+
+class LeastLoaded:
+    """Workers by how many tasks they have, in logarithmic time; ties go to the first."""
+
+    def __init__(self, workers: int) -> None:
+        self._load = [0] * workers
+        # By load, the workers that have had it. An entry counts only while it is still true.
+        self._by_load: list[list[int]] = [list(range(workers))]
+
+    def take(self) -> int:
+        """The worker with the fewest tasks; it has one more from now on."""
+        for load, workers in enumerate(self._by_load):
+            while workers:
+                worker = heapq.heappop(workers)
+                if self._load[worker] == load:
+                    self._enter(worker, load + 1)
+                    return worker
+        raise IndexError("there are no workers")
+
+    def done(self, worker: int) -> None:
+        """A worker has one task less."""
+        self._enter(worker, self._load[worker] - 1)
+
+    def _enter(self, worker: int, load: int) -> None:
+        self._load[worker] = load
+        if load == len(self._by_load):
+            self._by_load.append([])
+        heapq.heappush(self._by_load[load], worker)
+
+
+class _Blob:
+    """A ciphertext that is nothing but its size, where it was made, and when it is where."""
+
+    __slots__ = ("home", "size", "there")
+
+    def __init__(self, size: int, home: int) -> None:
+        self.size, self.home = size, home
+        self.there = {home: 0.0}
+
+
+class VirtualCluster:
+    """An `Executor` with a clock of its own; also the listener that the simulation needs."""
+
+    def __init__(self, machines: Machines, seconds: Mapping[str, float], sizes: Sizes) -> None:
+        self.machines, self.seconds, self.sizes = machines, seconds, sizes
+        self.report = Simulated()
+        self.driver_node = machines.nodes if machines.nodes > 1 else 0
+        self.driver_at = 0.0
+        self._workers = LeastLoaded(machines.cores)
+        self._free_at = [0.0] * machines.cores
+        self._sends_until = [0.0] * (machines.nodes + 1)
+        self._receives_until = [0.0] * (machines.nodes + 1)
+        self._ends: list[tuple[float, int]] = []
+        self._running: dict[int, tuple[int, float, _Blob]] = {}
+        self.capacity = QUEUED_AHEAD * machines.cores
+
+    def put(self, blob: bytes) -> _Blob:
+        """See `Executor`."""
+        return _Blob(len(blob), self.driver_node)
+
+    def get(self, handle: _Blob) -> bytes:
+        """See `Executor`; the driver waits until the ciphertext is with it."""
+        here = self._fetch((handle,), self.driver_node, self.driver_at)
+        self._drive(here - self.driver_at)
+        return b""
+
+    def submit(self, task: Task, inputs: Sequence[_Blob]) -> None:
+        """See `Executor`; when a task will end is known at once."""
+        machines = self.machines
+        self._drive(machines.dispatch_s)
+        worker = self._workers.take()
+        node = worker // machines.cores_per_node
+        fetched = self._fetch(inputs, node, self.driver_at)
+        start = max(fetched, self._free_at[worker])
+        self.report.waited_s += start - max(self.driver_at, self._free_at[worker])
+        end = start + self.seconds[task.stage]
+        self._free_at[worker] = end + machines.overhead_s
+        self._running[task.index] = worker, start, _Blob(task.output_bytes, node)
+        heapq.heappush(self._ends, (end, task.index))
+
+    def wait(self, timeout: float) -> list[Completion]:
+        """See `Executor`; the driver's clock goes on to the next end of a task."""
+        end, index = heapq.heappop(self._ends)
+        worker, start, result = self._running.pop(index)
+        self._workers.done(worker)
+        self.driver_at = max(self.driver_at, end)
+        self.report.busy_s += end - start
+        return [Completion(index, result, None, start, end, end - start)]
+
+    def close(self) -> None:
+        """See `Executor`; there is nothing to stop."""
+
+    def look(self, live_bytes: int) -> Orders:
+        """See `Listener`."""
+        return NO_ORDERS
+
+    def task_started(self, task: Task) -> None:
+        """See `Listener`."""
+
+    def read_input(self, input_id: str, rows: int) -> list[bytes]:
+        """Rows of an encrypted picture out of the store."""
+        row = bytes(self.sizes.input_row)
+        self.report.bytes_read += rows * len(row)
+        self._drive(rows * len(row) / self.machines.bandwidth)
+        return [row] * rows
+
+    def task_done(self, task: Task, completion: Completion, live_bytes: int) -> None:
+        """See `Listener`."""
+        self.report.peak_live_bytes = max(self.report.peak_live_bytes, live_bytes)
+
+    def row_done(self, pair_id: str, row: int, ciphertext: bytes) -> None:
+        """See `Listener`; the driver writes the row to the store."""
+        self.report.bytes_written += self.sizes.result_row
+        self._drive(self.sizes.result_row / self.machines.bandwidth)
+
+    def pair_done(self, pair_id: str) -> None:
+        """See `Listener`."""
+        self.report.pair_done_s.append(self.driver_at)
+
+    def pair_failed(self, pair_id: str, reason: str) -> None:
+        """See `Listener`; nothing fails in a simulation."""
+        raise AssertionError(f"{pair_id}: {reason}")
+
+    def _drive(self, seconds: float) -> None:
+        self.driver_at += seconds
+        self.report.driver_s += seconds
+
+    def _fetch(self, blobs: Sequence[_Blob], node: int, now: float) -> float:
+        """When all ciphertexts are on a node that asks for them now."""
+        ready = now
+        for blob in blobs:
+            if node not in blob.there:
+                # Each of the two wires passes its bytes one after the other, and neither keeps
+                # still while it waits for the other: connections run beside each other.
+                spent = blob.size / self.machines.bandwidth
+                sent = max(now, self._sends_until[blob.home]) + spent
+                received = max(now, self._receives_until[node]) + spent
+                self._sends_until[blob.home], self._receives_until[node] = sent, received
+                end = max(sent, received) + self.machines.latency_s
+                blob.there[node] = end
+                self.report.bytes_between_nodes += blob.size
+            ready = max(ready, blob.there[node])
+        return ready
+
+
+def simulate(
+    graph: TaskGraph, machines: Machines, seconds: Mapping[str, float], sizes: Sizes, rows: int
+) -> Simulated:
+    """Walk a graph in virtual time.
+
+    Args:
+        graph: What to run.
+        machines: What to run it on.
+        seconds: By stage, seconds of one row task on one core.
+        sizes: Of what goes through the store.
+        rows: Rows of an encrypted picture.
+    """
+    cluster = VirtualCluster(machines, seconds, sizes)
+    run_graph(graph, cluster, lambda input_id: cluster.read_input(input_id, rows), cluster)
+    cluster.report.wall_s = cluster.driver_at
+    return cluster.report
+
+
+@dataclass(frozen=True)
+class CriticalPath:
+    """The longest chain of tasks that wait for each other.
+
+    Attributes:
+        seconds: Its length: no number of cores is faster.
+        tasks: Indices of its tasks in order.
+    """
+
+    seconds: float
+    tasks: tuple[int, ...]
+
+
+def critical_path(graph: TaskGraph, seconds: Mapping[str, float]) -> CriticalPath:
+    """The critical path of a graph; empty if it has no tasks.
+
+    Args:
+        graph: The tasks.
+        seconds: By stage, seconds of one row task.
+    """
+    ends: list[float] = []
+    before: list[int] = []
+    for task in graph.tasks:
+        sources = [s for s in task.sources if isinstance(s, int)]
+        last = max(sources, key=ends.__getitem__, default=-1)
+        ends.append(seconds[task.stage] + (ends[last] if last >= 0 else 0.0))
+        before.append(last)
+    if not ends:
+        return CriticalPath(0.0, ())
+    at = max(range(len(ends)), key=ends.__getitem__)
+    length, path = ends[at], []
+    while at >= 0:
+        path.append(at)
+        at = before[at]
+    return CriticalPath(length, tuple(reversed(path)))

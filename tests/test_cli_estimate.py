@@ -1,0 +1,236 @@
+"""`estimate`, `submit --dry-run` and the limit of `submit`: figures, and nothing done."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from jobs.cli.main import main
+from jobs.storage import layout
+from jobs.storage.records import TaskTrace
+from nst import levels
+from nst.circuits import load_plan
+from nst.levels import QualityLevel
+from nst.plan import CircuitPlan
+from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_weights
+
+QUALITY = ["--quality", "toy"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_weights(tmp_path_factory.mktemp("weights") / "toy.safetensors")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One data directory for the module, so that circuits are compiled once."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def toy_level(weights: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, weights, TOY_P_ERROR))
+    monkeypatch.setenv("NST_BATCH_HOME", str(home))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Two contents, two styles, and a file that is no picture."""
+    folder = tmp_path / "pairs"
+    for side in ("content", "style"):
+        (folder / side).mkdir(parents=True)
+        for seed, name in enumerate(("sea", "wood")):
+            small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+            picture = Image.fromarray(small).resize((48, 40), Image.Resampling.BICUBIC)
+            picture.save(folder / side / f"{name}.png")
+    return folder
+
+
+def run(*arguments: str | Path, answer: str | None = None) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments], input=answer)
+
+
+def estimate(*arguments: str | Path) -> dict:
+    result = run("estimate", *arguments, *QUALITY, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def refused(result: Result, *words: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    (line,) = [x for x in result.output.splitlines() if "error: " in x]
+    for word in words:
+        assert word in line, line
+
+
+def plan_of(home: Path) -> CircuitPlan:
+    (folder,) = (home / "circuits").iterdir()
+    return load_plan(folder)
+
+
+def untouched(home: Path) -> bool:
+    """Whether there are circuits and nothing else."""
+    return {path.name for path in home.iterdir()} <= {"circuits"}
+
+
+def test_an_estimate_without_pairs(home: Path) -> None:
+    record = estimate("--pairs", 5, "--cores", "1,3,60", "--core-price", 0.5)
+    plan = plan_of(home)
+    assert record["pairs"] == record["styles"] == 5
+    assert record["pbs"] == 5 * (plan.pbs_content + plan.pbs_style)
+    assert record["wire"]["up"] == 10 * plan.input_ciphertext_bytes
+    assert [on["cores"] for on in record["on"]] == [1, 3, 60]
+    one, three, many = record["on"]
+    assert one["job_s"] > three["job_s"] > many["job_s"]
+    assert one["job_s"] == pytest.approx(3600 * record["work_core_hours"], rel=0.05)
+    assert many["pair_s"] >= record["one_pair"]["critical_path_s"]
+    assert one["bytes_between_nodes"] == three["bytes_between_nodes"] == 0
+    assert many["bytes_between_nodes"] > 0
+    assert one["dollars"] == pytest.approx(0.5 * one["core_hours"])
+    assert record["stage_times"]["machine"] and record["stage_times"]["date"]
+    assert untouched(home)
+
+
+def test_an_estimate_of_a_folder_knows_its_styles_and_repeats_it(source: Path, home: Path) -> None:
+    plan = plan_of(home)
+    grid = estimate(source, "--grid", "--cores", "2")
+    assert (grid["pairs"], grid["styles"]) == (4, 2)
+    assert grid["pbs"] == 4 * plan.pbs_content + 2 * plan.pbs_style
+    assert grid["wire"]["up"] == 4 * plan.input_ciphertext_bytes
+    more = estimate(source, "--grid", "--pairs", 10, "--cores", "2")
+    assert (more["pairs"], more["styles"]) == (10, 6)
+
+
+def test_the_text_says_where_one_pair_stops_and_what_limits_a_job() -> None:
+    result = run("estimate", *QUALITY, "--pairs", 2, "--cores", "1,64")
+    assert result.exit_code == 0, result.output
+    assert "critical path" in result.output and "are of no use to it" in result.output
+    assert re.search(r"up +\d+\.\d s +8 rows", result.output)
+    assert "limited on 1 core by the cores" in result.output
+    assert "limited on 64 cores by its few pairs" in result.output
+
+
+def test_slower_wires_are_felt() -> None:
+    arguments = ("--pairs", 2, "--cores", "4", "--cores-per-node", 1)
+    fast, slow = estimate(*arguments), estimate(*arguments, "--bandwidth", 2, "--uplink", 0.5)
+    assert slow["on"][0]["job_s"] > fast["on"][0]["job_s"]
+    added = slow["on"][0]["pair_at_client_s"] - slow["on"][0]["pair_s"]
+    assert added > 10 * (fast["on"][0]["pair_at_client_s"] - fast["on"][0]["pair_s"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--cores", "16,x"], ["--cores '16,x'", "16,96,1024"]),
+        (["--cores", "0"], ["--cores '0'"]),
+        (["--cores", ""], ["--cores"]),
+        (["--pairs", "0"], ["--pairs 0"]),
+        (["--pairs", "10000000"], ["too many to simulate"]),
+        (["--bandwidth", "0"], ["--bandwidth 0"]),
+        (["--uplink", "nan"], ["--uplink nan"]),
+        (["--like", "nosuchjob"], ["nosuchjob"]),
+        (["nosuchfolder"], ["nosuchfolder", "does not exist"]),
+        (["--quality", "huge"], ["no quality level 'huge'"]),
+    ],
+)
+def test_what_cannot_be_estimated_is_one_line(arguments: list[str], words: list[str]) -> None:
+    refused(run("estimate", *QUALITY, *arguments), *words)
+
+
+def test_a_dry_run_says_what_a_job_would_take_and_does_nothing(
+    source: Path, home: Path, tmp_path: Path
+) -> None:
+    (source / "content" / "text.png").write_text("no picture")
+    (source / "style" / "text.png").write_bytes((source / "style" / "sea.png").read_bytes())
+    store = tmp_path / "store"
+    result = run(
+        "submit", source, *QUALITY, "--dry-run", "--actors", 2, "--store", store, "--core-price", 9
+    )
+    # As after the job itself: some pairs are not in it.
+    assert result.exit_code == 1, result.output
+    plan = plan_of(home)
+    assert "skipped text: " in result.output and "text.png" in result.output
+    lines = {line[:12].strip(): line[12:].strip() for line in result.stdout.splitlines()}
+    assert lines["pairs"] == "2 at toy, 2 styles; 1 skipped"
+    assert lines["PBS"] == f"{2 * (plan.pbs_content + plan.pbs_style):,}"
+    assert lines["bytes up"].startswith(f"{4 * plan.input_ciphertext_bytes:,}, and ")
+    assert lines["wall time"].endswith(" on 2 cores")
+    assert lines["cost"].endswith("at $9 an hour of a core")
+    for label in ("core-hours", "bytes down", "memory", "stage times"):
+        assert lines[label]
+    assert untouched(home) and not store.exists()
+
+
+def test_a_job_over_the_limit_is_asked_about(source: Path, home: Path, tmp_path: Path) -> None:
+    arguments = ["submit", source, *QUALITY, "--store", tmp_path / "store", "--limit", 0.001]
+    # Nobody there to answer.
+    refused(run(*arguments), "2 pairs at toy take about 0.0", "--yes")
+    refused(run(*arguments, answer="n\n"), "nothing was submitted")
+    assert untouched(home) and not (tmp_path / "store").exists()
+
+
+def test_the_limit_may_stand_in_the_environment(
+    source: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NST_BATCH_LIMIT", "0.001")
+    refused(run("submit", source, *QUALITY), "limit of 0.001")
+    assert untouched(home)
+
+
+@pytest.mark.parametrize("how", ["yes", "answer", "within"])
+def test_a_job_that_is_allowed_goes_on(
+    how: str, source: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted = []
+    monkeypatch.setattr("jobs.cli.main._submit", lambda *a: submitted.append(a))
+    limit = ["--limit", "0.001"] if how != "within" else []
+    yes = ["--yes"] if how == "yes" else []
+    result = run("submit", source, *QUALITY, *limit, *yes, answer="y\n" if how == "answer" else "")
+    assert result.exit_code == 0, result.output
+    assert len(submitted) == 1
+    assert untouched(home)
+
+
+def test_stage_times_of_a_job_of_ones_own(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs.client.home import Home, JobBook
+    from jobs.storage.store import open_store
+
+    estimate("--pairs", 1, "--cores", "1")  # compiles the circuits if no test has yet
+    plan = plan_of(home)
+    own = Home(tmp_path / "own")
+    monkeypatch.setenv("NST_BATCH_HOME", str(own.root))
+    own.root.mkdir()
+    (own.root / "circuits").symlink_to(home / "circuits")
+    store = open_store(str(own.store))
+    store.write(layout.circuit_plan(plan.circuit_id), json.dumps(plan.to_dict()).encode())
+    tasks = [
+        TaskTrace(stage=s.name, group="g", row=0, pbs=1, start=5, end=7, cpu_s=2)
+        for s in plan.stages
+    ]
+    lines = ",".join(task.model_dump_json() for task in tasks)
+    store.write(layout.trace("j1"), f"[{lines}]".encode())
+    book = JobBook(
+        job_id="j1",
+        created="2026-01-01",
+        store=store.url,
+        quality="toy",
+        key_id="k",
+        circuit_id=plan.circuit_id,
+        pairs=[],
+        skipped=[],
+    )
+    own.save_book(book)
+    record = estimate("--pairs", 1, "--cores", "1", "--like", "j1")
+    assert record["stage_times"]["machine"] == "job j1"
+    calls = sum(stage.rows for stage in plan.stages)
+    assert record["work_core_hours"] == pytest.approx(2 * calls / 3600)
