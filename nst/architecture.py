@@ -45,7 +45,7 @@ Kind = Literal["conv", "row_pool", "pool"]
 Activation = Literal["relu", "leaky", "signed"]
 LOWEST: dict[Activation, int] = {
     "relu": 0,
-    "leaky": -((-SIGNED_MIN + 1) // LEAK),
+    "leaky": SIGNED_MIN // LEAK,
     "signed": SIGNED_MIN,
 }
 """Smallest level of each activation. The largest is that of the accumulator, 7."""
@@ -116,12 +116,15 @@ class Architecture:
         style_stem: Channels of the first stage of the style branch.
         style_stride: Its stride: 2 at mid and 3 at high keep the style branch at its size at low.
         style_body: Channels of the style branch at half the resolution of its stem.
+        style_deep: Channels of a second 3 x 3 stage at that resolution; 0 for no such stage.
         style_rows: Channels of the row means of the style branch.
         code: Length of the style code that modulates every content stage.
         code_layers: Number of layers from the row means to the style code.
-        leaky: Whether activations are leaky, and the last stage's, which feeds a linear layer,
-            signed. A ReLU throws half of the kept bits away, and a channel whose accumulators have
-            become negative everywhere never comes back in training.
+        style_leaky: Whether activations of the style branch are leaky: ReLUs throw half of the
+            kept bits away, and a channel whose accumulators have become negative everywhere
+            never comes back in training.
+        leaky: The same of the content path, whose last stage, read by a linear layer, is signed
+            then.
     """
 
     latent: int = 32
@@ -134,17 +137,19 @@ class Architecture:
     style_stem: int = 16
     style_stride: int = 1
     style_body: int = 32
+    style_deep: int = 0
     style_rows: int = 48
     code: int = 128
     code_layers: int = 2
-    leaky: bool = True
+    style_leaky: bool = True
+    leaky: bool = False
 
     def stages(self) -> tuple[Stage, ...]:
         """All stages in an order in which every source comes before its readers."""
         return (*self._style_stages(), *self._content_stages())
 
     def _style_stages(self) -> list[Stage]:
-        usual: Activation = "leaky" if self.leaky else "relu"
+        usual: Activation = "leaky" if self.style_leaky else "relu"
         stages = [
             Stage(
                 "style_stem",
@@ -164,15 +169,29 @@ class Architecture:
                 2,
                 activation=usual,
             ),
+        ]
+        if self.style_deep:
+            stages.append(
+                Stage(
+                    "style_deep",
+                    "conv",
+                    ("style_body",),
+                    (self.style_body,),
+                    self.style_deep,
+                    activation=usual,
+                )
+            )
+        last = stages[-1]
+        stages.append(
             Stage(
                 "style_rows",
                 "row_pool",
-                ("style_body",),
-                (self.style_body,),
+                (last.name,),
+                (last.out_channels,),
                 self.style_rows,
                 activation="signed",
-            ),
-        ]
+            )
+        )
         for index in range(self.code_layers):
             before = stages[-1]
             name = "style_code" if index == self.code_layers - 1 else f"style_mix{index + 1}"

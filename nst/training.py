@@ -28,6 +28,7 @@ from nst.errors import InputError
 from nst.levels import P_ERROR, noise_levels
 from nst.losses import content_loss, contrastive_loss, grain, lattice, statistics, style_loss
 from nst.network import Conditions, StyleTransfer
+from nst.pretraining import pretrain_style
 from nst.validation import Validation, colored, score
 from nst.vgg import VGG16
 
@@ -52,6 +53,7 @@ class Options:
     Attributes:
         size: Side of the pictures in pixels.
         max_iter: Steps.
+        style_steps: Steps of the style branch alone before the first, see `nst.pretraining`.
         warm_up: Steps before quantization.
         batch_size: Pairs a worker and step.
         lr: Adam's learning rate.
@@ -73,6 +75,7 @@ class Options:
 
     size: int
     max_iter: int = 20_000
+    style_steps: int = 2_500
     warm_up: int = 2_000
     batch_size: int = 8
     lr: float = 1e-3
@@ -267,8 +270,12 @@ class Trainer:
             self.options.batch_size,
             self.options.scales,
         )
-        self.step, self.seconds = 0, 0.0
-        self._begin(vgg)
+        start = worker.start
+        if start is None and run.resume and self.folder.last.exists():
+            start = self.folder.last
+        checkpoint = None if start is None else Checkpoint.read(start)
+        self.step = 0 if checkpoint is None else checkpoint.step
+        self.seconds = 0.0 if checkpoint is None else checkpoint.seconds
         if worker.rank == 0:
             self.folder.begin(
                 {
@@ -278,29 +285,42 @@ class Trainer:
                     "options": asdict(self.options),
                 }
             )
-            # In float32 everywhere: figures of all runs can be compared.
-            exact = VGG16(run.vgg).eval().requires_grad_(False).to(worker.device)
-            self.validation = Validation(contents_held, styles_held, exact, size, worker.device)
-
-    def _begin(self, vgg: VGG16) -> None:
-        """Network and optimizer, as they were at the checkpoint if there is one to go on from."""
-        start = self.worker.start
-        if start is None and self.run.resume and self.folder.last.exists():
-            start = self.folder.last
-        torch.manual_seed(self.options.seed)
-        init, sizes = (self.run.init, self.run.sizes) if start is None else (start, {})
-        self.network = initial_network(init, sizes, self.options.size).to(self.worker.device)
-        self.network.quantize(False)
-        self.losses = self.worker.wrap(Losses(self.network, vgg, self.options))
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.options.lr)
-        if start is not None:
-            checkpoint = Checkpoint.read(start)
-            self.optimizer.load_state_dict(checkpoint.optimizer)
-            self.step, self.seconds = checkpoint.step, checkpoint.seconds
         self.began = self.saved = time.monotonic()
         self.saved_step = self.step
         self.recent: list[dict[str, Tensor]] = []
         self.reported: set[str] = set()
+        self._begin(vgg, start, checkpoint)
+        if worker.rank == 0:
+            # In float32 everywhere: figures of all runs can be compared.
+            exact = VGG16(run.vgg).eval().requires_grad_(False).to(worker.device)
+            self.validation = Validation(contents_held, styles_held, exact, size, worker.device)
+
+    def _begin(self, vgg: VGG16, start: Path | None, checkpoint: Checkpoint | None) -> None:
+        """Network and optimizer, as they were at the checkpoint if there is one to go on from."""
+        torch.manual_seed(self.options.seed)
+        init, sizes = (self.run.init, self.run.sizes) if start is None else (start, {})
+        self.network = initial_network(init, sizes, self.options.size).to(self.worker.device)
+        self.network.quantize(False)
+        if checkpoint is None and self.options.style_steps and self.worker.rank == 0:
+            # Wrapping sends rank 0's parameters to the others.
+            self._pretrain_style(vgg)
+        self.losses = self.worker.wrap(Losses(self.network, vgg, self.options))
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.options.lr)
+        if checkpoint is not None:
+            self.optimizer.load_state_dict(checkpoint.optimizer)
+
+    def _pretrain_style(self, vgg: VGG16) -> None:
+        told = pretrain_style(
+            self.network,
+            self.loader.styles,
+            vgg,
+            self.worker.device,
+            self.options.style_steps,
+            noise_levels(self.options.p_error),
+            self.options.seed,
+            self._log,
+        )
+        self._log({"style_told": round(told, 4)})
 
     def train(self) -> int:
         """Train to the last step; returns its number.

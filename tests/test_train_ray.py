@@ -107,7 +107,7 @@ def test_wrong_input_is_one_line(
 def test_the_command_has_the_defaults_of_the_options() -> None:
     offered = {option.name: option.default for option in train_command.params}
     for option in fields(Options):
-        if option.name not in ("size", "warm_up", "p_error", "scales"):
+        if option.name not in ("size", "style_steps", "warm_up", "p_error", "scales"):
             assert offered[option.name] == option.default, option.name
     assert _scales(str(offered["scales"])) == Options(size=SIZE).scales
 

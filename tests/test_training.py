@@ -29,6 +29,7 @@ from nst.losses import (
     style_loss,
 )
 from nst.network import SAFE_LEVELS, Conditions, StyleTransfer
+from nst.pretraining import pretrain_style
 from nst.training import Losses, Options, Run, Trainer, Worker, default_cache
 from nst.validation import score
 from nst.vgg import VGG16
@@ -536,3 +537,41 @@ def test_held_out_pictures_that_cannot_be_used_are_passed_over(
     assert isinstance(held_out.content[0], Crop)
     with pytest.raises(InputError, match="no held-out picture"):
         validation.Validation([tmp_path / "some" / "d-empty.jpg"], paths, vgg, SIZE, CPU)
+
+
+def test_the_style_branch_is_taught_before_the_first_step(folder: Path, tmp_path: Path) -> None:
+    def begin(steps: int, name: str) -> Trainer:
+        options = {"style_steps": steps, "max_iter": 1}
+        return Trainer(make_run(folder, options, out=tmp_path / name), Worker())
+
+    trainer = begin(4, "taught")
+    first, *lines = lines_of(trainer.run)
+    assert first["step"] == 0 and "style_told" in lines[-1]
+    assert not trainer.network.quantized
+    untaught, again = begin(0, "untaught").network, begin(4, "again").network
+    for name, parameter in trainer.network.named_parameters():
+        same = torch.equal(parameter, dict(untaught.named_parameters())[name])
+        assert same != name.startswith("stages.style_"), name
+        assert torch.equal(parameter, dict(again.named_parameters())[name]), name
+
+
+def test_a_taught_code_tells_textures_apart(folder: Path, tmp_path: Path) -> None:
+    stripes = tmp_path / "textures"
+    stripes.mkdir()
+    rng = np.random.default_rng(3)
+    for i in range(24):
+        across, period = i % 2, 3 + 3 * (i // 2 % 2)
+        wave = 90 * np.sin(2 * np.pi * (np.arange(48) / period + rng.random()))
+        grey = np.broadcast_to(wave if across else wave[:, None], (48, 48))
+        noisy = 128 + grey[:, :, None] + rng.normal(0, 12, (48, 48, 3))
+        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(stripes / f"{i:02d}.png")
+    crops = Crops(list_pictures(stripes), SIZE, 0)
+    vgg = VGG16(make_run(folder).vgg).eval()
+
+    def told(steps: int) -> float:
+        torch.manual_seed(1)
+        return pretrain_style(StyleTransfer(TOY), crops, vgg, CPU, steps, 0.19, 1, lambda _: None)
+
+    # Nothing is told by a code that is the same for all; less than nothing by a random one.
+    assert told(2) < -1
+    assert -0.2 < told(200) <= 1

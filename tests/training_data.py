@@ -48,6 +48,9 @@ def make_pictures(folder: Path, seed: int) -> Path:
     return folder
 
 
+SHORT = {"size": SIZE, "max_iter": 6, "style_steps": 0, "warm_up": 2, "batch_size": 2}
+
+
 def make_run(folder: Path, options: dict[str, Any] | None = None, **changes: Any) -> Run:
     """A run of the toy network on made-up pictures, with a VGG of random weights.
 
@@ -62,7 +65,7 @@ def make_run(folder: Path, options: dict[str, Any] | None = None, **changes: Any
         make_pictures(style, 200)
         write_npz(vgg, random_arrays(LAYERS_16))
     run = Run(
-        Options(**{"size": SIZE, "max_iter": 6, "warm_up": 2, "batch_size": 2, **(options or {})}),
+        Options(**{**SHORT, **(options or {})}),
         content_dir=content,
         style_dir=style,
         vgg=vgg,

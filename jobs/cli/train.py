@@ -42,6 +42,12 @@ _weight = click.FloatRange(min=0)
 )
 @click.option("--max-iter", type=click.IntRange(min=1), default=20_000, show_default=True)
 @click.option(
+    "--style-steps",
+    type=click.IntRange(min=0),
+    show_default="2500, none with --init",
+    help="Steps in which the style branch alone learns what a style is.",
+)
+@click.option(
     "--warm-up",
     type=click.IntRange(min=0),
     show_default="a tenth of --max-iter, none with --init",
@@ -167,6 +173,7 @@ def train(
     init: Path | None,
     architecture: str,
     max_iter: int,
+    style_steps: int | None,
     warm_up: int | None,
     p_error: float | None,
     scales: str,
@@ -201,6 +208,10 @@ def train(
 
     if warm_up is None:
         warm_up = 0 if init else max_iter // 10
+    if style_steps is not None:
+        options["style_steps"] = style_steps
+    elif init:
+        options["style_steps"] = 0
     if p_error is not None:
         options["p_error"] = p_error
     run = Run(
@@ -311,6 +322,8 @@ def _print(record: dict[str, Any], max_iter: int) -> None:
     at = f"step {record['step']} of {max_iter}"
     if "options" in record:
         click.echo(f"{at}: starting, {record['workers']} workers")
+    if "style_told" in record:
+        click.echo(f"{at}: the style code tells {record['style_told']:.0%} of a new style")
     if "calibration" in record:
         click.echo(f"{at}: quantized from here on")
     if "held_out" in record:
