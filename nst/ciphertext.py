@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from nst.errors import CircuitError
 
 MAGIC = b"NSTC"
-FORMAT = 1
+FORMAT = 2
+FULL_BITS = 64
+"""Bits of a ciphertext's words as Concrete computes on them."""
 _PREFIX = struct.Struct("<4sII")
 
 
@@ -27,11 +29,14 @@ class Envelope:
         key_id: Key set they are encrypted under.
         circuit_id: Circuits they are input or output of.
         rows: One serialized ciphertext a row.
+        word_bits: Bits that are left of their words: all 64, or fewer in results (see
+            `nst.switching`).
     """
 
     key_id: str
     circuit_id: str
     rows: tuple[bytes, ...]
+    word_bits: int = FULL_BITS
 
     def pack(self) -> bytes:
         """As bytes: a fixed prefix, a JSON header, the rows."""
@@ -42,6 +47,7 @@ class Envelope:
             {
                 "key_id": self.key_id,
                 "circuit_id": self.circuit_id,
+                "word_bits": self.word_bits,
                 "lengths": [len(row) for row in self.rows],
                 "sha256": digest.hexdigest(),
             }
@@ -78,7 +84,8 @@ class Envelope:
                 start += size
             if start != len(blob) or digest.hexdigest() != header["sha256"]:
                 raise ValueError("checksum does not match")
-            return Envelope(header["key_id"], header["circuit_id"], tuple(rows))
+            bits = int(header["word_bits"])
+            return Envelope(header["key_id"], header["circuit_id"], tuple(rows), bits)
         except (struct.error, ValueError, KeyError, TypeError) as error:
             raise CircuitError(f"{what} is damaged ({error}); submit the pair again") from error
 

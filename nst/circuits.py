@@ -135,7 +135,7 @@ def compile_module(
         # One row task is one core's work; the scheduler fills the others.
         loop_parallelize=False,
     )
-    _check_accumulators(module)
+    _check_types(module, network)
     return module, parameters
 
 
@@ -181,6 +181,7 @@ def make_plan(
     keys = module.client.evaluation_keys.serialize()
     # The style stem takes three rows of pixels and nothing else.
     row_bytes = functions["style_stem"].size_of_inputs // 3
+    dimension, width = _result_encoding(module)
     return CircuitPlan(
         circuit_id=identifier,
         concrete_version=version("concrete-python"),
@@ -189,8 +190,18 @@ def make_plan(
         evaluation_key_bytes=len(keys),
         input_ciphertext_bytes=row_bytes * shapes[shape.CONTENT].rows,
         output_ciphertext_bytes=functions["up"].size_of_outputs * shapes["up"].rows,
+        lwe_dimension=dimension,
+        output_width=width,
         stages=tuple(stages),
     )
+
+
+def _result_encoding(module: fhe.FheModule) -> tuple[int, int]:
+    """Mask words of a value of the last stage, and bits of its levels."""
+    circuits = json.loads(module.client.specs.serialize())["circuits"]
+    (output,) = next(c["outputs"] for c in circuits if c["name"] == "up")
+    kind = output["typeInfo"]["lweCiphertext"]
+    return kind["encryption"]["lweDimension"], kind["encoding"]["integer"]["width"]
 
 
 def _python() -> str:
@@ -294,7 +305,9 @@ def _calibration(
                 ends[position][0, row, column] = low
                 ends[position][1, row, column] = high
                 samples.append(ends)
-    targets = (shape.ACCUMULATOR_MIN, shape.ACCUMULATOR_MAX)
+    # Halfway down as well: where few channels share their inputs the end may be out of reach, and
+    # an activation that can be negative must be seen to be.
+    targets = (shape.ACCUMULATOR_MIN, shape.ACCUMULATOR_MAX, shape.ACCUMULATOR_MIN // 2)
     reached = [_reach(layer, empty, ranges[0], target) for target in targets]
     if all(x is None for x in reached):
         raise CircuitError(
@@ -307,9 +320,10 @@ def _calibration(
         code = np.zeros(layer.modulation.shape[1], dtype=np.int64)
     out = [_arguments(x, code) for x in samples]
     if code is not None:
-        one = code.copy()
-        one[0] = shape.RELU_MAX
-        out.append(_arguments(empty, one))
+        for end in _range(network, "style_code"):
+            one = code.copy()
+            one[0] = end
+            out.append(_arguments(empty, one))
     return out
 
 
@@ -378,7 +392,7 @@ def _accumulators(layer: IntegerStage, rows: Rows) -> Ints:
     return layer.accumulate(x, none)[:, 1:2]
 
 
-def _check_accumulators(module: fhe.FheModule) -> None:
+def _check_types(module: fhe.FheModule, network: IntegerNetwork) -> None:
     for name, graph in module.graphs.items():
         for node in graph.query_nodes(operation_filter="round_bit_pattern"):
             (operand,) = graph.ordered_preds_of(node)
@@ -388,3 +402,9 @@ def _check_accumulators(module: fhe.FheModule) -> None:
                     f"stage {name} has {kind} accumulators, not signed "
                     f"{shape.ACCUMULATOR_BITS}-bit ones: train with an overflow penalty"
                 )
+        # Readers were calibrated on these levels, and ciphertexts of another sign are refused.
+        kind = graph.output_nodes[0].output.dtype
+        if kind.is_signed != (network.stages[name].stage.output_min < 0):
+            raise CircuitError(
+                f"stage {name} gives {kind} levels; no input takes it below zero: train it longer"
+            )

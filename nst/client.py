@@ -24,6 +24,7 @@ from nst.circuits import SERVER_FILE, load_plan
 from nst.errors import CircuitError, InputError
 from nst.integer import space_to_depth
 from nst.secret_box import is_box, lock, unlock
+from nst.switching import full_rows
 
 Ints = NDArray[np.int64]
 AskPassphrase = Callable[[str], str]
@@ -249,7 +250,7 @@ class Cipher:
         """
         envelope.require(self.key_id, self.circuit_id, what)
         try:
-            return self.decrypt_rows("up", envelope.rows)
+            return self.decrypt_rows("up", full_rows(envelope))
         except (RuntimeError, ValueError) as error:
             # Its checksum is right: whoever made it meant it so, or stored another thing.
             raise CircuitError(

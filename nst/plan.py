@@ -7,7 +7,7 @@ from typing import Any
 
 from nst.errors import CircuitError
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,10 @@ class CircuitPlan:
         p_error: Error probability of one PBS, as compiled.
         evaluation_key_bytes: Serialized (compressed) evaluation keys.
         input_ciphertext_bytes: One encrypted picture, all rows.
-        output_ciphertext_bytes: One encrypted result, all rows.
+        output_ciphertext_bytes: One encrypted result, all rows, before it is switched to smaller
+            words (see `nst.switching`).
+        lwe_dimension: Mask words of one encrypted value; a word more makes it 8 bytes each.
+        output_width: Bits of a level of the result, the bit of padding above them not counted.
         stages: In order of evaluation.
     """
 
@@ -64,6 +67,8 @@ class CircuitPlan:
     evaluation_key_bytes: int
     input_ciphertext_bytes: int
     output_ciphertext_bytes: int
+    lwe_dimension: int
+    output_width: int
     stages: tuple[StagePlan, ...]
 
     @property

@@ -22,6 +22,7 @@ from tests.toy import TOY_SIZE, assert_close_levels, noise_pixels
 ROOT = Path(__file__).resolve().parent.parent
 SERVER_MODULES = (
     "nst.server",
+    "nst.switching",
     "jobs.execution.driver",
     "jobs.execution.loading",
     "jobs.execution.writer",

@@ -40,6 +40,7 @@ from nst.client import Cipher, KeyRing
 from nst.integer import IntegerNetwork
 from nst.plan import CircuitPlan
 from nst.server import Evaluator
+from nst.switching import full_rows
 from tests.toy import TOY_SIZE, noise_pixels
 
 CONTENTS = {"c0": noise_pixels(TOY_SIZE, 1), "c1": noise_pixels(TOY_SIZE, 2)}
@@ -146,12 +147,12 @@ def check_results(finished: Finished, cipher: Cipher, network: IntegerNetwork) -
         for pair_id, (content, style) in TWO_PAIRS.items()
     }
     for pair_id, other in (("p0", "p1"), ("p1", "p0")):
-        rows = [row for blob in finished.rows(pair_id) for row in Envelope.unpack(blob, "").rows]
+        rows = [r for blob in finished.rows(pair_id) for r in full_rows(Envelope.unpack(blob, ""))]
         levels = cipher.decrypt(Envelope(cipher.key_id, cipher.circuit_id, tuple(rows)), pair_id)
         assert levels.shape == expected[pair_id].shape
         # Rounding is approximate and a PBS may err: levels differ by one here and there.
         error = np.abs(levels - expected[pair_id]).mean()
-        assert error < 0.32 and error < 0.6 * np.abs(levels - expected[other]).mean()
+        assert error < 0.5 and error < 0.6 * np.abs(levels - expected[other]).mean()
 
 
 def test_results_decrypt_to_what_the_clear_network_gives(

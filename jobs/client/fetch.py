@@ -19,6 +19,7 @@ from nst.errors import CircuitError, InputError, NstBatchError
 from nst.integer import IntegerNetwork
 from nst.levels import QualityLevel
 from nst.stylize import Picture, finish
+from nst.switching import full_rows
 
 GALLERY, SHEET = "gallery.html", "contact-sheet.png"
 
@@ -112,7 +113,7 @@ def _result(
         blob = store.read(layout.result_row(book.job_id, record.attempt, pair.pair_id, row))
         envelope = Envelope.unpack(blob, what)
         envelope.require(book.key_id, book.circuit_id, what)
-        rows += envelope.rows
+        rows += full_rows(envelope)
     whole = Envelope(book.key_id, book.circuit_id, tuple(rows))
     levels = cipher.decrypt(whole, pair.name)
     if levels.shape[1:] != (expected, expected):

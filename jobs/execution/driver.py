@@ -36,7 +36,7 @@ def walk_job(writer: JobWriter, executor: Executor) -> JobState:
     store, job = writer.store, writer.job
     plan = read_plan(store, job.circuit_id)
     graph = build_graph(plan, writer.left)
-    writer.begin(graph)
+    writer.begin(graph, plan)
 
     def read_input(input_id: str) -> tuple[bytes, ...]:
         what = f"encrypted picture {input_id}"

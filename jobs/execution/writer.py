@@ -26,8 +26,9 @@ from jobs.storage.records import (
     write_record,
 )
 from jobs.storage.store import Store
-from nst.ciphertext import Envelope
 from nst.errors import StoreError
+from nst.plan import CircuitPlan
+from nst.switching import switched, word_bits
 
 STATE_EVERY = 2.0
 """Seconds between two writes of the job's state, which is also the sign of life."""
@@ -69,9 +70,9 @@ class JobWriter:
         """Pairs that have not ended."""
         return [pair for pair in self.job.pairs if pair.pair_id not in self.ended]
 
-    def begin(self, graph: TaskGraph) -> None:
-        """Say what is about to be walked."""
-        self.graph = graph
+    def begin(self, graph: TaskGraph, plan: CircuitPlan) -> None:
+        """Say what is about to be walked; raises CircuitError if its results cannot be stored."""
+        self.graph, self.word_bits = graph, word_bits(plan)
         self.state.pbs_total = graph.pbs
         self.write_state()
 
@@ -115,8 +116,9 @@ class JobWriter:
 
     def row_done(self, pair_id: str, row: int, ciphertext: bytes) -> None:
         """See `Listener`."""
-        envelope = Envelope(self.job.key_id, self.job.circuit_id, (ciphertext,))
-        key = layout.result_row(self.job.job_id, self.attempt, pair_id, row)
+        job = self.job
+        envelope = switched(job.key_id, job.circuit_id, (ciphertext,), self.word_bits)
+        key = layout.result_row(job.job_id, self.attempt, pair_id, row)
         self.store.write(key, envelope.pack())
 
     def pair_done(self, pair_id: str) -> None:
