@@ -21,6 +21,11 @@ FULL_BITS = 64
 _PREFIX = struct.Struct("<4sII")
 
 
+def key_set_id(evaluation_keys: bytes) -> str:
+    """The id of a key set: says nothing of its secret key, and changes with any byte."""
+    return hashlib.sha256(evaluation_keys).hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Envelope:
     """Serialized ciphertext tensors of the rows of one picture, top to bottom.

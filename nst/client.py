@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ from concrete.compiler import Value as NativeValue
 from numpy.typing import NDArray
 
 from nst.architecture import CONTENT, STYLE
-from nst.ciphertext import Envelope
+from nst.ciphertext import Envelope, key_set_id
 from nst.circuits import SERVER_FILE, load_plan
 from nst.errors import CircuitError, InputError
 from nst.integer import space_to_depth
@@ -70,7 +69,7 @@ class KeyRing:
         client.keygen()
         evaluation = client.evaluation_keys.serialize()
         card = KeyCard(
-            key_id=hashlib.sha256(evaluation).hexdigest()[:16],
+            key_id=key_set_id(evaluation),
             circuit_id=plan.circuit_id,
             quality=quality,
             created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -28,16 +28,16 @@ class QualityLevel:
         name: What a user types.
         size: Side of the square result in pixels.
         weights: Its `.safetensors` file.
+        p_error: Error probability of one PBS that the circuits are compiled for.
         sizes: Fields of `nst.architecture.Architecture` in which its network is trained to differ
             from the defaults; what was trained says the file of the weights.
-        p_error: Error probability of one PBS that the circuits are compiled for.
     """
 
     name: str
     size: int
     weights: Path
-    sizes: Mapping[str, Any] = field(default_factory=dict)
     p_error: float = P_ERROR
+    sizes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def trained(self) -> bool:
@@ -59,7 +59,7 @@ DRAFT = {
 """Every kind of work that the other levels do, in less than a minute on two cores."""
 
 LEVELS = {
-    name: QualityLevel(name, size, WEIGHTS / f"{name}.safetensors", sizes)
+    name: QualityLevel(name, size, WEIGHTS / f"{name}.safetensors", sizes=sizes)
     # The style branch keeps its size at low, and what it sums over, at mid and high.
     for name, size, sizes in (
         ("draft", 32, DRAFT),

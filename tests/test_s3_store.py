@@ -372,6 +372,20 @@ def test_a_refused_deletion_is_named(store: S3Store) -> None:
     assert "jobs/1/" in message and "s3:DeleteObject" in message
 
 
+def test_half_uploads_of_killed_writers_are_deleted(store: S3Store, s3_server: S3Server) -> None:
+    def begun() -> list[str]:
+        listed = store.client.list_multipart_uploads(
+            Bucket=BUCKET, Prefix=store.address.key("")
+        ).get("Uploads", [])
+        return sorted(upload["Key"].removeprefix(store.address.key("")) for upload in listed)
+
+    for key in ("jobs/1/inputs/x", "jobs/2/inputs/x"):
+        store.client.create_multipart_upload(Bucket=BUCKET, Key=store.address.key(key))
+    assert begun() == ["jobs/1/inputs/x", "jobs/2/inputs/x"]
+    assert store.delete_prefix("jobs/1/") == 0
+    assert begun() == ["jobs/2/inputs/x"]
+
+
 # Encryption and secrets
 
 

@@ -188,6 +188,15 @@ def test_a_folder_is_deleted_with_all_below_it(store: Store) -> None:
     assert store.list("jobs/") == ["jobs/11/x", "jobs/2/x"]
 
 
+def test_half_written_files_of_killed_writers_are_deleted(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    left = store._partial("jobs/1/inputs/x", b"half")
+    store.write("jobs/2/x", b"whole")
+    assert store.delete_prefix("jobs/1/") == 0
+    assert not left.exists() and not (tmp_path / "jobs" / "1").exists()
+    assert store.read("jobs/2/x") == b"whole"
+
+
 def test_its_clock_is_that_of_this_machine(store: Store) -> None:
     before = store.list("")
     assert abs(store.clock() - time.time()) < 10

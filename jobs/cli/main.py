@@ -151,7 +151,7 @@ def _submit(
     with console.status("building circuits and keys") as status:
 
         def progress(done: int, total: int) -> None:
-            status.update(f"encrypting pair {done} of {total}")
+            status.update(f"encrypting picture {done} of {total}")
 
         book = jobs_submit.submit(
             home, store, level, network, prepared, skipped, progress, passphrases.under(status)

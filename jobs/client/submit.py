@@ -44,7 +44,9 @@ def submit(
 ) -> JobBook:
     """Encrypt pairs and put a job into a store; the job's record is written last.
 
-    `ask` is called for the passphrase of a key set that has one, before anything is uploaded.
+    The client remembers the job before anything of it is in the store, so that what a client that
+    dies has uploaded can be found and deleted. `ask` is called for the passphrase of a key set
+    that has one, before that.
 
     Raises:
         CircuitError: if circuits or keys cannot be made.
@@ -56,9 +58,6 @@ def submit(
     ring = KeyRing(home.keys)
     card = ring.find(plan.circuit_id) or ring.create(circuits, level.name)
     cipher = ring.cipher(card.key_id, circuits, ask)
-    _upload(store, layout.server_zip(plan.circuit_id), (circuits / SERVER_FILE).read_bytes())
-    _upload(store, layout.circuit_plan(plan.circuit_id), (circuits / PLAN_FILE).read_bytes())
-    _upload(store, layout.evaluation_keys(card.key_id), ring.evaluation_keys(card.key_id))
 
     job_id = new_id()
     pictures: list[Picture] = []
@@ -72,20 +71,14 @@ def submit(
             pictures.append(picture)
         return positions[id(picture)]
 
-    def encrypted(picture: Picture, kind: str, gain: float) -> str:
-        key = (position(picture), kind, gain)
-        if key not in inputs:
-            inputs[key] = new_id()
-            envelope = cipher.encrypt(picture.quantized(kind, gain), kind)
-            store.write(layout.encrypted_input(job_id, inputs[key]), envelope.pack())
-        return inputs[key]
+    def input_id(picture: Picture, kind: str, gain: float) -> str:
+        return inputs.setdefault((position(picture), kind, gain), new_id())
 
-    for done, pair in enumerate(pairs):
-        progress(done, len(pairs))
+    for pair in pairs:
         record = PairRecord(
             pair_id=new_id(),
-            content=encrypted(pair.content, CONTENT, pair.content_gain),
-            style=encrypted(pair.style, STYLE, pair.style_gain),
+            content=input_id(pair.content, CONTENT, pair.content_gain),
+            style=input_id(pair.style, STYLE, pair.style_gain),
         )
         records.append(record)
         book_pairs.append(
@@ -97,7 +90,6 @@ def submit(
                 box=pair.box.to_list(),
             )
         )
-    progress(len(pairs), len(pairs))
     created = datetime.now(UTC).isoformat(timespec="seconds")
     book = JobBook(
         job_id=job_id,
@@ -109,8 +101,16 @@ def submit(
         pairs=book_pairs,
         skipped=[BookSkipped(name=s.name, reason=s.reason) for s in skipped],
     )
-    # The book first: a job in the store that nobody can name would be lost work.
     home.save_job(book, pictures)
+
+    _upload(store, layout.server_zip(plan.circuit_id), (circuits / SERVER_FILE).read_bytes())
+    _upload(store, layout.circuit_plan(plan.circuit_id), (circuits / PLAN_FILE).read_bytes())
+    _upload(store, layout.evaluation_keys(card.key_id), ring.evaluation_keys(card.key_id))
+    for done, ((place, kind, gain), name) in enumerate(inputs.items()):
+        progress(done, len(inputs))
+        envelope = cipher.encrypt(pictures[place].quantized(kind, gain), kind)
+        store.write(layout.encrypted_input(job_id, name), envelope.pack())
+    progress(len(inputs), len(inputs))
     job = JobRecord(
         job_id=job_id,
         created=created,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from jobs.storage import layout
 from jobs.storage.store import Store, open_store
+from nst.ciphertext import key_set_id
 from nst.errors import CircuitError
 from nst.plan import CircuitPlan
 from nst.server import Evaluator
@@ -21,12 +22,25 @@ class EvaluatorLoader:
     key_id: str
 
     def __call__(self) -> Evaluator:
-        """Read circuits and evaluation keys and load them; see `Evaluator` for errors."""
+        """Read circuits and evaluation keys and load them.
+
+        Raises:
+            CircuitError: see `Evaluator`; also if the keys are not those of the key set. With
+                another's, which fit the circuits as well, every result would be noise.
+            StoreError: if the store does not have them.
+        """
         store = open_store(self.store_url)
+        key = layout.evaluation_keys(self.key_id)
+        evaluation_keys = store.read(key)
+        if key_set_id(evaluation_keys) != self.key_id:
+            raise CircuitError(
+                f"the evaluation keys in the store are damaged or another key set's; delete {key} "
+                f"from {store.url} and submit the job again"
+            )
         return Evaluator(
             read_plan(store, self.circuit_id),
             store.read(layout.server_zip(self.circuit_id)),
-            store.read(layout.evaluation_keys(self.key_id)),
+            evaluation_keys,
         )
 
 

@@ -132,7 +132,8 @@ def _refusal(address: S3Address, code: str, status: int) -> str:
     if status in (401, 403):
         return (
             f"access is denied ({code}); give these credentials s3:GetObject, s3:PutObject, "
-            "s3:DeleteObject and s3:ListBucket"
+            "s3:DeleteObject, s3:AbortMultipartUpload, s3:ListBucket and "
+            "s3:ListBucketMultipartUploads"
         )
     if status >= 500:
         return f"the server fails ({code}, HTTP {status}); see its log and its free space"

@@ -226,6 +226,7 @@ class S3Store:
         keys = self.list(prefix)
         for start in range(0, len(keys), DELETE_BATCH):
             self._delete_batch(prefix, keys[start : start + DELETE_BATCH])
+        self._request(f"cannot delete {prefix}", lambda: self._abort_uploads(prefix))
         return len(keys)
 
     def clock(self) -> float:
@@ -340,6 +341,22 @@ class S3Store:
                 f"cannot delete {prefix}: {refused.get('Code')}; give these credentials "
                 "s3:DeleteObject and delete again"
             )
+
+    def _abort_uploads(self, prefix: str) -> None:
+        """Give up uploads that a writer has left half done: no listing shows them."""
+        bucket = self.address.bucket
+        pages = self.client.get_paginator("list_multipart_uploads").paginate(
+            Bucket=bucket, Prefix=self.address.key(prefix)
+        )
+        for upload in (u for page in pages for u in page.get("Uploads", [])):
+            try:
+                self.client.abort_multipart_upload(
+                    Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                )
+            except ClientError as error:
+                # Its writer has finished it meanwhile, or given it up.
+                if code_of(error) != "NoSuchUpload":
+                    raise
 
     def _request(self, doing: str, request: Callable[[], T], patience: float | None = None) -> T:
         """A request, repeated while the server is away; raises StoreError otherwise."""

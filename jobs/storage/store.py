@@ -54,7 +54,10 @@ class Store(Protocol):
         ...
 
     def delete_prefix(self, prefix: str) -> int:
-        """Remove all blobs below a prefix that ends with a slash; says how many there were."""
+        """Remove all blobs below a prefix that ends with a slash; says how many there were.
+
+        What killed writers have left half written there goes as well.
+        """
         ...
 
     def clock(self) -> float:
@@ -145,6 +148,8 @@ class LocalStore:
         keys = self.list(prefix)
         for key in keys:
             self.delete(key)
+        for partial in list((self.root / prefix).rglob(f"{PARTIAL}*")):
+            self.delete(partial.relative_to(self.root).as_posix())
         return len(keys)
 
     def clock(self) -> float:
