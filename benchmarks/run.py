@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure import PeakMemory, peak_memory
+from jobs.client.drivers import start_here
 from jobs.client.fetch import fetch
 from jobs.client.home import Home, JobBook
 from jobs.client.pairs import find_pairs
 from jobs.client.preparation import PreparedPair, prepare
-from jobs.client.submit import start_driver, submit
+from jobs.client.submit import submit
 from jobs.storage import layout
 from jobs.storage.records import JobState, TaskTrace, read_state
 from jobs.storage.store import Store, open_store
@@ -70,7 +71,7 @@ def run_submitted(folder: Path, book: JobBook, actors: int, submit_s: float) -> 
     home = Home(folder / "home")
     store = open_store(book.store)
     start = time.perf_counter()
-    process = start_driver(home, book, actors)
+    process = start_here(home, book, actors)
     with peak_memory(process.pid) as memory:
         code = process.wait()
     driver_s = time.perf_counter() - start

@@ -15,3 +15,7 @@ class CircuitError(NstBatchError):
 
 class StoreError(NstBatchError):
     """The store cannot be read or written, or what it holds is not what it should be."""
+
+
+class ClusterError(NstBatchError):
+    """A Ray cluster cannot be reached, or refuses a job."""

@@ -30,7 +30,7 @@ def test_commands_and_their_options_exist(page: str) -> None:
         while isinstance(command, click.Group):
             assert words[0] in command.commands, call
             command = command.commands[words.pop(0)]
-        known = {option for parameter in command.params for option in parameter.opts}
+        known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
         assert {word for word in words if word.startswith("--")} <= known, call
 
 

@@ -23,7 +23,7 @@ from jobs.storage import layout
 from jobs.storage.records import Cancellation, JobRecord, read_marks, write_record
 from jobs.storage.store import Store, open_store
 from nst.errors import StoreError
-from tests.fakes import FakeEvaluator, fake_executor, fake_job
+from tests.fakes import FakeEvaluator, fake_executor, fake_job, plain_results  # noqa: F401
 from tests.plans import grid_of_pairs
 from tests.test_lifecycle import results
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from jobs.cli import keys as cli_keys
 from jobs.cli.main import main
-from jobs.client import submit as jobs_submit
+from jobs.client import drivers
 from jobs.client.home import PASSPHRASE_VARIABLE
 from nst import client as nst_client
 from nst import levels
@@ -333,7 +333,7 @@ class Started:
 def driver(monkeypatch: pytest.MonkeyPatch) -> type[Started]:
     monkeypatch.setattr(Started, "environments", [], raising=False)
     # Not Popen itself, which the compiler uses too.
-    monkeypatch.setattr(jobs_submit, "subprocess", SimpleNamespace(Popen=Started, DEVNULL=None))
+    monkeypatch.setattr(drivers, "subprocess", SimpleNamespace(Popen=Started, DEVNULL=None))
     return Started
 
 
@@ -376,7 +376,7 @@ def test_a_passphrase_in_the_environment_stays_on_the_client(
 
 
 @pytest.mark.usefixtures("terminal")
-def test_fetch_and_resume_ask_for_the_passphrase(
+def test_fetch_and_retry_ask_for_the_passphrase(
     home: Path, key_card: KeyCard, pairs: Path, tmp_path: Path, driver: type[Started]
 ) -> None:
     KeyRing(home / "keys").protect(key_card.key_id, PASSPHRASE)
@@ -387,8 +387,8 @@ def test_fetch_and_resume_ask_for_the_passphrase(
     refused(run("fetch", job, *out, typed="wrong wrong\n"), "wrong passphrase", key_card.key_id)
     result = run("fetch", job, *out, typed=f"{PASSPHRASE}\n")
     assert result.exit_code == 0 and "1 pairs are not done yet" in result.output
-    # Resuming asks before the driver starts, not when the job has ended.
-    refused(run("resume", job, *out, typed="wrong wrong\n"), "wrong passphrase")
+    # Retrying asks before the driver starts, not when the job has ended.
+    refused(run("retry", job, *out, typed="wrong wrong\n"), "wrong passphrase")
     assert len(driver.environments) == 1
 
 

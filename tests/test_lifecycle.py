@@ -26,7 +26,7 @@ from jobs.storage.records import (
 )
 from jobs.storage.store import LocalStore, Store, open_store
 from nst.errors import StoreError
-from tests.fakes import Meddling, fake_executor, fake_job
+from tests.fakes import Meddling, fake_executor, fake_job, plain_results  # noqa: F401
 
 PAIRS = 6
 

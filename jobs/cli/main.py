@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.cli.common import (
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+    exit_if,
+    level_and_network,
+    new_console,
+    open_for_user,
+)
 from jobs.cli.doctor import doctor
 from jobs.cli.estimate import estimate, limit_options, print_dry_run, require_within_limit
 from jobs.cli.evaluate import evaluate, export
+from jobs.cli.job import COMMANDS, UNREACHABLE, see_through
 from jobs.cli.keys import Passphrases, keys
-from jobs.cli.options import fit_option, grid_option, quality_option
+from jobs.cli.options import (
+    actors_option,
+    cluster_options,
+    fit_option,
+    force_option,
+    grid_option,
+    number_of_actors,
+    quality_option,
+)
 from jobs.cli.store import STORE_HELP, s3_options
 from jobs.cli.train import train
-from nst.errors import NstBatchError, StoreError
+from nst.errors import InputError, NstBatchError
 
 if TYPE_CHECKING:
-    import subprocess
-
     from rich.console import Console
 
-    from jobs.client.home import Home, JobBook
+    from jobs.client.drivers import Place
+    from jobs.client.home import Home
     from jobs.client.pairs import Skipped
     from jobs.client.preparation import PreparedPair
     from jobs.storage.s3_address import S3Options
-    from jobs.storage.store import Store
     from nst.integer import IntegerNetwork
     from nst.levels import QualityLevel
 
-EXIT_SOME_FAILED, EXIT_USAGE, EXIT_STORE = 1, 2, 3
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples" / "pairs"
 
 
@@ -40,9 +53,9 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except StoreError as error:
+        except UNREACHABLE as error:
             click.echo(f"error: {error}", err=True)
-            ctx.exit(EXIT_STORE)
+            ctx.exit(EXIT_UNREACHABLE)
         except NstBatchError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(EXIT_USAGE)
@@ -53,7 +66,8 @@ class _Commands(click.Group):
 def main() -> None:
     """Style transfer on encrypted pictures, as a batch job.
 
-    Exit codes: 0 all done, 1 some pairs failed, 2 wrong usage or input, 3 store out of reach.
+    Exit codes: 0 all done, 1 some pairs failed, 2 wrong usage or input, 3 store or
+    cluster out of reach.
     """
 
 
@@ -63,15 +77,8 @@ main.add_command(evaluate)
 main.add_command(export)
 main.add_command(keys)
 main.add_command(train)
-
-_force = click.option("--force", is_flag=True, help="Replace pictures in the output folder.")
-_actors = click.option(
-    "--actors",
-    type=click.IntRange(min=1),
-    default=os.cpu_count() or 1,
-    show_default="all cores",
-    help="Ray actors, one core each.",
-)
+for _command in COMMANDS:
+    main.add_command(_command)
 
 
 @main.command()
@@ -79,19 +86,21 @@ _actors = click.option(
 @quality_option
 @grid_option
 @fit_option
-@_actors
+@actors_option
+@cluster_options
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Stay until it is done.")
 @click.option("--out", type=click.Path(path_type=Path), help="Fetch the results into this folder.")
 @click.option("--store", "store_url", help=f"{STORE_HELP}  [default: a folder of yours]")
 @s3_options
 @limit_options
-@_force
+@force_option
 def submit(
     pairs: Path,
     quality: str,
     grid: bool,
     fit: str,
-    actors: int,
+    actors: int | None,
+    place: Place | None,
     wait: bool,
     out: Path | None,
     store_url: str | None,
@@ -111,25 +120,34 @@ def submit(
     Example: nst-batch submit ./pairs --quality low --dry-run
              nst-batch submit ./pairs --quality low --out ./stylized
              nst-batch submit ./pairs --store s3://bucket/prefix --profile studio --no-wait
+             nst-batch submit ./pairs --store s3://bucket/prefix --cluster http://head:8265
+
+    A cluster takes its credentials for the store from its own environment.
     """
+    from jobs.client.drivers import Place
     from jobs.client.fetch import make_folder, refuse_overwriting
     from jobs.client.home import Home
 
     if out is not None and not wait:
         raise click.UsageError("--out needs --wait; later: nst-batch fetch JOB --out DIR")
-    home, console = Home.default(), _console()
+    place = place or Place()
+    if place.cluster and store_url is None:
+        raise click.UsageError("--cluster needs --store: s3://bucket/prefix, or a shared folder")
+    home, console = Home.default(), new_console()
     store_url = s3.fold(store_url or str(home.store))
-    level, network = _level(quality)
+    level, network = level_and_network(quality)
     prepared, skipped = _prepare(pairs, grid, fit, level, network, console)
     if dry_run:
-        print_dry_run(level, network, prepared, skipped, actors, core_price)
-        _exit(bool(skipped))
+        print_dry_run(
+            level, network, prepared, skipped, number_of_actors(actors, Place()), core_price
+        )
+        exit_if(bool(skipped))
         return
     require_within_limit(level, network, prepared, limit, yes)
     if out is not None:
         make_folder(out)
         refuse_overwriting(out, [pair.name for pair in prepared], force)
-    _submit(home, store_url, level, network, prepared, skipped, console, actors, wait, out)
+    _submit(home, store_url, level, network, prepared, skipped, console, actors, place, wait, out)
 
 
 def _submit(
@@ -140,14 +158,16 @@ def _submit(
     prepared: list[PreparedPair],
     skipped: list[Skipped],
     console: Console,
-    actors: int,
+    actors: int | None,
+    place: Place,
     wait: bool,
     out: Path | None,
 ) -> None:
     """Encrypt, start a driver, and with `wait` see it through; exits 1 if pairs failed."""
+    from jobs.client import drivers
     from jobs.client import submit as jobs_submit
 
-    store, passphrases = _open(store_url), Passphrases()
+    store, passphrases = open_for_user(store_url), Passphrases()
     with console.status("building circuits and keys") as status:
 
         def progress(done: int, total: int) -> None:
@@ -157,167 +177,12 @@ def _submit(
             home, store, level, network, prepared, skipped, progress, passphrases.under(status)
         )
     console.print(f"job {book.job_id}: {len(prepared)} pairs encrypted at {level.name}")
-    process = jobs_submit.start_driver(home, book, actors)
+    driver = drivers.start(home, store, book, number_of_actors(actors, place), place)
     if not wait:
         console.print(f"running; see: nst-batch status {book.job_id}")
-        _exit(bool(skipped))
+        exit_if(bool(skipped))
         return
-    _see_through(home, store, book, process, console, out, passphrases)
-
-
-@main.command()
-@click.argument("job_id", metavar="JOB")
-@_actors
-@click.option("--out", type=click.Path(path_type=Path), help="Fetch the results into this folder.")
-def resume(job_id: str, actors: int, out: Path | None) -> None:
-    """Go on with a JOB whose driver is gone; finished pairs are not done again."""
-    from jobs.client.home import Home
-    from jobs.client.submit import start_driver
-    from nst.client import KeyRing
-
-    home, passphrases = Home.default(), Passphrases()
-    book = home.book(job_id)
-    if _alive(book.driver_pid):
-        raise click.UsageError(f"job {job_id} is still running (process {book.driver_pid})")
-    if out is not None:
-        # Ask now for the passphrase that fetching will need: nobody may sit here when it ends.
-        KeyRing(home.keys).secret(book.key_id, passphrases)
-    process = start_driver(home, book, actors)
-    _see_through(home, _open(book.store), book, process, _console(), out, passphrases)
-
-
-def _see_through(
-    home: Home,
-    store: Store,
-    book: JobBook,
-    process: subprocess.Popen[bytes],
-    console: Console,
-    out: Path | None,
-    passphrases: Passphrases,
-) -> None:
-    from jobs.client.watch import describe, duration, watch
-
-    try:
-        state = watch(store, book, console, lambda: process.poll() is None)
-    except KeyboardInterrupt:
-        console.print(
-            f"\nthe job goes on; come back with: nst-batch status {book.job_id}, then "
-            f"nst-batch fetch {book.job_id} --out DIR"
-        )
-        return
-    if not state.finished:
-        raise StoreError(
-            f"the driver of job {book.job_id} stopped (see {home.driver_log(book.job_id)}); "
-            f"go on with: nst-batch resume {book.job_id}"
-        )
-    if state.reason:
-        raise StoreError(f"job {book.job_id} could not run: {state.reason}")
-    took = duration(state.last_task - state.first_task)
-    console.print(f"{describe(state, state.last_task)} in {took}", highlight=False)
-    if out is None:
-        console.print(f"fetch the pictures: nst-batch fetch {book.job_id} --out DIR")
-        _exit(bool(state.pairs_failed or book.skipped))
-    else:
-        _fetch(home, store, book, out, True, console, passphrases)
-
-
-@main.command()
-@click.argument("job_id", metavar="[JOB]", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def status(job_id: str | None, as_json: bool) -> None:
-    """Show all jobs, or one JOB with its pairs."""
-    import json
-    import time
-
-    from rich.table import Table
-    from rich.text import Text
-
-    from jobs.client.home import Home
-    from jobs.client.watch import describe
-    from jobs.storage import layout
-    from jobs.storage.records import JobRecord, pair_states, read_marks, read_record, read_state
-
-    home = Home.default()
-    if job_id is None:
-        books = home.books()
-        stores = {url: _open(url) for url in {book.store for book in books}}
-        states = [read_state(stores[book.store], book.job_id) for book in books]
-        if as_json:
-            rows = [
-                {"job": b.job_id, "created": b.created, "quality": b.quality, **s.model_dump()}
-                for b, s in zip(books, states, strict=True)
-            ]
-            click.echo(json.dumps(rows, indent=2))
-            return
-        table = Table("job", "created", "quality", "state", "progress")
-        for book, state in zip(books, states, strict=True):
-            shown = _shown_status(state.status, state.finished, book.driver_pid)
-            table.add_row(
-                book.job_id, book.created, book.quality, shown, describe(state, time.time())
-            )
-        _console().print(table)
-        return
-    book = home.book(job_id)
-    store = _open(book.store)
-    state = read_state(store, job_id)
-    ended = read_marks(store, read_record(store, layout.job(job_id), JobRecord)).ended
-    found = pair_states([pair.pair_id for pair in book.pairs], state, ended)
-    pairs = [
-        {
-            "name": pair.name,
-            "status": found[pair.pair_id].status,
-            "reason": found[pair.pair_id].reason,
-        }
-        for pair in book.pairs
-    ] + [{"name": s.name, "status": "skipped", "reason": s.reason} for s in book.skipped]
-    if as_json:
-        click.echo(json.dumps({"job": job_id, **state.model_dump(), "pairs": pairs}, indent=2))
-        return
-    console = _console()
-    shown = _shown_status(state.status, state.finished, book.driver_pid)
-    console.print(f"job {job_id} ({book.quality}): {shown}, {describe(state, time.time())}")
-    if state.reason:
-        console.print(state.reason, highlight=False, markup=False)
-    table = Table("pair", "state", "reason")
-    for row in pairs:
-        table.add_row(Text(row["name"]), row["status"], Text(row["reason"]))
-    console.print(table)
-
-
-@main.command()
-@click.argument("job_id", metavar="JOB")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the PNGs.")
-@_force
-def fetch(job_id: str, out: Path, force: bool) -> None:
-    """Decrypt what is ready of JOB into PNG files and a gallery."""
-    from jobs.client.home import Home
-
-    home = Home.default()
-    book = home.book(job_id)
-    _fetch(home, _open(book.store), book, out, force, _console(), Passphrases())
-
-
-def _fetch(
-    home: Home,
-    store: Store,
-    book: JobBook,
-    out: Path,
-    force: bool,
-    console: Console,
-    passphrases: Passphrases,
-) -> None:
-    from jobs.client.fetch import fetch as fetch_job
-
-    level, network = _level(book.quality)
-    with console.status("decrypting") as status:
-        report = fetch_job(home, store, book, level, network, out, force, passphrases.under(status))
-    for name, reason in report.failed.items():
-        console.print(f"{name}: {reason}", style="red", highlight=False, markup=False)
-    if report.waiting:
-        console.print(f"{len(report.waiting)} pairs are not done yet")
-    console.print(f"{len(report.done)} pictures in {out}", highlight=False)
-    console.print(f"gallery: {report.gallery.resolve()}", highlight=False, soft_wrap=True)
-    _exit(bool(report.failed))
+    see_through(home, store, book, driver, console, out, passphrases)
 
 
 @main.command()
@@ -326,15 +191,15 @@ def _fetch(
 @grid_option
 @fit_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the PNGs.")
-@_force
+@force_option
 def preview(pairs: Path, quality: str, grid: bool, fit: str, out: Path, force: bool) -> None:
     """Show what the encrypted run of PAIRS will produce: the same integers, in the clear."""
     from jobs.client.fetch import GALLERY, SHEET, make_folder, refuse_overwriting
     from jobs.client.gallery import Entry, write_contact_sheet, write_gallery
     from jobs.client.pictures import write_png
 
-    console = _console()
-    level, network = _level(quality)
+    console = new_console()
+    level, network = level_and_network(quality)
     prepared, skipped = _prepare(pairs, grid, fit, level, network, console)
     make_folder(out)
     refuse_overwriting(out, [pair.name for pair in prepared], force)
@@ -350,7 +215,7 @@ def preview(pairs: Path, quality: str, grid: bool, fit: str, out: Path, force: b
     write_contact_sheet(entries, out / SHEET)
     console.print(f"{len(prepared)} previews in {out}", highlight=False)
     console.print(f"gallery: {(out / GALLERY).resolve()}", highlight=False, soft_wrap=True)
-    _exit(bool(skipped))
+    exit_if(bool(skipped))
 
 
 @main.command()
@@ -369,18 +234,20 @@ def preview(pairs: Path, quality: str, grid: bool, fit: str, out: Path, force: b
     show_default=True,
     help="How many of the bundled pairs.",
 )
-@_actors
-def demo(out: Path, count: int, actors: int) -> None:
+@actors_option
+def demo(out: Path, count: int, actors: int | None) -> None:
     """Stylize bundled pairs at draft quality, encrypted, on this machine."""
+    from jobs.client.drivers import Place
     from jobs.client.home import Home
     from jobs.client.pairs import find_pairs
 
-    console = _console()
-    level, network = _level("draft")
+    console, place = new_console(), Place()
+    level, network = level_and_network("draft")
     pairs, skipped = find_pairs(EXAMPLES)
     console.print(
         f"{count} pictures of {level.size} x {level.size} pixels are encrypted here, stylized "
-        f"by {actors} Ray actors that cannot decrypt them, and decrypted here.",
+        f"by {number_of_actors(actors, place)} Ray actors that cannot decrypt them, and decrypted "
+        "here.",
         highlight=False,
     )
     from jobs.client.preparation import prepare
@@ -396,6 +263,7 @@ def demo(out: Path, count: int, actors: int) -> None:
         skipped + more,
         console,
         actors,
+        place,
         True,
         out / "results",
     )
@@ -413,7 +281,7 @@ def circuits_build(quality: str) -> None:
     from jobs.client.home import Home
     from nst.circuits import build
 
-    level, network = _level(quality)
+    level, network = level_and_network(quality)
     folder = build(network, level.size, level.p_error, Home.default().circuits)
     click.echo(f"circuits {folder.name} in {folder}")
 
@@ -428,7 +296,7 @@ def circuits_inspect(quality: str, as_json: bool) -> None:
     from jobs.client.home import Home
     from nst.circuits import build, load_plan
 
-    level, network = _level(quality)
+    level, network = level_and_network(quality)
     plan = load_plan(build(network, level.size, level.p_error, Home.default().circuits))
     summary = plan.summary()
     if as_json:
@@ -444,27 +312,6 @@ def circuits_inspect(quality: str, as_json: bool) -> None:
         )
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console()
-
-
-def _open(url: str) -> Store:
-    """A store for somebody who waits for the answer."""
-    from jobs.storage.store import FIRST_PATIENCE, open_store
-
-    return open_store(url, FIRST_PATIENCE)
-
-
-def _level(quality: str) -> tuple[QualityLevel, IntegerNetwork]:
-    from nst.levels import get_level
-    from nst.weights import load_weights
-
-    level = get_level(quality)
-    return level, load_weights(level.weights)
-
-
 def _prepare(
     source: Path,
     grid: bool,
@@ -476,7 +323,6 @@ def _prepare(
     """Find and read pairs; prints what is skipped, raises if nothing is left."""
     from jobs.client.pairs import find_pairs
     from jobs.client.preparation import prepare
-    from nst.errors import InputError
 
     pairs, skipped = find_pairs(source, grid)
     with console.status(f"reading {len(pairs)} pairs"):
@@ -487,22 +333,3 @@ def _prepare(
     if not prepared:
         raise InputError(f"none of the {len(skipped)} pairs in {source} can be used; see above")
     return prepared, skipped
-
-
-def _alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended but is not yet collected does not."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return False
-    return pid > 0 and fields[0] != "Z"
-
-
-def _shown_status(recorded: str, finished: bool, pid: int) -> str:
-    """The recorded status, unless the driver that should be working is gone."""
-    return recorded if finished or _alive(pid) else f"{recorded}, driver gone: resume it"
-
-
-def _exit(some_failed: bool) -> None:
-    if some_failed:
-        raise SystemExit(EXIT_SOME_FAILED)

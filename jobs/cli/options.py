@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
 import click
+
+if TYPE_CHECKING:
+    from jobs.client.drivers import Place
 
 quality_option = click.option(
     "--quality", "-q", default="low", show_default=True, help="draft 32, low 64, mid 128, high 192."
@@ -15,3 +23,50 @@ fit_option = click.option(
     show_default=True,
     help="How pictures that are not square are made so.",
 )
+force_option = click.option("--force", is_flag=True, help="Replace pictures in the output folder.")
+actors_option = click.option(
+    "--actors",
+    type=click.IntRange(min=1),
+    show_default="all cores, or all CPUs that the cluster has",
+    default=None,
+    help="Ray actors, one core each.",
+)
+
+
+def number_of_actors(asked: int | None, place: Place) -> int:
+    """How many actors to start: on a cluster, 0 leaves it to the driver."""
+    return asked or (0 if place.cluster else os.cpu_count() or 1)
+
+
+def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add where a job is to run; the command gets `place: Place | None`, None if nobody said."""
+
+    @click.option(
+        "--cluster", metavar="ADDRESS", help="Run on the Ray cluster at http://host:8265."
+    )
+    @click.option(
+        "--cluster-python",
+        metavar="PATH",
+        help="Interpreter of the cluster that has this package.  [default: python]",
+    )
+    @click.option("--here", is_flag=True, help="Run on this machine.")
+    @wraps(command)
+    def folded(
+        *arguments: Any,
+        cluster: str | None,
+        cluster_python: str | None,
+        here: bool,
+        **options: Any,
+    ) -> Any:
+        from jobs.client.drivers import PYTHON, Place
+
+        if here and cluster:
+            raise click.UsageError("--here and --cluster exclude each other")
+        place = None
+        if cluster:
+            place = Place(cluster, cluster_python or PYTHON)
+        elif here:
+            place = Place()
+        return command(*arguments, place=place, **options)
+
+    return folded

@@ -19,6 +19,7 @@ from nst.errors import InputError
 from nst.stylize import Picture
 
 FORMAT = 1
+BOOK = "book.json"
 HOME_VARIABLE = "NST_BATCH_HOME"
 PASSPHRASE_VARIABLE = "NST_BATCH_PASSPHRASE"
 """Passphrase of secret keys, for those who cannot be asked."""
@@ -42,7 +43,10 @@ class BookSkipped(BaseModel):
 
 
 class JobBook(BaseModel):
-    """What the client must remember to fetch a job: names, key, circuits."""
+    """What the client must remember of a job: names, key, circuits, and its last driver.
+
+    That is a process of this machine, or a submission to a cluster's Jobs API.
+    """
 
     format: int = FORMAT
     job_id: str
@@ -54,6 +58,9 @@ class JobBook(BaseModel):
     pairs: list[BookPair]
     skipped: list[BookSkipped]
     driver_pid: int = 0
+    cluster: str = ""
+    cluster_python: str = ""
+    submission: str = ""
 
 
 class Home:
@@ -97,11 +104,25 @@ class Home:
 
     def save_book(self, book: JobBook) -> None:
         """Remember a changed book."""
-        self._write(self._job(book.job_id) / "book.json", book.model_dump_json().encode())
+        self._write(self._job(book.job_id) / BOOK, book.model_dump_json().encode())
+
+    def forget(self, job_id: str) -> None:
+        """Remove all that is known of a job; raises InputError if something stays."""
+        try:
+            # The book last: as long as it is there, the job can be deleted again.
+            for path in sorted(self._job(job_id).iterdir(), key=lambda p: p.name == BOOK):
+                path.unlink()
+            self._job(job_id).rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise InputError(
+                f"cannot delete {self._job(job_id)} ({error.strerror}); remove it by hand"
+            ) from error
 
     def books(self) -> list[JobBook]:
         """All jobs, oldest first."""
-        found = [self._read_book(p) for p in (self.root / "jobs").glob("*/book.json")]
+        found = [self._read_book(p) for p in (self.root / "jobs").glob(f"*/{BOOK}")]
         return sorted(found, key=lambda book: book.created)
 
     def book(self, job_id: str) -> JobBook:
@@ -110,10 +131,10 @@ class Home:
         Raises:
             InputError: if this client never submitted it.
         """
-        path = self._job(job_id) / "book.json"
+        path = self._job(job_id) / BOOK
         if not path.is_file():
             raise InputError(
-                f"job {job_id!r} was not submitted from {self.root}; nst-batch status lists jobs"
+                f"job {job_id!r} was not submitted from {self.root}; see nst-batch list"
             )
         return self._read_book(path)
 

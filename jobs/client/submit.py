@@ -1,16 +1,13 @@
-"""The client's half of a job's beginning: encrypt, upload, start a driver."""
+"""The client's half of a job's beginning: encrypt and upload."""
 
 from __future__ import annotations
 
-import os
+import contextlib
 import secrets
-import subprocess
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 
-from jobs.client.home import PASSPHRASE_VARIABLE, BookPair, BookSkipped, Home, JobBook
+from jobs.client.home import BookPair, BookSkipped, Home, JobBook
 from jobs.client.pairs import Skipped
 from jobs.client.preparation import PreparedPair
 from jobs.storage import layout
@@ -19,6 +16,7 @@ from jobs.storage.store import Store
 from nst.architecture import CONTENT, STYLE
 from nst.circuits import PLAN_FILE, SERVER_FILE, build, load_plan
 from nst.client import AskPassphrase, KeyRing
+from nst.errors import CircuitError, NstBatchError
 from nst.integer import IntegerNetwork
 from nst.levels import QualityLevel
 from nst.stylize import Picture
@@ -44,110 +42,115 @@ def submit(
 ) -> JobBook:
     """Encrypt pairs and put a job into a store; the job's record is written last.
 
-    The client remembers the job before anything of it is in the store, so that what a client that
-    dies has uploaded can be found and deleted. `ask` is called for the passphrase of a key set
-    that has one, before that.
+    The client's book is written first, so that a job whose upload breaks off can be deleted.
+    `ask` is called for the passphrase of a key set that has one, before anything is uploaded.
 
     Raises:
         CircuitError: if circuits or keys cannot be made.
         InputError: if the key set's passphrase is wrong or missing.
-        StoreError: if the store cannot be written.
+        StoreError: if the store cannot be written; what was is deleted, if that can be done.
     """
     circuits = build(network, level.size, level.p_error, home.circuits)
-    plan = load_plan(circuits)
+    circuit_id = load_plan(circuits).circuit_id
     ring = KeyRing(home.keys)
-    card = ring.find(plan.circuit_id) or ring.create(circuits, level.name)
+    card = ring.find(circuit_id) or ring.create(circuits, level.name)
     cipher = ring.cipher(card.key_id, circuits, ask)
-
-    job_id = new_id()
-    pictures: list[Picture] = []
-    positions: dict[int, int] = {}
-    inputs: dict[tuple[int, str, float], str] = {}
+    inputs = _Inputs()
     records, book_pairs = [], []
-
-    def position(picture: Picture) -> int:
-        if id(picture) not in positions:
-            positions[id(picture)] = len(pictures)
-            pictures.append(picture)
-        return positions[id(picture)]
-
-    def input_id(picture: Picture, kind: str, gain: float) -> str:
-        return inputs.setdefault((position(picture), kind, gain), new_id())
-
     for pair in pairs:
         record = PairRecord(
             pair_id=new_id(),
-            content=input_id(pair.content, CONTENT, pair.content_gain),
-            style=input_id(pair.style, STYLE, pair.style_gain),
+            content=inputs.add(pair.content, CONTENT, pair.content_gain),
+            style=inputs.add(pair.style, STYLE, pair.style_gain),
         )
         records.append(record)
         book_pairs.append(
             BookPair(
                 pair_id=record.pair_id,
                 name=pair.name,
-                content=position(pair.content),
-                style=position(pair.style),
+                content=inputs.position(pair.content),
+                style=inputs.position(pair.style),
                 box=pair.box.to_list(),
             )
         )
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    book = JobBook(
-        job_id=job_id,
-        created=created,
-        store=store.url,
-        quality=level.name,
-        key_id=card.key_id,
-        circuit_id=plan.circuit_id,
-        pairs=book_pairs,
-        skipped=[BookSkipped(name=s.name, reason=s.reason) for s in skipped],
-    )
-    home.save_job(book, pictures)
-
-    _upload(store, layout.server_zip(plan.circuit_id), (circuits / SERVER_FILE).read_bytes())
-    _upload(store, layout.circuit_plan(plan.circuit_id), (circuits / PLAN_FILE).read_bytes())
-    _upload(store, layout.evaluation_keys(card.key_id), ring.evaluation_keys(card.key_id))
-    for done, ((place, kind, gain), name) in enumerate(inputs.items()):
-        progress(done, len(inputs))
-        envelope = cipher.encrypt(pictures[place].quantized(kind, gain), kind)
-        store.write(layout.encrypted_input(job_id, name), envelope.pack())
-    progress(len(inputs), len(inputs))
     job = JobRecord(
-        job_id=job_id,
-        created=created,
+        job_id=new_id(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
         quality=level.name,
-        circuit_id=plan.circuit_id,
+        circuit_id=circuit_id,
         key_id=card.key_id,
         pairs=records,
     )
-    write_record(store, layout.job(job_id), job)
+    book = JobBook(
+        job_id=job.job_id,
+        created=job.created,
+        store=store.url,
+        quality=level.name,
+        key_id=card.key_id,
+        circuit_id=circuit_id,
+        pairs=book_pairs,
+        skipped=[BookSkipped(name=s.name, reason=s.reason) for s in skipped],
+    )
+    home.save_job(book, inputs.pictures)
+    try:
+        upload_shared(home, store, circuit_id, card.key_id)
+        for done, (input_id, (picture, kind, gain)) in enumerate(inputs.wanted.items()):
+            progress(done, len(inputs.wanted))
+            envelope = cipher.encrypt(picture.quantized(kind, gain), kind)
+            store.write(layout.encrypted_input(job.job_id, input_id), envelope.pack())
+        progress(len(inputs.wanted), len(inputs.wanted))
+        write_record(store, layout.job(job.job_id), job)
+        # Somebody may have deleted the last job that used them, before he could see this one.
+        upload_shared(home, store, circuit_id, card.key_id)
+    except BaseException:
+        with contextlib.suppress(NstBatchError):
+            store.delete_prefix(layout.whole_job(job.job_id))
+            home.forget(job.job_id)
+        raise
     return book
 
 
-def _upload(store: Store, key: str, blob: bytes) -> None:
-    if not store.exists(key):
-        store.write(key, blob)
+class _Inputs:
+    """The encrypted pictures a job needs: each picture once in each role and contrast."""
+
+    def __init__(self) -> None:
+        self.pictures: list[Picture] = []
+        self.wanted: dict[str, tuple[Picture, str, float]] = {}
+        self._positions: dict[int, int] = {}
+        self._ids: dict[tuple[int, str, float], str] = {}
+
+    def position(self, picture: Picture) -> int:
+        """Where a picture stands in the job's list of pictures."""
+        if id(picture) not in self._positions:
+            self._positions[id(picture)] = len(self.pictures)
+            self.pictures.append(picture)
+        return self._positions[id(picture)]
+
+    def add(self, picture: Picture, kind: str, gain: float) -> str:
+        """The id of an encrypted picture."""
+        key = (self.position(picture), kind, gain)
+        if key not in self._ids:
+            self._ids[key] = new_id()
+            self.wanted[self._ids[key]] = (picture, kind, gain)
+        return self._ids[key]
 
 
-def start_driver(home: Home, book: JobBook, actors: int) -> subprocess.Popen[bytes]:
-    """Start a job's driver on this machine, in a session of its own so that Ctrl-C spares it."""
-    log = home.driver_log(book.job_id)
-    # The driver is a server: what opens the secret key is none of its business.
-    environment = {k: v for k, v in os.environ.items() if k != PASSPHRASE_VARIABLE}
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [
-                sys.executable, "-m", "jobs.execution.driver",
-                book.store, book.job_id, "--actors", str(actors),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            env=environment,
-            cwd=Path(__file__).resolve().parent.parent.parent,
-        )  # fmt: skip
-    home.save_book(book.model_copy(update={"driver_pid": process.pid}))
-    return process
+def upload_shared(home: Home, store: Store, circuit_id: str, key_id: str) -> None:
+    """Put circuits and evaluation keys into a store that does not have them."""
+    folder = home.circuits / circuit_id
+    for key, read in (
+        (layout.server_zip(circuit_id), (folder / SERVER_FILE).read_bytes),
+        (layout.circuit_plan(circuit_id), (folder / PLAN_FILE).read_bytes),
+        (layout.evaluation_keys(key_id), lambda: KeyRing(home.keys).evaluation_keys(key_id)),
+    ):
+        if not store.exists(key):
+            try:
+                blob = read()
+            except OSError as error:
+                raise CircuitError(
+                    f"circuits {circuit_id} are not in {home.circuits}; submit the pairs again"
+                ) from error
+            store.write(key, blob)
 
 
 def eta_seconds(state: JobState, now: float) -> float | None:

@@ -46,7 +46,7 @@ def duration(seconds: float) -> str:
 
 
 def watch(
-    store: Store, book: JobBook, console: Console, driver_alive: Callable[[], bool]
+    store: Store, book: JobBook, console: Console, at_work: Callable[[JobState], bool]
 ) -> JobState:
     """Follow a job until it ends or its driver is gone.
 
@@ -54,16 +54,14 @@ def watch(
         store: Where the job is.
         book: Which job.
         console: Where to show it.
-        driver_alive: Whether the driver still runs.
+        at_work: Whether a driver still runs, given the job's state.
     """
     if not console.is_terminal:
-        return _watch_plain(store, book, console, driver_alive)
+        return _watch_plain(store, book, console, at_work)
     columns = (TextColumn("{task.description}"), BarColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("starting Ray and loading keys", total=None)
+        bar = progress.add_task("waiting for Ray, circuits and keys", total=None)
         while True:
-            # Ask for the process first: a driver that ends in between has written its state.
-            alive = driver_alive()
             state = read_state(store, book.job_id)
             if state.pbs_total:
                 progress.update(
@@ -72,20 +70,21 @@ def watch(
                     completed=state.pbs_done,
                     description=describe(state, time.time()),
                 )
-            if state.finished or not alive:
-                return state
+            if state.finished or not at_work(state):
+                # A driver that has ended in between has written its state.
+                return read_state(store, book.job_id)
             time.sleep(POLL)
 
 
 def _watch_plain(
-    store: Store, book: JobBook, console: Console, driver_alive: Callable[[], bool]
+    store: Store, book: JobBook, console: Console, at_work: Callable[[JobState], bool]
 ) -> JobState:
     last = 0.0
     while True:
-        alive = driver_alive()
         state = read_state(store, book.job_id)
-        if state.finished or not alive:
-            return state
+        if state.finished or not at_work(state):
+            # A driver that has ended in between has written its state.
+            return read_state(store, book.job_id)
         if state.first_task and time.time() - last > PLAIN_EVERY:
             console.print(describe(state, time.time()), highlight=False)
             last = time.time()

@@ -161,6 +161,14 @@ class S3Address:
         return S3Address(parts.netloc, prefix, S3Options(**dict(query)))
 
 
+def without_profile(url: str) -> str:
+    """A store's URL for another machine, which does not have this one's AWS profiles."""
+    if not url.startswith(SCHEME):
+        return url
+    address = S3Address.parse(url)
+    return replace(address, options=replace(address.options, profile=None)).url
+
+
 def without_secrets(url: str) -> str:
     """A URL for an error message: without user, password and query."""
     return re.sub(r"//[^/]*@", "//", url.partition("?")[0])

@@ -1,0 +1,225 @@
+"""Drivers of jobs as the client sees them: a process of this machine, or a job of a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from jobs.client.home import PASSPHRASE_VARIABLE, Home, JobBook
+from jobs.storage import layout
+from jobs.storage.records import JobState, write_record
+from jobs.storage.s3_address import without_profile
+from jobs.storage.store import Store
+from nst.errors import ClusterError, InputError
+
+MODULE = "jobs.execution.driver"
+PYTHON = "python"
+"""A cluster's interpreter, if none is named: the one that its nodes find by themselves."""
+CONNECT_SECONDS = 10.0
+STOP_SECONDS = 10.0
+"""For a driver to end by itself before it is killed."""
+ASK_EVERY = 5.0
+"""Seconds between two questions to a cluster whether a driver runs."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job is to be driven.
+
+    Attributes:
+        cluster: Address of a cluster's Jobs API, empty for this machine.
+        python: The cluster's interpreter that has this package.
+    """
+
+    cluster: str = ""
+    python: str = PYTHON
+
+
+class Driver(Protocol):
+    """The driver that was started last for a job."""
+
+    def alive(self) -> bool:
+        """Whether it runs, or may run for all that is known."""
+        ...
+
+    def logs(self) -> str:
+        """What it has printed."""
+        ...
+
+    def stop(self) -> None:
+        """End it, if it runs."""
+        ...
+
+
+def start(home: Home, store: Store, book: JobBook, actors: int, place: Place) -> Driver:
+    """Start a driver for a job, whose state says `queued` from here on.
+
+    Args:
+        home: The user's data directory.
+        store: Where the job is.
+        book: The job; what tells of its driver is saved with it.
+        actors: How many actors; on a cluster, 0 is one a CPU.
+        place: Where.
+
+    Raises:
+        ClusterError: if a cluster does not answer or refuses.
+        StoreError: if the state cannot be written.
+    """
+    state = JobState(status="queued", pairs_total=len(book.pairs), heartbeat=store.clock())
+    write_record(store, layout.state(book.job_id), state)
+    try:
+        if place.cluster:
+            return _start_on_cluster(home, book, actors, place)
+        start_here(home, book, actors)
+    except Exception:
+        store.delete(layout.state(book.job_id))
+        raise
+    return LocalDriver(home, home.book(book.job_id))
+
+
+def driver_of(home: Home, book: JobBook) -> Driver:
+    """The driver that was started last for a job."""
+    return ClusterDriver(book) if book.cluster else LocalDriver(home, book)
+
+
+def start_here(home: Home, book: JobBook, actors: int) -> subprocess.Popen[bytes]:
+    """Start a job's driver on this machine, in a session of its own so that Ctrl-C spares it."""
+    log = home.driver_log(book.job_id)
+    # The driver is a server: what opens the secret key is none of its business.
+    environment = {k: v for k, v in os.environ.items() if k != PASSPHRASE_VARIABLE}
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", MODULE, book.store, book.job_id, "--actors", str(actors)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env=environment,
+            cwd=Path(__file__).resolve().parent.parent.parent,
+        )
+    changed = {"driver_pid": process.pid, "cluster": "", "cluster_python": "", "submission": ""}
+    home.save_book(book.model_copy(update=changed))
+    return process
+
+
+class LocalDriver:
+    """A process of this machine."""
+
+    def __init__(self, home: Home, book: JobBook) -> None:
+        self.pid, self.job_id = book.driver_pid, book.job_id
+        self.log = home.driver_log(book.job_id)
+
+    def alive(self) -> bool:
+        """See `Driver`; a process that has ended but is not yet collected does not run."""
+        process = Path(f"/proc/{self.pid}")
+        try:
+            state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+            arguments = (process / "cmdline").read_bytes().split(b"\0")
+        except (OSError, IndexError):
+            return False
+        # Another process may have got its number since.
+        return self.pid > 0 and state != "Z" and self.job_id.encode() in arguments
+
+    def logs(self) -> str:
+        """See `Driver`."""
+        try:
+            return self.log.read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            raise InputError(f"cannot read {self.log} ({error.strerror})") from error
+
+    def stop(self) -> None:
+        """See `Driver`; its actors end with it."""
+        deadline = time.monotonic() + STOP_SECONDS
+        while self.alive():
+            late = time.monotonic() > deadline
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL if late else signal.SIGTERM)
+            time.sleep(0.5)
+
+
+class ClusterDriver:
+    """A job of a Ray cluster, through its Jobs API."""
+
+    def __init__(self, book: JobBook) -> None:
+        self.address, self.submission = book.cluster, book.submission
+        self._asked, self._alive = -ASK_EVERY, True
+
+    def alive(self) -> bool:
+        """See `Driver`; asks every few seconds, and a cluster that is silent may have it."""
+        if time.monotonic() - self._asked > ASK_EVERY:
+            self._asked = time.monotonic()
+            with contextlib.suppress(ClusterError), _jobs_api(self.address) as client:
+                self._alive = not client.get_job_status(self.submission).is_terminal()
+        return self._alive
+
+    def logs(self) -> str:
+        """See `Driver`; raises ClusterError if the cluster does not answer."""
+        with _jobs_api(self.address) as client:
+            return str(client.get_job_logs(self.submission))
+
+    def stop(self) -> None:
+        """See `Driver`; raises ClusterError if the cluster does not answer."""
+        with _jobs_api(self.address) as client:
+            client.stop_job(self.submission)
+
+
+def _start_on_cluster(home: Home, book: JobBook, actors: int, place: Place) -> Driver:
+    submission = f"nst-{book.job_id}-{secrets.token_hex(3)}"
+    # No environment goes along: the cluster has its own credentials, and the passphrase stays.
+    entrypoint = shlex.join(
+        [
+            place.python, "-m", MODULE, without_profile(book.store), book.job_id,
+            "--actors", str(actors), "--cluster",
+        ]
+    )  # fmt: skip
+    with _jobs_api(place.cluster) as client:
+        client.submit_job(entrypoint=entrypoint, submission_id=submission)
+    changed = {
+        "driver_pid": 0,
+        "cluster": place.cluster,
+        "cluster_python": place.python,
+        "submission": submission,
+    }
+    home.save_book(book.model_copy(update=changed))
+    return ClusterDriver(home.book(book.job_id))
+
+
+@contextmanager
+def _jobs_api(address: str) -> Iterator[Any]:
+    """A client of a cluster's Jobs API; what it raises becomes ClusterError."""
+    url = address if "://" in address else f"http://{address}"
+    try:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            raise ValueError
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as error:
+        raise InputError(f"cluster {address}: give http://host:8265") from error
+    try:
+        # Ray itself would go on trying for long.
+        socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
+        from ray.job_submission import JobSubmissionClient
+
+        yield JobSubmissionClient(url)
+    except (OSError, RuntimeError, ValueError) as error:
+        # The first line: what follows are stack traces of the cluster's.
+        what = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ClusterError(
+            f"cluster {address}: {what}; check --cluster (http://host:8265), its token, "
+            "and that it runs"
+        ) from error

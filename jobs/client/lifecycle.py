@@ -1,0 +1,155 @@
+"""What a user does to a job that is submitted: cancel, retry, delete."""
+
+from __future__ import annotations
+
+import time
+
+from jobs.client.drivers import Driver, driver_of
+from jobs.client.home import Home, JobBook
+from jobs.client.submit import upload_shared
+from jobs.storage import layout
+from jobs.storage.records import (
+    Cancellation,
+    JobRecord,
+    JobState,
+    read_marks,
+    read_record,
+    read_state,
+    write_record,
+)
+from jobs.storage.store import Store
+from nst.errors import ClusterError, InputError, StoreError
+
+PATIENCE = 30.0
+"""Seconds for a driver to see that its job is cancelled and to stop."""
+POLL = 0.5
+
+
+def uploaded(store: Store, book: JobBook) -> bool:
+    """Whether a job got into its store as a whole."""
+    return store.exists(layout.job(book.job_id))
+
+
+def at_work(store: Store, book: JobBook, state: JobState, driver: Driver) -> bool:
+    """Whether a job's driver still runs, as far as can be told.
+
+    A driver of this machine is asked for; of another one, the sign of life in the store tells, and
+    the cluster if it answers.
+    """
+    if state.finished or state.status == "submitted":
+        return False
+    return driver.alive() and not (book.cluster and state.stale(store.clock()))
+
+
+def cancel(home: Home, store: Store, book: JobBook, patience: float = PATIENCE) -> JobState:
+    """Stop a job; pairs that are done stay done. Returns its last state.
+
+    The driver gets a wish and so many seconds, then it is ended from outside.
+
+    Raises:
+        ClusterError: if that is needed and the cluster does not answer.
+        StoreError: if the store does not answer.
+    """
+    state = read_state(store, book.job_id)
+    if state.finished:
+        return state
+    wish = Cancellation(asked=store.clock())
+    store.create(layout.cancellation(book.job_id), wish.model_dump_json().encode())
+    driver = driver_of(home, book)
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline and at_work(store, book, state, driver):
+        time.sleep(POLL)
+        state = read_state(store, book.job_id)
+    if not state.finished:
+        try:
+            driver.stop()
+        except ClusterError:
+            # A cluster that is gone has no driver either.
+            if not state.stale(store.clock()):
+                raise
+        state = read_state(store, book.job_id)
+    if not state.finished:
+        state.status, state.pairs_running = "cancelled", []
+        write_record(store, layout.state(book.job_id), state)
+    return state
+
+
+def prepare_retry(home: Home, store: Store, book: JobBook, failed_too: bool) -> int:
+    """Make a job ready for another driver; returns how many pairs it will find to do.
+
+    Circuits and evaluation keys that are missing in the store are uploaded again.
+
+    Args:
+        home: The user's data directory.
+        store: Where the job is.
+        book: Which job.
+        failed_too: Whether pairs that failed get another chance.
+
+    Raises:
+        InputError: if a driver is at work, or the job never got into the store as a whole.
+    """
+    require_idle(home, store, book, "wait for it, or cancel it first")
+    if not uploaded(store, book):
+        raise InputError(
+            f"job {book.job_id} was not uploaded to its end; nst-batch delete {book.job_id}, "
+            "and submit the pairs again"
+        )
+    job = read_record(store, layout.job(book.job_id), JobRecord)
+    marks = read_marks(store, job)
+    failed = [p for p, end in marks.ended.items() if end.status == "failed"] if failed_too else []
+    left = len(job.pairs) - len(marks.ended) + len(failed)
+    if not left:
+        return 0
+    upload_shared(home, store, book.circuit_id, book.key_id)
+    for pair_id in failed:
+        store.delete(layout.pair_end(book.job_id, pair_id))
+    if marks.cancelled:
+        store.delete(layout.cancellation(book.job_id))
+    if marks.complete:
+        store.delete(layout.job_end(book.job_id))
+    return left
+
+
+def delete(home: Home, store: Store, book: JobBook) -> int:
+    """Delete a job from its store and from this machine; returns the number of objects.
+
+    Circuits and evaluation keys go with the last job of the store that uses them.
+
+    Raises:
+        InputError: if a driver is at work on it.
+        StoreError: if something cannot be deleted; what is left can be deleted again.
+    """
+    require_idle(home, store, book, "cancel it first")
+    count = store.delete_prefix(layout.whole_job(book.job_id))
+    circuits, keys = _used_by_others(store, book.job_id)
+    if circuits is not None and book.circuit_id not in circuits:
+        count += store.delete_prefix(layout.circuits(book.circuit_id))
+    if keys is not None and book.key_id not in keys:
+        count += store.delete_prefix(layout.keys(book.key_id))
+    home.forget(book.job_id)
+    return count
+
+
+def require_idle(home: Home, store: Store, book: JobBook, advice: str) -> None:
+    """Raise InputError if a driver is at work on a job."""
+    state = read_state(store, book.job_id)
+    if at_work(store, book, state, driver_of(home, book)):
+        raise InputError(f"job {book.job_id} is {state.status}; {advice}")
+
+
+def _used_by_others(store: Store, job_id: str) -> tuple[set[str] | None, set[str] | None]:
+    """Circuits and key sets of all other jobs; None if a record does not tell."""
+    circuits, keys = set(), set()
+    for key in store.list(layout.jobs()):
+        if layout.job_of(key) in (None, job_id):
+            continue
+        try:
+            job = read_record(store, key, JobRecord)
+        except StoreError:
+            # Deleted meanwhile, or of another version, whose circuits are not known.
+            if store.exists(key):
+                return None, None
+            continue
+        circuits.add(job.circuit_id)
+        keys.add(job.key_id)
+    return circuits, keys

@@ -1,0 +1,110 @@
+"""Jobs on a real Ray cluster through its Jobs API, with a store in S3: the client may go away."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from jobs.cli.main import main
+from jobs.client.home import Home
+from jobs.storage import layout
+from jobs.storage.records import read_state
+from jobs.storage.store import open_store
+from nst import levels
+from nst.levels import QualityLevel
+from tests.conftest import BUCKET
+from tests.s3_server import S3Server, free_ports
+from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_weights
+
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 240.0
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def jobs_api(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Address of the Jobs API of a cluster with a head that drives and one node of two cores."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{os.environ.get('PYTHONPATH', '')}")
+    (port,) = free_ports(1)
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": port},
+    )
+    cluster.add_node(num_cpus=2)
+    # From here on the client has what no driver must see.
+    monkeypatch.setenv("NST_BATCH_PASSPHRASE", "correct horse battery")
+    yield f"http://127.0.0.1:{port}"
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_jobs_on_a_cluster(
+    jobs_api: str, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = toy_weights(tmp_path / "toy.safetensors")
+    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, weights, TOY_P_ERROR))
+    monkeypatch.setenv("NST_BATCH_HOME", str(tmp_path / "home"))
+    source, out = tmp_path / "pairs", tmp_path / "out"
+    for kind in ("content", "style"):
+        (source / kind).mkdir(parents=True)
+        noise = np.random.default_rng(len(kind)).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(source / kind / "sea.png")
+    prefix = f"s3://{BUCKET}/{secrets.token_hex(4)}"
+    submit = (
+        *("submit", source, "--quality", "toy", "--no-wait"),
+        *("--store", prefix, "--endpoint-url", s3_server.endpoint),
+        *("--cluster", jobs_api, "--cluster-python", sys.executable),
+    )
+    result = run(*submit)
+    assert result.exit_code == 0, result.output
+    home = Home(tmp_path / "home")
+    (book,) = home.books()
+    assert book.job_id in result.output and book.driver_pid == 0
+
+    result = run("status", book.job_id, "--watch")
+    assert result.exit_code == 0, result.output + run("logs", book.job_id).output
+    store = open_store(book.store)
+    state = read_state(store, book.job_id)
+    assert (state.status, state.actors) == ("succeeded", 2)
+    assert run("fetch", book.job_id, "--out", out).exit_code == 0
+    assert (out / "sea.png").is_file()
+    logs = run("logs", book.job_id)
+    assert logs.exit_code == 0 and "Traceback" not in logs.output
+    for secret in (s3_server.secret_key, "correct horse battery"):
+        assert secret not in logs.output
+
+    # Another one, stopped as soon as it computes.
+    assert run(*submit).exit_code == 0
+    (second,) = [b for b in home.books() if b.job_id != book.job_id]
+    deadline = time.monotonic() + PATIENCE
+    while not read_state(store, second.job_id).pbs_done:
+        assert time.monotonic() < deadline, run("logs", second.job_id).output
+        time.sleep(0.5)
+    asked = time.monotonic()
+    result = run("cancel", second.job_id)
+    assert result.exit_code == 0 and "cancelled" in result.output
+    assert time.monotonic() - asked < 30
+    statuses = {row["job"]: row["status"] for row in json.loads(run("list", "--json").stdout)}
+    assert statuses == {book.job_id: "succeeded", second.job_id: "cancelled"}
+
+    for job in statuses:
+        assert run("delete", job, "--yes").exit_code == 0
+    assert store.list("") == [layout.STORE]

@@ -1,0 +1,376 @@
+"""Commands for submitted jobs, on jobs without cryptography that are driven in this process."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from jobs.cli.main import main
+from jobs.client import drivers, lifecycle
+from jobs.client.drivers import ClusterDriver, LocalDriver, Place
+from jobs.client.home import BookPair, Home, JobBook
+from jobs.execution.driver import run_job
+from jobs.storage import layout
+from jobs.storage.records import (
+    STALE_AFTER,
+    JobRecord,
+    JobState,
+    read_marks,
+    read_record,
+    read_state,
+    write_record,
+)
+from jobs.storage.s3_address import without_profile
+from jobs.storage.store import Store, open_store
+from nst.errors import ClusterError
+from tests.fakes import PLAN, fake_executor, fake_job, plain_results  # noqa: F401
+from tests.plans import grid_of_pairs
+
+NOBODY = "http://127.0.0.1:9"
+"""A port that no Jobs API has."""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    monkeypatch.setenv("NST_BATCH_HOME", str(tmp_path / "home"))
+    return Home(tmp_path / "home")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "store"))
+
+
+def book_of(home: Home, store: Store, job: JobRecord) -> JobBook:
+    """Remember a job as if it had been submitted from here."""
+    book = JobBook(
+        job_id=job.job_id,
+        created=job.created,
+        store=store.url,
+        quality=job.quality,
+        key_id=job.key_id,
+        circuit_id=job.circuit_id,
+        pairs=[
+            BookPair(pair_id=p.pair_id, name=f"name of {p.pair_id}", content=0, style=0, box=[])
+            for p in job.pairs
+        ],
+        skipped=[],
+    )
+    home.save_book(book)
+    return book
+
+
+@pytest.fixture
+def book(home: Home, store: Store) -> JobBook:
+    return book_of(home, store, fake_job(store, pairs=grid_of_pairs(2, 1)))
+
+
+@pytest.fixture
+def drive(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Drivers run in this process, to their end; returns what they were given as actors."""
+    started: list[int] = []
+
+    def start_here(_: Home, book: JobBook, actors: int) -> None:
+        started.append(actors)
+        job = read_record(store, layout.job(book.job_id), JobRecord)
+        run_job(store, job, fake_executor(), actors)
+
+    monkeypatch.setattr(drivers, "start_here", start_here)
+    return started
+
+
+def run(*arguments: str | Path, typed: str = "") -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments], input=typed)
+
+
+def refused(result: Result, code: int, *words: str) -> None:
+    assert result.exit_code == code, result.output
+    (line,) = [x for x in result.output.splitlines() if x.startswith("error: ")]
+    for word in words:
+        assert word in line, line
+
+
+def shown(job: str = "job") -> dict[str, str]:
+    pairs = json.loads(run("status", job, "--json").stdout)["pairs"]
+    return {pair["name"]: pair["status"] for pair in pairs}
+
+
+def set_state(store: Store, **fields: object) -> None:
+    state = JobState(pairs_total=2, heartbeat=store.clock(), **fields)  # type: ignore[arg-type]
+    write_record(store, layout.state("job"), state)
+
+
+def process_of(job: str) -> subprocess.Popen[bytes]:
+    """A process that looks like a local driver of a job."""
+    code = "import time; print('ready', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code, job], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline()
+    return process
+
+
+def test_a_job_from_retry_to_its_end(home: Home, book: JobBook, drive: list[int]) -> None:
+    assert set(shown().values()) == {"submitted"}
+    assert "retry job" in run("status", "job").output
+    result = run("retry", "job", "--actors", "3")
+    assert result.exit_code == 0, result.output
+    assert drive == [3]
+    assert set(shown().values()) == {"succeeded"}
+    (row,) = json.loads(run("list", "--json").stdout)
+    assert (row["job"], row["status"], row["pairs_done"]) == ("job", "succeeded", 2)
+    assert run("status", "job", "--watch").exit_code == 0
+    # Nothing is left to do, so nothing is started.
+    assert run("retry", "job").exit_code == 0 and drive == [3]
+
+
+def test_failed_pairs_are_tried_again_only_if_asked(
+    home: Home, store: Store, drive: list[int]
+) -> None:
+    pairs = grid_of_pairs(2, 1)
+    book_of(home, store, fake_job(store, pairs=pairs, poisoned="c1"))
+    assert run("retry", "job").exit_code == 1
+    assert shown() == {"name of p00": "succeeded", "name of p10": "failed"}
+    assert "refused" in run("status", "job").output
+    assert run("status", "job").exit_code == 1
+    kept = read_marks(store, fake_job(store, pairs=pairs)).ended["p00"]
+    assert run("retry", "job").exit_code == 1 and len(drive) == 1
+    assert run("retry", "job", "--failed").exit_code == 0 and len(drive) == 2
+    assert set(shown().values()) == {"succeeded"}
+    assert read_marks(store, fake_job(store, pairs=pairs)).ended["p00"] == kept
+
+
+def test_a_cancelled_job_can_be_taken_up(store: Store, book: JobBook, drive: list[int]) -> None:
+    result = run("cancel", "job")
+    assert result.exit_code == 0 and "cancelled, 0/2" in result.output
+    assert set(shown().values()) == {"cancelled"}
+    assert run("status", "job").exit_code == 1
+    assert run("retry", "job").exit_code == 0
+    assert set(shown().values()) == {"succeeded"}
+    # A job that has ended is not cancelled any more.
+    assert "succeeded" in run("cancel", "job").output
+    assert not store.exists(layout.cancellation("job"))
+
+
+def test_a_driver_that_does_not_listen_is_ended(home: Home, store: Store, book: JobBook) -> None:
+    process = process_of("job")
+    try:
+        home.save_book(book.model_copy(update={"driver_pid": process.pid}))
+        set_state(store, status="running")
+        assert lifecycle.cancel(home, store, home.book("job"), patience=0.2).status == "cancelled"
+        assert process.wait(20) != 0
+    finally:
+        process.kill()
+
+
+def test_a_job_at_work_is_left_alone(
+    home: Home, store: Store, book: JobBook, drive: list[int]
+) -> None:
+    process = process_of("job")
+    try:
+        home.save_book(book.model_copy(update={"driver_pid": process.pid}))
+        set_state(store, status="running")
+        refused(run("retry", "job"), 2, "is running", "cancel")
+        refused(run("delete", "job", "--yes"), 2, "is running", "cancel")
+        assert "driver gone" not in run("status", "job").output
+    finally:
+        process.kill()
+        process.wait()
+    result = run("status", "job")
+    assert "driver gone" in result.output and "retry job" in result.output
+    result = run("status", "job", "--watch")
+    assert result.exit_code == 1 and "retry job" in result.output
+    assert run("retry", "job").exit_code == 0 and len(drive) == 1
+
+
+def test_a_process_that_got_the_drivers_number_is_not_the_driver(home: Home, book: JobBook) -> None:
+    process = process_of("other")
+    try:
+        driver = LocalDriver(home, book.model_copy(update={"driver_pid": process.pid}))
+        assert not driver.alive()
+        driver.stop()
+        assert process.poll() is None
+    finally:
+        process.kill()
+
+
+def test_a_silent_cluster_is_judged_by_the_sign_of_life(
+    home: Home, store: Store, book: JobBook
+) -> None:
+    book = book.model_copy(update={"cluster": NOBODY, "submission": "s"})
+    home.save_book(book)
+    driver = ClusterDriver(book)
+    set_state(store, status="running")
+    assert lifecycle.at_work(store, book, read_state(store, "job"), driver)
+    late = JobState(status="running", heartbeat=store.clock() - STALE_AFTER - 1)
+    write_record(store, layout.state("job"), late)
+    assert not lifecycle.at_work(store, book, late, driver)
+    assert "driver gone" in run("status", "job").output
+    # Nobody can stop it, and nobody need to.
+    assert lifecycle.cancel(home, store, book).status == "cancelled"
+    refused(run("logs", "job"), 3, NOBODY, "--cluster")
+
+
+def test_a_cluster_that_does_not_answer(
+    home: Home, store: Store, book: JobBook, drive: list[int]
+) -> None:
+    refused(run("retry", "job", "--cluster", NOBODY), 3, NOBODY)
+    assert read_state(store, "job").status == "submitted" and not drive
+    refused(run("retry", "job", "--cluster", "ftp://x"), 2, "ftp://x", "http://host:8265")
+    assert run("retry", "job", "--cluster", NOBODY, "--here").exit_code == 2
+
+
+def test_what_a_cluster_is_told(
+    home: Home, store: Store, book: JobBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Store and ids, and nothing of this machine."""
+    told: list[dict[str, object]] = []
+
+    class Client:
+        def __init__(self, address: str) -> None:
+            assert address == "http://127.0.0.1:1"
+
+        def submit_job(self, **arguments: object) -> None:
+            told.append(arguments)
+
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", Client)
+    monkeypatch.setattr(drivers.socket, "create_connection", lambda *_: socket.socket())
+    monkeypatch.setenv("NST_BATCH_PASSPHRASE", "correct horse")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    book = book.model_copy(update={"store": "s3://bucket/a?region=r&profile=mine"})
+    drivers.start(home, store, book, 0, Place("127.0.0.1:1", "/opt/the python"))
+    ((entrypoint, submission),) = [(t.pop("entrypoint"), t.pop("submission_id")) for t in told]
+    assert told == [{}]
+    assert entrypoint == (
+        "'/opt/the python' -m jobs.execution.driver 's3://bucket/a?region=r' job --actors 0 "
+        "--cluster"
+    )
+    saved = home.book("job")
+    assert (saved.cluster, saved.cluster_python) == ("127.0.0.1:1", "/opt/the python")
+    assert saved.submission == submission and "job" in str(submission)
+
+
+def test_a_profile_stays_on_this_machine() -> None:
+    assert without_profile("s3://bucket?profile=x&sse=AES256") == "s3://bucket?sse=AES256"
+    assert without_profile("/a/folder") == "/a/folder"
+
+
+def test_logs_are_shown_without_what_steers_terminals(home: Home, book: JobBook) -> None:
+    assert run("logs", "job").output == ""
+    home.driver_log("job").write_text("one\x1b[2J\ttwo\nthree")
+    assert run("logs", "job").output == "one[2J\ttwo\nthree"
+
+
+def test_a_deleted_job_leaves_nothing(
+    home: Home, store: Store, book: JobBook, drive: list[int]
+) -> None:
+    run("retry", "job")
+    store.write(layout.result_row("job", "dead", "p00", 0), b"an orphan")
+    refused(run("delete", "job"), 2, "--yes")
+    assert home.books()
+    result = run("delete", "job", "--yes")
+    assert result.exit_code == 0, result.output
+    assert store.list("") == [layout.STORE]
+    assert home.books() == [] and not (home.root / "jobs" / "job").exists()
+    refused(run("status", "job"), 2, "job")
+
+
+def test_what_other_jobs_use_outlives_a_job(home: Home, store: Store, book: JobBook) -> None:
+    book_of(home, store, fake_job(store, "other", grid_of_pairs(1, 1)))
+    assert run("delete", "job", "--yes").exit_code == 0
+    for key in (
+        layout.server_zip(PLAN.circuit_id),
+        layout.circuit_plan(PLAN.circuit_id),
+        layout.evaluation_keys("key"),
+        layout.job("other"),
+    ):
+        assert store.exists(key)
+    assert not any(key.startswith("jobs/job/") for key in store.list(""))
+    # Of a job of another version nobody knows what it uses.
+    store.write(layout.job("newer"), b'{"format": 99}')
+    assert run("delete", "other", "--yes").exit_code == 0
+    assert store.exists(layout.evaluation_keys("key"))
+    store.delete(layout.job("newer"))
+    book_of(home, store, fake_job(store, "last", grid_of_pairs(1, 1)))
+    assert run("delete", "last", "--yes").exit_code == 0
+    assert store.list("") == [layout.STORE]
+
+
+def test_a_job_whose_upload_broke_off_can_only_be_deleted(
+    home: Home, store: Store, book: JobBook, drive: list[int]
+) -> None:
+    store.delete(layout.job("job"))
+    assert "not uploaded" in run("status", "job").output
+    refused(run("retry", "job"), 2, "delete job")
+    assert run("delete", "job", "--yes").exit_code == 0
+    assert store.list("") == [layout.STORE] and home.books() == []
+
+
+def test_a_store_that_is_away_hides_no_other_jobs(
+    home: Home, store: Store, book: JobBook, tmp_path: Path
+) -> None:
+    other = open_store(str(tmp_path / "elsewhere"))
+    book_of(home, other, fake_job(other, "second", grid_of_pairs(1, 1)))
+    (tmp_path / "elsewhere" / layout.STORE).write_text('{"format": 99}')
+    result = run("list", "--json")
+    assert result.exit_code == 3
+    statuses = {row["job"]: row["status"] for row in json.loads(result.stdout)}
+    assert statuses == {"job": "submitted", "second": "unknown"}
+
+
+def test_missing_shared_objects_are_uploaded_again(
+    home: Home, store: Store, book: JobBook, drive: list[int]
+) -> None:
+    store.delete(layout.server_zip(book.circuit_id))
+    refused(run("retry", "job"), 2, book.circuit_id)
+    folder = home.circuits / book.circuit_id
+    folder.mkdir(parents=True)
+    (folder / "server.zip").write_bytes(b"circuits")
+    assert run("retry", "job").exit_code == 0
+    assert store.read(layout.server_zip(book.circuit_id)) == b"circuits"
+
+
+@pytest.mark.parametrize("command", [("retry",), ("cancel",), ("delete", "--yes"), ("logs",)])
+def test_unknown_jobs(home: Home, command: tuple[str, ...]) -> None:
+    refused(run(*command, "nothing"), 2, "nothing", "nst-batch list")
+
+
+def test_watching_needs_a_job(home: Home) -> None:
+    assert run("status", "--watch").exit_code == 2
+    assert run("status").exit_code == 0
+
+
+def test_cancelling_waits_for_the_driver(
+    home: Home, store: Store, book: JobBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = process_of("job")
+    try:
+        home.save_book(book.model_copy(update={"driver_pid": process.pid}))
+        set_state(store, status="running")
+        waits: list[float] = []
+
+        def stops(seconds: float) -> None:
+            assert store.exists(layout.cancellation("job"))
+            waits.append(seconds)
+            set_state(store, status="cancelled", pairs_done=1)
+
+        monkeypatch.setattr(lifecycle.time, "sleep", stops)
+        state = lifecycle.cancel(home, store, home.book("job"))
+        assert (state.status, state.pairs_done) == ("cancelled", 1)
+        assert len(waits) == 1 and process.poll() is None
+    finally:
+        process.kill()
+
+
+def test_a_driver_that_cannot_be_ended_is_not_called_cancelled(
+    home: Home, store: Store, book: JobBook
+) -> None:
+    book = book.model_copy(update={"cluster": NOBODY, "submission": "s"})
+    set_state(store, status="running")
+    with pytest.raises(ClusterError):
+        lifecycle.cancel(home, store, book, patience=0.1)
+    assert read_state(store, "job").status == "running"
