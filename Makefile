@@ -1,7 +1,7 @@
 # Everything runs from .venv; `make venv` builds it, and the targets that need it ask for it.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint bench-low bench-grid bench-p-error bench-architecture bench-quality lock clean
+.PHONY: help venv demo test lint bench-low bench-grid bench-p-error bench-estimate bench-architecture bench-quality lock clean
 .DELETE_ON_ERROR:
 
 SHELL := /bin/sh
@@ -64,6 +64,9 @@ bench-grid: venv ## 3 contents x 2 styles at draft: each style computed once
 
 bench-p-error: venv ## cost of a PBS by p_error
 	$(PYTHON) -m benchmarks.p_error $(ARGS)
+
+bench-estimate: venv ## estimates against real runs; measures the stage times that ship (5 minutes)
+	$(PYTHON) -m benchmarks.estimate $(ARGS)
 
 bench-architecture: venv ## short training runs of several architectures; ARGS names the data
 	$(PYTHON) -m benchmarks.architecture $(ARGS)

@@ -113,7 +113,7 @@ def test_the_text_says_where_one_pair_stops_and_what_limits_a_job() -> None:
     result = run("estimate", *QUALITY, "--pairs", 2, "--cores", "1,64")
     assert result.exit_code == 0, result.output
     assert "critical path" in result.output and "are of no use to it" in result.output
-    assert re.search(r"up +\d+\.\d s +8 rows", result.output)
+    assert re.search(r"up +\d+\.\d s, 8 rows at the same time", result.output)
     assert "limited on 1 core by the cores" in result.output
     assert "limited on 64 cores by its few pairs" in result.output
 
@@ -172,7 +172,7 @@ def test_a_dry_run_says_what_a_job_would_take_and_does_nothing(
 def test_a_job_over_the_limit_is_asked_about(source: Path, home: Path, tmp_path: Path) -> None:
     arguments = ["submit", source, *QUALITY, "--store", tmp_path / "store", "--limit", 0.001]
     # Nobody there to answer.
-    refused(run(*arguments), "2 pairs at toy take about 0.0", "--yes")
+    refused(run(*arguments), "2 pairs at toy: about 0.0", "--yes")
     refused(run(*arguments, answer="n\n"), "nothing was submitted")
     assert untouched(home) and not (tmp_path / "store").exists()
 

@@ -24,7 +24,10 @@ from tests.plans import grid_of_pairs, made_up_plan
 
 
 def plan_of(size: int = 64) -> CircuitPlan:
-    """A plan whose every PBS takes 1,000 operations, with sizes of its inputs and results."""
+    """A plan whose every PBS takes 1,000 operations, with sizes of its inputs and results.
+
+    Of its results' words 16 bits are stored, a quarter.
+    """
     plan = made_up_plan(size=size)
     stages = tuple(replace(stage, operations=1000.0 * stage.pbs) for stage in plan.stages)
     return replace(
@@ -105,10 +108,10 @@ def test_the_figures_of_a_job_on_one_core() -> None:
     assert estimate.pairs == estimate.styles == 3
     assert estimate.pbs == 3 * (PLAN.pbs_content + PLAN.pbs_style)
     assert estimate.work_core_hours == pytest.approx(3 * WORK_S / 3600)
-    assert (estimate.wire.up, estimate.wire.down) == (6 * 16_000, 3 * 160_000)
+    assert (estimate.wire.up, estimate.wire.down) == (6 * 16_000, 3 * 40_000)
     assert on.job_s == pytest.approx(3 * WORK_S)
     assert on.pair_s == pytest.approx(WORK_S)
-    assert on.pair_at_client_s == pytest.approx(WORK_S + (32_000 + 160_000) / 1e6)
+    assert on.pair_at_client_s == pytest.approx(WORK_S + (32_000 + 40_000) / 1e6)
     assert on.dollars == pytest.approx(3 * WORK_S / 1000)
     assert on.pairs_a_night == pytest.approx(NIGHT_S / WORK_S, abs=1)
     assert on.utilization == pytest.approx(1)
@@ -127,7 +130,7 @@ def test_a_style_that_several_contents_share_is_paid_and_sent_once() -> None:
 def test_what_limits_a_job() -> None:
     def limit(pairs: int, cores: int, dispatch_s: float = 0.0, bandwidth: float = 1e12) -> str:
         # Of results only a byte goes to the store, or it would be the driver who waits.
-        plan = replace(PLAN, output_ciphertext_bytes=PLAN.size // 4)
+        plan = replace(PLAN, output_ciphertext_bytes=PLAN.size)
         times = TIMES.model_copy(update={"dispatch_s": dispatch_s})
         forecaster = Forecaster(plan, times, Offer(cores_per_node=2, bandwidth=bandwidth))
         return limit_of(forecaster.simulate(build_graph(plan, distinct_pairs(pairs)), cores), cores)

@@ -172,7 +172,8 @@ def estimate(
         click.echo(json.dumps(record, indent=2))
         return
     click.echo(
-        f"{forecast.pairs:,} pairs at {quality}, {forecast.styles:,} styles: {forecast.pbs:,} PBS, "
+        f"{_many(forecast.pairs, 'pair')} at {quality}, {_many(forecast.styles, 'style')}: "
+        f"{forecast.pbs:,} PBS, "
         f"{forecast.work_core_hours:,.2f} core-hours"
     )
     click.echo(f"stage times: {_source(times)}")
@@ -201,7 +202,7 @@ def require_within_limit(
     hours = core_hours(plan, read_times(), records_of_pictures(prepared))
     if hours <= limit:
         return
-    what = f"{len(prepared)} pairs at {level.name} take about {hours:.3g} core-hours"
+    what = f"{_many(len(prepared), 'pair')} at {level.name}: about {hours:.3g} core-hours"
     try:
         agreed = click.confirm(f"{what}, more than the limit of {limit:g}. Submit them?", err=True)
     except click.Abort as error:
@@ -234,11 +235,11 @@ def print_dry_run(
     (on,) = forecast.on
     wire = forecast.wire
     lines = {
-        "pairs": f"{forecast.pairs:,} at {level.name}, {forecast.styles:,} styles; "
+        "pairs": f"{forecast.pairs:,} at {level.name}, {_many(forecast.styles, 'style')}; "
         f"{len(skipped):,} skipped",
         "PBS": f"{forecast.pbs:,}",
         "core-hours": f"{on.core_hours:,.3g}",
-        "wall time": f"{duration(on.job_s)} on {_cores(actors)}",
+        "wall time": f"{duration(on.job_s)} on {_many(actors, 'core')}",
         "bytes up": f"{wire.up:,}, and {once:,} of circuits and keys once",
         "bytes down": f"{wire.down:,}",
         "memory": size(on.memory_bytes),
@@ -298,8 +299,8 @@ def _source(times: StageTimes) -> str:
     return ", ".join(x for x in (times.machine, times.date[:10], times.command) if x)
 
 
-def _cores(count: int) -> str:
-    return "1 core" if count == 1 else f"{count:,} cores"
+def _many(count: int, what: str) -> str:
+    return f"1 {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def _print_one_pair(one: OnePair) -> None:
@@ -307,10 +308,12 @@ def _print_one_pair(one: OnePair) -> None:
 
     click.echo(
         f"one pair: at least {duration(one.critical_path_s)} (critical path) on any number of "
-        f"cores; more than {_cores(one.useful_cores)} are of no use to it"
+        f"cores; more than {_many(one.useful_cores, 'core')} are of no use to it"
     )
     for stage, seconds in one.path_s.items():
-        click.echo(f"  {stage:12} {seconds:7.1f} s  {one.rows[stage]:4} rows at the same time")
+        click.echo(
+            f"  {stage:12} {seconds:7.1f} s, {_many(one.rows[stage], 'row')} at the same time"
+        )
     click.echo(
         f"  halving the tasks of {one.longest} would make it {duration(one.halved_s)}, "
         "with twice as many of them at the same time"
@@ -330,7 +333,7 @@ def _print_table(forecast: Estimate) -> None:
     line("cores", *(f"{x.cores:,}" for x in on))
     line("one pair", *(duration(x.pair_s) for x in on))
     line("  with upload, download", *(duration(x.pair_at_client_s) for x in on))
-    line(f"{forecast.pairs:,} pairs", *(duration(x.job_s) for x in on))
+    line(_many(forecast.pairs, "pair"), *(duration(x.job_s) for x in on))
     line("pairs a night (8 h)", *(f"{x.pairs_a_night:,}" for x in on))
     line("core-hours paid for", *(f"{x.core_hours:,.2f}" for x in on))
     line("  of them used", *(f"{x.utilization:.0%}" for x in on))
@@ -338,7 +341,7 @@ def _print_table(forecast: Estimate) -> None:
     line("memory", *(size(x.memory_bytes) for x in on))
     line("between nodes", *(size(x.bytes_between_nodes) for x in on))
     for each in on:
-        click.echo(f"limited on {_cores(each.cores)} by {ADVICE[each.limit]}")
+        click.echo(f"limited on {_many(each.cores, 'core')} by {ADVICE[each.limit]}")
 
 
 def size(count: float) -> str:

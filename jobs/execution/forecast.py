@@ -13,8 +13,10 @@ from jobs.execution.simulation import Machines, Simulated, Sizes, critical_path,
 from jobs.execution.stage_times import StageTimes
 from jobs.storage.records import PairRecord
 from nst.architecture import CELL
+from nst.ciphertext import FULL_BITS
 from nst.errors import InputError
 from nst.plan import CircuitPlan
+from nst.switching import word_bits
 
 NIGHT_S = 8 * 3600.0
 USEFUL = 1.05
@@ -151,12 +153,11 @@ class Forecaster:
         self.plan, self.times, self.offer = plan, times, offer
         self.seconds = times.seconds(plan)
         self.rows = plan.size // CELL
-        self.sizes = Sizes(
-            plan.input_ciphertext_bytes // self.rows, plan.output_ciphertext_bytes // self.rows
-        )
+        result_bytes = plan.output_ciphertext_bytes * word_bits(plan) // FULL_BITS
+        self.sizes = Sizes(plan.input_ciphertext_bytes // self.rows, result_bytes // self.rows)
         self.single = build_graph(plan, distinct_pairs(1))
         self.worker_bytes = times.worker_bytes + int(
-            times.bytes_per_source_byte * _largest_call(self.single)
+            times.bytes_per_source_byte * largest_call(self.single)
         )
 
     def estimate(self, pairs: Sequence[PairRecord], cores: Sequence[int]) -> Estimate:
@@ -282,7 +283,7 @@ def work_s(graph: TaskGraph, seconds: Mapping[str, float]) -> float:
     return math.fsum(seconds[task.stage] for task in graph.tasks)
 
 
-def _largest_call(graph: TaskGraph) -> int:
+def largest_call(graph: TaskGraph) -> int:
     """Most bytes of sources and result of one task."""
     return max(
         task.output_bytes

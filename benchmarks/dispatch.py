@@ -1,0 +1,99 @@
+"""The driver's own time for a task, with the real scheduler and the real executor on Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import numpy as np
+import ray
+
+from cluster.executor import RayExecutor
+from cluster.local import local_ray
+from jobs.execution.graph import Task, TaskGraph
+from jobs.execution.scheduler import Completion, LostError, Orders, run_graph
+
+SOURCES = 10
+"""Arguments of a task, as at low."""
+WAIT = 0.2
+"""Seconds of a task, far less than a thousand workers leave the driver for all of theirs."""
+
+
+@ray.remote(num_cpus=1)
+class StandIn:
+    """As many workers as wanted, in one process: their tasks do nothing for a while."""
+
+    def ready(self) -> str:
+        """Like `RowActor`."""
+        return ""
+
+    @ray.method(num_returns=2)
+    async def run(self, stage: str, *rows: Any) -> tuple[Any, dict[str, float]]:
+        """Like `RowActor`."""
+        await asyncio.sleep(WAIT)
+        now = time.time()
+        return np.zeros(8, np.uint8), {"start": now, "end": now, "cpu_s": 0.0}
+
+
+class StandInExecutor(RayExecutor):
+    """The real executor, all of whose actors are one."""
+
+    shared: Any = None
+
+    def _fill(self, slot: Any) -> None:
+        slot.actor, slot.coming = self.shared, None
+
+
+class Silent:
+    """A listener that does nothing."""
+
+    def look(self, live_bytes: int) -> Orders:
+        """See `Listener`."""
+        return Orders()
+
+    def task_started(self, task: Task) -> None:
+        """See `Listener`."""
+
+    def task_done(self, task: Task, completion: Completion, live_bytes: int) -> None:
+        """See `Listener`."""
+
+    def row_done(self, pair_id: str, row: int, ciphertext: bytes) -> None:
+        """See `Listener`."""
+
+    def pair_done(self, pair_id: str) -> None:
+        """See `Listener`."""
+
+    def pair_failed(self, pair_id: str, reason: str) -> None:
+        """See `Listener`."""
+        raise AssertionError(reason)
+
+
+def time_dispatch(actors: int, tasks: int) -> float:
+    """Seconds a task of a walk on so many stand-ins, less what waiting for them takes."""
+    graph = TaskGraph(
+        tuple(
+            Task(
+                index=index,
+                stage="none",
+                group="pair:p",
+                row=0,
+                sources=tuple(range(SOURCES)) if index >= SOURCES else (),
+                pbs=1,
+                output_bytes=8,
+                priority=(0, 0, index),
+            )
+            for index in range(tasks)
+        ),
+        {"p": (tasks - 1,)},
+        {"pair:p": ("p",)},
+    )
+    with local_ray(1):
+        StandInExecutor.shared = StandIn.options(max_concurrency=4 * actors).remote()
+        ray.get(StandInExecutor.shared.ready.remote())
+        executor = StandInExecutor(actors, lambda: None, Completion, LostError)  # type: ignore
+        start, cpu = time.perf_counter(), time.thread_time()
+        run_graph(graph, executor, lambda _: [], Silent())
+        spent = time.perf_counter() - start, time.thread_time() - cpu
+    print(f"{actors} actors: {spent[0] / tasks:.2e} s a task, {spent[1] / tasks:.2e} s of CPU")
+    return spent[1] / tasks

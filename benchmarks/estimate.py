@@ -1,0 +1,221 @@
+"""Estimates against real runs, and what they say of machines that are not here: `make
+bench-estimate`.
+
+1. A job at toy size (the network of the tests) runs on local Ray with 1 and then 2 actors. Before
+   each run its stages are called bare in as many processes at once as the run has actors (cores of
+   one machine share its caches and its clock), and from these seconds alone the run is predicted.
+2. The stages of low are called bare, on all cores at once: these are the times that ship as
+   `jobs/execution/stage_times.json`.
+3. With them, 1 low, 1 high and 1,000 low pairs are estimated on 16, 96 and 1,024 cores.
+
+Takes some 5 minutes. Run it on an idle machine: what it measures becomes everybody's estimate.
+`--smoke` only tries it out, in a minute or two, and records nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks.measure import FOLDER, provenance, time_stages, write_result
+from benchmarks.run import load, prepared, run_submitted, submit_pairs
+from jobs.execution.forecast import Forecaster, Offer, distinct_pairs, largest_call
+from jobs.execution.graph import build_graph
+from jobs.execution.loading import read_plan
+from jobs.execution.stage_times import SHIPPED, StageTimes, times_of
+from jobs.storage import layout
+from jobs.storage.records import JobRecord, read_record
+from jobs.storage.store import open_store
+from nst import levels
+from nst.circuits import build, load_plan
+from nst.levels import QualityLevel
+from nst.plan import CircuitPlan
+from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_weights
+
+EXAMPLES = FOLDER.parent / "examples" / "pairs"
+TOY = "toy"
+CORES = (16, 96, 1024)
+CALL_S = 0.05
+"""Seconds of a call besides its PBS."""
+LOCAL = 1e9
+"""Bytes a second to the store, which here is a folder."""
+DISPATCHED = 3000
+"""Tasks that do nothing, to time the driver alone."""
+
+
+def main() -> None:
+    """Run, print and record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="try it out; record nothing")
+    smoke = parser.parse_args().smoke
+    with tempfile.TemporaryDirectory(prefix="nst-bench-") as name:
+        folder = Path(name)
+        weights = toy_weights(folder / "toy.safetensors")
+        levels.LEVELS[TOY] = QualityLevel(TOY, TOY_SIZE, weights, TOY_P_ERROR)
+        dispatch = {str(cores): dispatch_seconds(cores, smoke) for cores in CORES}
+        print("dispatch", dispatch)
+        base = StageTimes(
+            machine=_machine(),
+            date=time.strftime("%Y-%m-%d", time.gmtime()),
+            command="make bench-estimate",
+            call_s=CALL_S,
+            dispatch_s=dispatch[str(CORES[-1])],
+            overhead_s=0.0,
+            worker_bytes=0,
+            bytes_per_source_byte=0.0,
+            stages={},
+        )
+        runs = [compare(folder, actors, base, smoke) for actors in (1, 2)]
+        times = measured_times(folder, base, runs, "draft" if smoke else "low")
+    result = {
+        **provenance("make bench-estimate"),
+        "runs": runs,
+        "dispatch_s_by_actors": dispatch,
+        "stage_times": times.model_dump(),
+        "estimates": [
+            estimated(times, quality, pairs, CORES)
+            for quality, pairs in (("low", 1), ("high", 1), ("low", 20 if smoke else 1000))
+        ],
+    }
+    if smoke:
+        print(json.dumps(result, indent=2))
+        return
+    SHIPPED.write_text(times.model_dump_json(indent=2) + "\n")
+    print(write_result("estimate", result))
+    for run in runs:
+        print(f"{run['actors']} actors: {run['error']:+.1%} of the measured {run['wall_s']:.1f} s")
+
+
+def compare(folder: Path, actors: int, base: StageTimes, smoke: bool) -> dict[str, Any]:
+    """A real run and its prediction from bare calls made just before it."""
+    pairs = prepared(EXAMPLES, TOY)[: 1 if smoke else 3]
+    book, _ = submit_pairs(folder, pairs, TOY)
+    store = open_store(book.store)
+    plan = read_plan(store, book.circuit_id)
+    bare, peak = bare_calls(book.store, book.job_id, actors)
+    times = base.model_copy(update={"stages": times_of(plan, bare)})
+    record = read_record(store, layout.job(book.job_id), JobRecord)
+    offer = Offer(cores_per_node=actors, bandwidth=LOCAL)
+    predicted = Forecaster(plan, times, offer).simulate(build_graph(plan, record.pairs), actors)
+    job = run_submitted(folder, book, actors, 0.0)
+    wall_s = job.state.last_task - job.state.first_task
+    pbs = sum(task.pbs for task in job.trace)
+    return {
+        "actors": actors,
+        "pairs": len(pairs),
+        "tasks": len(job.trace),
+        "pbs": pbs,
+        "bare_pbs_per_s_one_core": _rate(plan, bare),
+        "pbs_per_s": pbs / wall_s,
+        "predicted_s": predicted.wall_s,
+        "wall_s": wall_s,
+        "error": predicted.wall_s / wall_s - 1,
+        "core_s": sum(task.cpu_s for task in job.trace),
+        "bare_peak_rss_bytes": peak,
+    }
+
+
+def measured_times(
+    folder: Path, base: StageTimes, runs: Sequence[dict[str, Any]], quality: str
+) -> StageTimes:
+    """Stage times of a level with all cores of this machine busy."""
+    book, _ = submit_pairs(folder, prepared(EXAMPLES, quality)[:1], quality)
+    plan = read_plan(open_store(book.store), book.circuit_id)
+    bare, peak = bare_calls(book.store, book.job_id, os.cpu_count() or 1)
+    # A process at toy size holds circuits and keys and hardly any ciphertexts.
+    worker_bytes = max(run["bare_peak_rss_bytes"] for run in runs)
+    largest = largest_call(build_graph(plan, distinct_pairs(1)))
+    return base.model_copy(
+        update={
+            "stages": times_of(plan, bare),
+            "worker_bytes": worker_bytes,
+            "bytes_per_source_byte": max(peak - worker_bytes, 0) / largest,
+        }
+    )
+
+
+def bare_calls(store_url: str, job_id: str, processes: int) -> tuple[dict[str, float], int]:
+    """By stage, mean seconds of a bare call in so many processes at once; their peak memory."""
+    code = (
+        "import sys; from benchmarks.estimate import print_calls; "
+        "print_calls(sys.argv[1], sys.argv[2])"
+    )
+
+    def one(_: int) -> dict[str, Any]:
+        done = subprocess.run(
+            [sys.executable, "-c", code, store_url, job_id],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=FOLDER.parent,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        return json.loads(done.stdout.splitlines()[-1])
+
+    with ThreadPoolExecutor(processes) as pool:
+        all_calls = list(pool.map(one, range(processes)))
+    stages = all_calls[0]["seconds"]
+    seconds = {stage: fmean(calls["seconds"][stage] for calls in all_calls) for stage in stages}
+    return seconds, max(calls["peak"] for calls in all_calls)
+
+
+def print_calls(store_url: str, job_id: str) -> None:
+    """Body of `bare_calls`."""
+    stages = time_stages(store_url, job_id, repeats=0)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"seconds": {n: s["seconds"] for n, s in stages.items()}, "peak": peak}))
+
+
+def dispatch_seconds(actors: int, smoke: bool) -> float:
+    """Seconds of the driver's for a task, when so many actors have all they can queue.
+
+    The real executor and scheduler hand tasks to one process that stands in for all actors and
+    does nothing but wait; only the driver is at work.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", f"from benchmarks.dispatch import time_dispatch; "
+         f"print(time_dispatch({actors}, {DISPATCHED // (10 if smoke else 1)}))"],
+        capture_output=True, text=True, check=True, cwd=FOLDER.parent,
+    )  # fmt: skip
+    return float(done.stdout.splitlines()[-1])
+
+
+def estimated(times: StageTimes, quality: str, pairs: int, cores: Sequence[int]) -> dict[str, Any]:
+    """What `nst-batch estimate` says."""
+    level, network = load(quality)
+    with tempfile.TemporaryDirectory() as folder:
+        plan = load_plan(build(network, level.size, level.p_error, Path(folder)))
+    offer, start = Offer(), time.perf_counter()
+    estimate = Forecaster(plan, times, offer).estimate(distinct_pairs(pairs), cores)
+    return {
+        "quality": quality,
+        "offer": asdict(offer),
+        **estimate.to_dict(),
+        "simulated_in_s": time.perf_counter() - start,
+    }
+
+
+def _rate(plan: CircuitPlan, seconds: dict[str, float]) -> float:
+    """PBS/s of one core on a pair's own mix of stages."""
+    return sum(s.pbs for s in plan.stages) / sum(seconds[s.name] * s.rows for s in plan.stages)
+
+
+def _machine() -> str:
+    machine = provenance("")["machine"]
+    return f"{machine['cpu']}, {machine['cores']} cores"
+
+
+if __name__ == "__main__":
+    main()
