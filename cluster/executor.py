@@ -166,8 +166,8 @@ class RayExecutor:
     def _arrived(self, slot: _Slot) -> None:
         try:
             slot.node = ray.get(slot.coming)
-        except RayActorError as error:
-            if error.actor_init_failed:
+        except RayError as error:
+            if isinstance(error, RayActorError) and error.actor_init_failed:
                 self._failed_loads += 1
             else:
                 self._early_deaths += 1

@@ -330,8 +330,12 @@ def test_missing_shared_objects_are_uploaded_again(
     folder = home.circuits / book.circuit_id
     folder.mkdir(parents=True)
     (folder / "server.zip").write_bytes(b"circuits")
+    (home.keys / "key").mkdir(parents=True)
+    (home.keys / "key" / "evaluation.key").write_bytes(b"good keys")
     assert run("retry", "job").exit_code == 0
     assert store.read(layout.server_zip(book.circuit_id)) == b"circuits"
+    # What was there is replaced if it is not what this machine has.
+    assert store.read(layout.evaluation_keys("key")) == b"good keys"
 
 
 @pytest.mark.parametrize("command", [("retry",), ("cancel",), ("delete", "--yes"), ("logs",)])

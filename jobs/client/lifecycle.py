@@ -77,7 +77,7 @@ def cancel(home: Home, store: Store, book: JobBook, patience: float = PATIENCE) 
 def prepare_retry(home: Home, store: Store, book: JobBook, failed_too: bool) -> int:
     """Make a job ready for another driver; returns how many pairs it will find to do.
 
-    Circuits and evaluation keys that are missing in the store are uploaded again.
+    Circuits and evaluation keys that are missing or damaged in the store are uploaded again.
 
     Args:
         home: The user's data directory.
@@ -100,7 +100,7 @@ def prepare_retry(home: Home, store: Store, book: JobBook, failed_too: bool) -> 
     left = len(job.pairs) - len(marks.ended) + len(failed)
     if not left:
         return 0
-    upload_shared(home, store, book.circuit_id, book.key_id)
+    upload_shared(home, store, book.circuit_id, book.key_id, mend=True)
     for pair_id in failed:
         store.delete(layout.pair_end(book.job_id, pair_id))
     if marks.cancelled:

@@ -16,7 +16,7 @@ from jobs.storage.store import Store
 from nst.architecture import CONTENT, STYLE
 from nst.circuits import PLAN_FILE, SERVER_FILE, build, load_plan
 from nst.client import AskPassphrase, KeyRing
-from nst.errors import CircuitError, NstBatchError
+from nst.errors import CircuitError, InputError, NstBatchError, StoreError
 from nst.integer import IntegerNetwork
 from nst.levels import QualityLevel
 from nst.stylize import Picture
@@ -135,22 +135,48 @@ class _Inputs:
         return self._ids[key]
 
 
-def upload_shared(home: Home, store: Store, circuit_id: str, key_id: str) -> None:
-    """Put circuits and evaluation keys into a store that does not have them."""
+def upload_shared(
+    home: Home, store: Store, circuit_id: str, key_id: str, mend: bool = False
+) -> None:
+    """Put circuits and evaluation keys into a store that does not have them.
+
+    Args:
+        home: The user's data directory, which has them.
+        store: Where to.
+        circuit_id: Which circuits.
+        key_id: Which keys.
+        mend: Read what the store has, and replace what is damaged or another's.
+
+    Raises:
+        CircuitError: if they are missing here, too.
+        StoreError: if the store cannot be written.
+    """
     folder = home.circuits / circuit_id
     for key, read in (
         (layout.server_zip(circuit_id), (folder / SERVER_FILE).read_bytes),
         (layout.circuit_plan(circuit_id), (folder / PLAN_FILE).read_bytes),
         (layout.evaluation_keys(key_id), lambda: KeyRing(home.keys).evaluation_keys(key_id)),
     ):
-        if not store.exists(key):
-            try:
-                blob = read()
-            except OSError as error:
-                raise CircuitError(
-                    f"circuits {circuit_id} are not in {home.circuits}; submit the pairs again"
-                ) from error
+        there = store.exists(key)
+        if there and not mend:
+            continue
+        try:
+            blob = read()
+        except (OSError, InputError) as error:
+            if there:
+                continue
+            raise CircuitError(
+                f"{key} is neither in the store nor in {home.root}; submit the pairs again"
+            ) from error
+        if not there or not _holds(store, key, blob):
             store.write(key, blob)
+
+
+def _holds(store: Store, key: str, blob: bytes) -> bool:
+    try:
+        return store.read(key) == blob
+    except StoreError:
+        return False
 
 
 def eta_seconds(state: JobState, now: float) -> float | None:

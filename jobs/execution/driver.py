@@ -11,7 +11,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 from jobs.execution.graph import build_graph
 from jobs.execution.loading import EvaluatorLoader, read_plan
@@ -22,7 +22,7 @@ from jobs.storage.records import JobRecord, JobState, read_record
 from jobs.storage.store import Store, open_store
 from nst.architecture import CELL
 from nst.ciphertext import Envelope
-from nst.errors import CircuitError, NstBatchError
+from nst.errors import CircuitError, NstBatchError, StoreError
 from nst.server import seal
 
 
@@ -73,7 +73,9 @@ def drive(writer: JobWriter, connect: Connect) -> JobState:
     except Exception as error:
         # Of an actor's stack trace the last line says what happened, after the error's name.
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        writer.could_not_go_on(re.sub(r"^nst\.errors\.\w+: ", "", last))
+        # A store that does not take the reason must not hide it.
+        with suppress(StoreError):
+            writer.could_not_go_on(re.sub(r"^nst\.errors\.\w+: ", "", last))
         raise
 
 

@@ -34,8 +34,8 @@ class EvaluatorLoader:
         evaluation_keys = store.read(key)
         if key_set_id(evaluation_keys) != self.key_id:
             raise CircuitError(
-                f"the evaluation keys in the store are damaged or another key set's; delete {key} "
-                f"from {store.url} and submit the job again"
+                f"the evaluation keys {key} are damaged or another key set's; "
+                "nst-batch retry JOB uploads them again"
             )
         return Evaluator(
             read_plan(store, self.circuit_id),
