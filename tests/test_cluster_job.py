@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,15 +45,26 @@ def jobs_api(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[s
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{os.environ.get('PYTHONPATH', '')}")
     (port,) = free_ports(1)
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": port},
-    )
-    cluster.add_node(num_cpus=2)
-    # From here on the client has what no driver must see.
-    monkeypatch.setenv("NST_BATCH_PASSPHRASE", "correct horse battery")
-    yield f"http://127.0.0.1:{port}"
-    cluster.shutdown()
+    # Ray finds out in its folder which cluster a job belongs to, and a path of a socket is short.
+    with tempfile.TemporaryDirectory(
+        prefix="nst-ray-", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": True,
+                "dashboard_port": port,
+                "temp_dir": folder,
+            },
+        )
+        try:
+            cluster.add_node(num_cpus=2)
+            # From here on the client has what no driver must see.
+            monkeypatch.setenv("NST_BATCH_PASSPHRASE", "correct horse battery")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            cluster.shutdown()
 
 
 @pytest.mark.slow

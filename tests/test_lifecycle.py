@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs.execution import writer as writing
-from jobs.execution.driver import drive, run_job
+from jobs.execution.driver import drive, on_running_ray, run_job
 from jobs.execution.inprocess import InProcessExecutor
 from jobs.execution.scheduler import Executor
 from jobs.execution.writer import JobWriter
@@ -238,3 +238,23 @@ def test_a_driver_that_cannot_start_leaves_another_alone(store: Store, job: JobR
 
     assert run_job(store, job, Meddling(1, fails), 1).status == "succeeded"
     assert read_state(store, "job").reason == ""
+
+
+def test_a_driver_joins_the_cluster_that_started_it(
+    store: Store, job: JobRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    @contextmanager
+    def running_ray(address: str) -> Iterator[None]:
+        seen.append(address)
+        raise StoreError("far enough")
+        yield
+
+    monkeypatch.setattr("cluster.local.running_ray", running_ray)
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    with pytest.raises(StoreError):
+        drive(JobWriter(store, job, 0), on_running_ray)
+    assert seen == ["192.0.2.1:6379"]
+    state = read_state(store, "job")
+    assert (state.status, state.reason) == ("failed", "far enough")

@@ -8,6 +8,7 @@ markers and state back. It needs no other input and no client code: `seal` sees 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -90,10 +91,11 @@ def on_local_ray(writer: JobWriter) -> Iterator[Executor]:
 
 @contextmanager
 def on_running_ray(writer: JobWriter) -> Iterator[Executor]:
-    """Actors on the cluster that this machine belongs to; if 0 were asked for, one a CPU."""
+    """Actors on the cluster that started this process; if 0 were asked for, one a CPU."""
     from cluster.local import cpus, running_ray
 
-    with running_ray("auto"):
+    # The Jobs API says which cluster; `auto` would be the last one started on this machine.
+    with running_ray(os.environ.get("RAY_ADDRESS", "auto")):
         # A cluster that starts its workers on demand has none yet: the first actor brings one.
         writer.state.actors = writer.state.actors or max(cpus(), 1)
         yield _ray_executor(writer)
