@@ -1,7 +1,7 @@
 # Everything runs from .venv; `make venv` builds it, and the targets that need it ask for it.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint bench-low bench-grid bench-p-error bench-estimate bench-architecture bench-quality lock clean
+.PHONY: help venv demo test lint bench-low bench-grid bench-p-error bench-estimate bench-bytes bench-architecture bench-quality lock clean
 .DELETE_ON_ERROR:
 
 SHELL := /bin/sh
@@ -67,6 +67,9 @@ bench-p-error: venv ## cost of a PBS by p_error
 
 bench-estimate: venv ## estimates against real runs; measures the stage times that ship (5 minutes)
 	$(PYTHON) -m benchmarks.estimate $(ARGS)
+
+bench-bytes: venv ## bytes in the store for one pair at each level
+	$(PYTHON) -m benchmarks.bytes $(ARGS)
 
 bench-architecture: venv ## short training runs of several architectures; ARGS names the data
 	$(PYTHON) -m benchmarks.architecture $(ARGS)

@@ -207,3 +207,8 @@ def _first_pointer(value: bytes, at: int, size: int) -> int:
     if not pointers or at < 0:
         raise ValueError("another structure")
     return at + _WORD * data
+
+
+def stored_result_bytes(plan: CircuitPlan) -> int:
+    """Size of one pair's result in the store, some 800 bytes of headers a row left out."""
+    return plan.output_ciphertext_bytes * word_bits(plan) // FULL_BITS

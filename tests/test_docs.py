@@ -11,7 +11,7 @@ import pytest
 from jobs.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("clusters.md", "performance.md", "security.md")
+PAGES = ("clusters.md", "durability.md", "performance.md", "security.md")
 
 
 def text_of(page: str) -> str:

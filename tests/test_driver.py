@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
+from jobs.execution import driver as driver_module
 from jobs.execution.driver import run_job
 from jobs.execution.graph import Task, build_graph
 from jobs.execution.inprocess import InProcessExecutor
@@ -133,6 +135,9 @@ class Refuses:
     def put(self, blob: bytes) -> bytes:
         return blob
 
+    def get(self, handle: bytes) -> bytes:
+        return handle
+
     def close(self) -> None:
         pass
 
@@ -189,34 +194,116 @@ def test_the_state_counts_pairs_and_work(in_process: Finished, submitted: Submit
 
 
 def test_a_resumed_job_does_nothing_twice(in_process: Finished) -> None:
-    before = {key: in_process.store.read(key) for key in in_process.store.list("jobs/job/")}
-    state = run_job(in_process.store, in_process.job, Refuses(), 1)  # type: ignore[arg-type]
+    store = in_process.store
+
+    def stored() -> dict[str, bytes]:
+        about_the_driver = {layout.state("job"), layout.trace("job")}
+        return {k: store.read(k) for k in store.list("jobs/job/") if k not in about_the_driver}
+
+    before = stored()
+    state = run_job(store, in_process.job, Refuses(), 1)  # type: ignore[arg-type]
     assert (state.pairs_done, state.pairs_failed) == (2, len(BROKEN))
-    assert before == {k: in_process.store.read(k) for k in in_process.store.list("jobs/job/")}
+    assert stored() == before
+
+
+STORED_STAGES = frozenset({"style_code", "stem", "coarse2"})
+"""Where the toy, whose values are dear for what they cost, would store nothing but style codes."""
+
+
+class Killed(BaseException):
+    """What the death of a driver's process looks like from inside: nothing is tidied up."""
+
+
+class DiesAfter(InProcessExecutor):
+    """Runs so many tasks; then its driver dies, once the store has all checkpoints of them."""
+
+    def __init__(self, evaluator: Evaluator, store: Store, count: int) -> None:
+        super().__init__(evaluator)
+        self.store, self.count = store, count
+        self.ran: list[Task] = []
+
+    def submit(self, task: Task, inputs: list[bytes]) -> None:  # type: ignore[override]
+        if len(self.ran) == self.count:
+            expected, patience = sum(t.stage in STORED_STAGES for t in self.ran), PATIENCE
+            while len(self.store.list(layout.checkpoints("job"))) < expected and patience > 0:
+                time.sleep(0.1)
+                patience -= 0.1
+            raise Killed
+        super().submit(task, inputs)
+        self.ran.append(task)
+
+
+@dataclass(frozen=True)
+class Dead:
+    """A job whose second pair's driver has died on the way; the first pair is done."""
+
+    store: Store
+    job: JobRecord
+    ran: list[Task]
+
+    @property
+    def rows_done(self) -> set[int]:
+        return {t.row for t in self.ran if t.stage == "up"}
+
+
+@pytest.fixture
+def dead(
+    submitted: Submitted, evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Dead:
+    monkeypatch.setattr(driver_module, "checkpointed", lambda *_: STORED_STAGES)
+    store, job = submitted.into(tmp_path / "store", TWO_PAIRS)
+    first = PairEnd(pair_id="p0", status="succeeded", attempt="a", rows=8)
+    write_record(store, layout.pair_end("job", "p0"), first)
+    tasks = build_graph(submitted.plan, job.pairs[1:]).tasks
+    executor = DiesAfter(evaluator, store, len(tasks) - 8)
+    with pytest.raises(Killed):
+        run_job(store, job, executor, 1)
+    return Dead(store, job, executor.ran)
 
 
 def test_a_resumed_job_does_what_is_left(
-    in_process: Finished, submitted: Submitted, evaluator: Evaluator, tmp_path: Path
+    dead: Dead, in_process: Finished, submitted: Submitted, evaluator: Evaluator, tmp_path: Path
 ) -> None:
-    store, job = submitted.into(tmp_path, TWO_PAIRS)
-    write_record(
-        store,
-        layout.pair_end("job", "p0"),
-        PairEnd(pair_id="p0", status="succeeded", attempt="a", rows=8),
-    )
+    assert {t.group for t in dead.ran} == {"style:s0", "pair:p1"}
+    assert len(dead.rows_done) >= 3
+    # A checkpoint that is damaged fails its pair by name, and is not there for the next try.
+    copied = tmp_path / "copied"
+    shutil.copytree(tmp_path / "store", copied)
+    other = open_store(str(copied))
+    (code,) = [k for k in other.list(layout.checkpoints("job")) if "style_code" in k]
+    other.write(code, other.read(code)[:-1])
+    state = run_job(other, dead.job, DiesAfter(evaluator, other, 0), 1)
+    reason = read_marks(other, dead.job).ended["p1"].reason
+    assert (state.pairs_failed, "style_code" in reason) == (1, True)
+    assert "is damaged" in reason
+    assert other.list(layout.checkpoints("job")) == other.list(layout.results("job")) == []
 
-    groups: set[str] = set()
+    # So is a row of the result, which is computed again.
+    keys = [k for k in dead.store.list(layout.results("job")) if k.endswith("/p1/000.ct")]
+    dead.store.write(keys[0], dead.store.read(keys[0])[:-1])
+    ran: list[Task] = []
 
     class Notes(InProcessExecutor):
         def submit(self, task: Task, inputs: list[bytes]) -> None:  # type: ignore[override]
-            groups.add(task.group)
+            ran.append(task)
             super().submit(task, inputs)
 
-    state = run_job(store, job, Notes(evaluator), 1)
-    assert groups == {"style:s0", "pair:p1"}
+    state = run_job(dead.store, dead.job, Notes(evaluator), 1)
     assert (state.status, state.pairs_done) == ("succeeded", 2)
+    by_stage = Counter(t.stage for t in ran)
+    # Nothing that is stored, and of the rest what the missing rows are made from.
+    assert not {(t.stage, t.row) for t in ran if t.stage in STORED_STAGES} & {
+        (t.stage, t.row) for t in dead.ran
+    }
+    assert {t.row for t in ran if t.stage == "up"} == {0} | (set(range(8)) - dead.rows_done)
+    assert not {n for n in by_stage if n.startswith("style_")}
+    assert state.pbs_done == state.pbs_total == sum(t.pbs for t in ran)
+    assert state.pbs_total < (submitted.plan.pbs_style + submitted.plan.pbs_content) / 2
     # In one process evaluation is deterministic, whatever ran before.
-    assert Finished(store, job, state).rows("p1") == in_process.rows("p1")
+    assert Finished(dead.store, dead.job, state).rows("p1") == in_process.rows("p1")
+    # One driver's rows are left, and nothing of the way there.
+    assert len(dead.store.list(layout.results("job"))) == 8
+    assert dead.store.list(layout.checkpoints("job")) == []
 
 
 @dataclass(frozen=True)

@@ -337,6 +337,25 @@ def delete(job_id: str, yes: bool) -> None:
 
 
 @click.command()
+def prune() -> None:
+    """Delete jobs of this machine that were to be kept for some days only (`--keep-days`).
+
+    Those at work are left. Exits with 1 if a job whose time is over is still there.
+    """
+    from jobs.client import retention
+    from jobs.client.home import Home
+
+    console, report = new_console(), retention.prune(Home.default(), open_for_user)
+    for job_id, count in report.deleted.items():
+        console.print(f"job {job_id}: {count} objects deleted", highlight=False)
+    for job_id, reason in report.left.items():
+        console.print(f"job {job_id}: {reason}", style="red", highlight=False, markup=False)
+    if not report.deleted and not report.left:
+        console.print("nothing to prune")
+    exit_if(bool(report.left))
+
+
+@click.command()
 @JOB
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the PNGs.")
 @force_option
@@ -374,6 +393,6 @@ def fetch_pictures(
     exit_if(bool(report.failed))
 
 
-COMMANDS = (cancel, delete, fetch, list_jobs, logs, retry, status)
+COMMANDS = (cancel, delete, fetch, list_jobs, logs, prune, retry, status)
 UNREACHABLE = (ClusterError, StoreError)
 """What ends a command with exit code 3."""

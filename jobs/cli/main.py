@@ -92,6 +92,7 @@ for _command in COMMANDS:
 @click.option("--out", type=click.Path(path_type=Path), help="Fetch the results into this folder.")
 @click.option("--store", "store_url", help=f"{STORE_HELP}  [default: a folder of yours]")
 @s3_options
+@click.option("--keep-days", type=click.IntRange(min=1), help="When `prune` may delete the job.")
 @limit_options
 @force_option
 def submit(
@@ -105,6 +106,7 @@ def submit(
     out: Path | None,
     store_url: str | None,
     s3: S3Options,
+    keep_days: int | None,
     dry_run: bool,
     limit: float,
     yes: bool,
@@ -147,7 +149,20 @@ def submit(
     if out is not None:
         make_folder(out)
         refuse_overwriting(out, [pair.name for pair in prepared], force)
-    _submit(home, store_url, level, network, prepared, skipped, console, actors, place, wait, out)
+    _submit(
+        home,
+        store_url,
+        level,
+        network,
+        prepared,
+        skipped,
+        console,
+        actors,
+        place,
+        wait,
+        out,
+        keep_days,
+    )
 
 
 def _submit(
@@ -162,6 +177,7 @@ def _submit(
     place: Place,
     wait: bool,
     out: Path | None,
+    keep_days: int | None = None,
 ) -> None:
     """Encrypt, start a driver, and with `wait` see it through; exits 1 if pairs failed."""
     from jobs.client import drivers
@@ -173,8 +189,9 @@ def _submit(
         def progress(done: int, total: int) -> None:
             status.update(f"encrypting picture {done} of {total}")
 
+        ask = passphrases.under(status)
         book = jobs_submit.submit(
-            home, store, level, network, prepared, skipped, progress, passphrases.under(status)
+            home, store, level, network, prepared, skipped, progress, ask, keep_days
         )
     console.print(f"job {book.job_id}: {len(prepared)} pairs encrypted at {level.name}")
     driver = drivers.start(home, store, book, number_of_actors(actors, place), place)

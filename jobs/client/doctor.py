@@ -28,6 +28,7 @@ from nst.client import CARD_FILE, EVALUATION_FILE, SECRET_FILE
 from nst.errors import NstBatchError, StoreError
 from nst.levels import QualityLevel, get_level
 from nst.plan import CircuitPlan
+from nst.switching import stored_result_bytes
 from nst.weights import load_weights
 
 Status = Literal["ok", "warn", "FAIL"]
@@ -43,8 +44,9 @@ SKEW_WARN, SKEW_FAIL = 60.0, 600.0
 BASE_BYTES, ACTOR_BYTES = 600_000_000, 2_500_000_000
 """Resident memory of Ray, driver and client together, and of an actor (see benchmarks/low.json)."""
 MEMORY_MARGIN = 1.2
-PAIR_BYTES_PER_PIXEL = 49_400
-"""Stored for a pair, a pixel of the result: where no circuits are built that tell exactly."""
+PAIR_BYTES_PER_PIXEL = 12_500
+"""Stored for a pair, a pixel of the result: where no circuits are built that tell exactly (see
+benchmarks/bytes.json)."""
 HOME_BYTES = 100_000_000
 """Keys and circuits of a level, and books of jobs."""
 FEW_PAIRS = 10
@@ -92,7 +94,8 @@ def diagnose(
     except NstBatchError as error:
         yield _failed("quality", error)
     else:
-        output = plan.output_ciphertext_bytes if plan else pair_bytes(level, plan)
+        # In memory words are whole, in the store a quarter of them is left.
+        output = plan.output_ciphertext_bytes if plan else 4 * pair_bytes(level, plan)
         yield check_memory(available_memory(), actors, output)
         yield check_space("disk of the data directory", home.root, HOME_BYTES, HOME_VARIABLE)
         for url in stores:
@@ -312,7 +315,7 @@ def pair_bytes(level: QualityLevel, plan: CircuitPlan | None) -> int:
     """Bytes in the store for one pair: result, encrypted content and style."""
     if plan is None:
         return PAIR_BYTES_PER_PIXEL * level.size**2
-    return plan.output_ciphertext_bytes + 2 * plan.input_ciphertext_bytes
+    return stored_result_bytes(plan) + 2 * plan.input_ciphertext_bytes
 
 
 def available_memory() -> int | None:

@@ -57,6 +57,7 @@ class JobBook(BaseModel):
     circuit_id: str
     pairs: list[BookPair]
     skipped: list[BookSkipped]
+    keep_until: str = ""
     driver_pid: int = 0
     cluster: str = ""
     cluster_python: str = ""

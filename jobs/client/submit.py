@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from jobs.client.home import BookPair, BookSkipped, Home, JobBook
 from jobs.client.pairs import Skipped
@@ -30,6 +30,13 @@ def new_id() -> str:
     return secrets.token_hex(6)
 
 
+def keep_until(created: datetime, days: int | None) -> str:
+    """The moment, in ISO format, from which a job may be pruned; empty for never."""
+    if days is None:
+        return ""
+    return (created + timedelta(days=days)).isoformat(timespec="seconds")
+
+
 def submit(
     home: Home,
     store: Store,
@@ -39,11 +46,13 @@ def submit(
     skipped: list[Skipped],
     progress: Progress,
     ask: AskPassphrase | None = None,
+    keep_days: int | None = None,
 ) -> JobBook:
     """Encrypt pairs and put a job into a store; the job's record is written last.
 
     The client's book is written first, so that a job whose upload breaks off can be deleted.
     `ask` is called for the passphrase of a key set that has one, before anything is uploaded.
+    After `keep_days` the job may be pruned; None keeps it until it is deleted.
 
     Raises:
         CircuitError: if circuits or keys cannot be made.
@@ -73,9 +82,11 @@ def submit(
                 box=pair.box.to_list(),
             )
         )
+    now = datetime.now(UTC)
     job = JobRecord(
         job_id=new_id(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now.isoformat(timespec="seconds"),
+        keep_until=keep_until(now, keep_days),
         quality=level.name,
         circuit_id=circuit_id,
         key_id=card.key_id,
@@ -84,6 +95,7 @@ def submit(
     book = JobBook(
         job_id=job.job_id,
         created=job.created,
+        keep_until=job.keep_until,
         store=store.url,
         quality=level.name,
         key_id=card.key_id,

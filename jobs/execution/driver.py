@@ -14,8 +14,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
+from jobs.execution.checkpoints import checkpointed
 from jobs.execution.graph import build_graph
 from jobs.execution.loading import EvaluatorLoader, read_plan
+from jobs.execution.saved import Checkpoints
 from jobs.execution.scheduler import Completion, Executor, LostError, run_graph
 from jobs.execution.writer import JobWriter
 from jobs.storage import layout
@@ -36,10 +38,12 @@ def walk_job(writer: JobWriter, executor: Executor) -> JobState:
     """Do what is left of the job that a writer has taken up."""
     store, job = writer.store, writer.job
     plan = read_plan(store, job.circuit_id)
-    graph = build_graph(plan, writer.left)
-    writer.begin(graph, plan)
+    stages = checkpointed(plan, writer.state.actors)
+    checkpoints = Checkpoints(store, job, stages, executor.get)
 
     def read_input(input_id: str) -> tuple[bytes, ...]:
+        if input_id.startswith(layout.checkpoints(job.job_id)):
+            return (checkpoints.read(input_id),)
         what = f"encrypted picture {input_id}"
         key = layout.encrypted_input(job.job_id, input_id)
         envelope = Envelope.unpack(store.read(key), what)
@@ -51,7 +55,12 @@ def walk_job(writer: JobWriter, executor: Executor) -> JobState:
             )
         return envelope.rows
 
-    run_graph(graph, executor, read_input, writer)
+    try:
+        whole = build_graph(plan, writer.left)
+        graph = writer.begin(plan, whole, checkpoints)
+        run_graph(graph, executor, read_input, writer)
+    finally:
+        checkpoints.close()
     # A job that is said to have stopped holds no actors any more.
     executor.close()
     writer.end()

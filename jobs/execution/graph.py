@@ -18,7 +18,7 @@ OUTPUT = "up"
 
 @dataclass(frozen=True)
 class InputRow:
-    """One row of an encrypted picture."""
+    """One row of an encrypted picture, or a stored row, which is the only one of its input."""
 
     input_id: str
     row: int
@@ -60,7 +60,8 @@ class TaskGraph:
 
     Attributes:
         tasks: In an order in which sources come before readers.
-        outputs: By pair id, the tasks that make the rows of its result, top to bottom.
+        outputs: By pair id, the tasks that make the rows of its result, top to bottom; of a job
+            that is taken up again, those that are missing.
         pairs_of: By group, the pairs that fail with it.
     """
 

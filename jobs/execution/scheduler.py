@@ -162,7 +162,9 @@ class _Walk:
         """By task, the tasks whose results it waits for."""
         # A task's result is wanted by its readers and, in the last stage, by the listener.
         self.wanted = [len(r) for r in self.readers]
-        self.row_of = {i: (p, r) for p, rows in graph.outputs.items() for r, i in enumerate(rows)}
+        self.row_of = {
+            i: (p, graph.tasks[i].row) for p, rows in graph.outputs.items() for i in rows
+        }
         self.rows_left = {pair: len(rows) for pair, rows in graph.outputs.items()}
         self.handles: dict[int, Handle] = {}
         self.inputs: dict[str, list[Handle]] = {}

@@ -11,7 +11,9 @@ import contextlib
 import secrets
 import time
 
+from jobs.execution.checkpoints import without_done
 from jobs.execution.graph import Task, TaskGraph, pair_group
+from jobs.execution.saved import Checkpoints, take_over_results
 from jobs.execution.scheduler import Completion, Orders
 from jobs.storage import layout
 from jobs.storage.records import (
@@ -70,11 +72,33 @@ class JobWriter:
         """Pairs that have not ended."""
         return [pair for pair in self.job.pairs if pair.pair_id not in self.ended]
 
-    def begin(self, graph: TaskGraph, plan: CircuitPlan) -> None:
-        """Say what is about to be walked; raises CircuitError if its results cannot be stored."""
-        self.graph, self.word_bits = graph, word_bits(plan)
-        self.state.pbs_total = graph.pbs
+    def begin(self, plan: CircuitPlan, whole: TaskGraph, checkpoints: Checkpoints) -> TaskGraph:
+        """Say what is about to be walked.
+
+        Args:
+            plan: The circuits.
+            whole: All that the pairs that are left consist of.
+            checkpoints: What is stored of it, and where more is to be stored.
+
+        Returns:
+            What of it is still to be computed.
+
+        Raises:
+            CircuitError: if results of these circuits cannot be stored.
+        """
+        self.checkpoints, self.word_bits = checkpoints, word_bits(plan)
+        self._rows = plan.stages[-1].rows
+        pairs = {pair.pair_id for pair in self.left}
+        there = take_over_results(
+            self.store, self.job, self.attempt, pairs, self.word_bits, self._rows
+        )
+        self.graph = without_done(whole, checkpoints.stored(whole), there)
+        self.state.pbs_total = self.graph.pbs
         self.write_state()
+        for pair_id, missing in self.graph.outputs.items():
+            if not missing:
+                self.pair_done(pair_id)
+        return self.graph
 
     def look(self, live_bytes: int) -> Orders:
         """See `Listener`: the wishes of others, and the sign of life."""
@@ -106,6 +130,7 @@ class JobWriter:
                 cpu_s=completion.cpu_s,
             )
         )
+        self.checkpoints.offer(task, completion.handle)
         state = self.state
         if task.index not in self._counted:
             self._counted.add(task.index)
@@ -123,8 +148,9 @@ class JobWriter:
 
     def pair_done(self, pair_id: str) -> None:
         """See `Listener`."""
-        rows = len(self.graph.outputs[pair_id])
-        self._publish(PairEnd(pair_id=pair_id, status="succeeded", attempt=self.attempt, rows=rows))
+        self._publish(
+            PairEnd(pair_id=pair_id, status="succeeded", attempt=self.attempt, rows=self._rows)
+        )
 
     def pair_failed(self, pair_id: str, reason: str) -> None:
         """See `Listener`."""
@@ -147,6 +173,7 @@ class JobWriter:
         # The state before the marker: who sees the marker must find no driver at work.
         self.write_state()
         if not self.left:
+            self.checkpoints.drop_all()
             self.store.create(
                 layout.job_end(self.job.job_id), self.state.model_dump_json().encode()
             )
@@ -178,6 +205,7 @@ class JobWriter:
         marks = read_marks(self.store, self.job, self.ended)
         for pair_id in self._started & (set(marks.ended) - set(self.ended)):
             self._delete_rows(pair_id)
+            self.checkpoints.drop(pair_group(pair_id))
         self.ended, self.cancelled = marks.ended, marks.cancelled
         self._looked = time.monotonic()
 
@@ -189,6 +217,7 @@ class JobWriter:
             self._delete_rows(end.pair_id)
             end = read_record(self.store, key, PairEnd)
         self.ended[end.pair_id] = end
+        self.checkpoints.drop(pair_group(end.pair_id))
         self.write_state()
 
     def _count(self) -> None:

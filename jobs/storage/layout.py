@@ -70,7 +70,12 @@ def encrypted_input(job_id: str, input_id: str) -> str:
 
 def result_row(job_id: str, attempt: str, pair_id: str, row: int) -> str:
     """One encrypted row of a result that a driver has made, published or not."""
-    return f"{attempt_rows(job_id, attempt, pair_id)}{row:03d}.ct"
+    return f"{attempt_results(job_id, attempt)}{row_in_attempt(pair_id, row)}"
+
+
+def row_in_attempt(pair_id: str, row: int) -> str:
+    """The end of the key of such a row, below the prefix of its attempt."""
+    return f"{pair_id}/{row:03d}.ct"
 
 
 def attempt_rows(job_id: str, attempt: str, pair_id: str) -> str:
@@ -86,6 +91,21 @@ def attempt_results(job_id: str, attempt: str) -> str:
 def results(job_id: str) -> str:
     """Prefix of the rows of all results."""
     return f"jobs/{job_id}/results/"
+
+
+def checkpoint(job_id: str, group: str, stage: str, row: int) -> str:
+    """An encrypted row of a stage in the middle, of the pair or the style that a group is."""
+    return f"{checkpoints_of(job_id, group)}{stage}/{row:03d}.ct"
+
+
+def checkpoints_of(job_id: str, group: str) -> str:
+    """Prefix of such rows of one pair or style."""
+    return f"{checkpoints(job_id)}{group.replace(':', '-')}/"
+
+
+def checkpoints(job_id: str) -> str:
+    """Prefix of all such rows."""
+    return f"jobs/{job_id}/checkpoints/"
 
 
 def marks(job_id: str) -> str:

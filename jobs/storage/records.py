@@ -46,11 +46,12 @@ class PairRecord(BaseModel):
 
 
 class JobRecord(BaseModel):
-    """What is to be done, under which circuits and keys."""
+    """What is to be done, under which circuits and keys, and until when it is to be kept."""
 
     format: int = FORMAT
     job_id: str
     created: str
+    keep_until: str = ""
     quality: str
     circuit_id: str
     key_id: str
