@@ -1,7 +1,7 @@
 # Everything runs from .venv; `make venv` builds it, and the targets that need it ask for it.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint bench-low bench-grid bench-p-error bench-estimate bench-bytes bench-architecture bench-quality lock clean
+.PHONY: help venv demo test lint bench-low bench-grid bench-p-error bench-estimate bench-bytes bench-architecture bench-quality bench-faults lock clean
 .DELETE_ON_ERROR:
 
 SHELL := /bin/sh
@@ -61,6 +61,9 @@ bench-low: venv ## one encrypted pair at low: time, memory, PSNR, parallel effic
 
 bench-grid: venv ## 3 contents x 2 styles at draft: each style computed once
 	$(PYTHON) -m benchmarks.grid $(ARGS)
+
+bench-faults: venv ## faults injected into jobs at draft; ARGS="--fault NAME" runs single ones
+	$(PYTHON) -m benchmarks.faults $(ARGS)
 
 bench-p-error: venv ## cost of a PBS by p_error
 	$(PYTHON) -m benchmarks.p_error $(ARGS)

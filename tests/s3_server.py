@@ -113,6 +113,26 @@ class S3Server:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
 
+    def set_full(self, bucket: str, full: bool) -> None:
+        """Have a bucket take nothing more, as when its quota is used up, or take blobs again.
+
+        A megabyte is the smallest quota: the bucket must hold more than that.
+        """
+        quota = f"s3.bucket.quota -name={bucket} " + ("-op=set -sizeMB=1" if full else "-op=remove")
+        named = {n: f"127.0.0.1:{p}.{p + GRPC}" for n, p in self._ports.items()}
+        subprocess.run(
+            [
+                str(weed_binary()), "shell",
+                f"-master={named['master']}", f"-filer={named['filer']}",
+            ],
+            input=f"lock\n{quota}\ns3.bucket.quota.enforce -apply\nunlock\nexit\n",
+            text=True,
+            capture_output=True,
+            check=True,
+            timeout=START_SECONDS,
+            cwd=self._folder.name,
+        )  # fmt: skip
+
     def close(self) -> None:
         """End it and remove its data."""
         self.kill()

@@ -1,0 +1,45 @@
+"""Runs at the start of every Python process whose PYTHONPATH names this folder.
+
+A pair is poisoned by hand: no ciphertext is known that makes Concrete crash, so a process that
+computes on one of those listed in `$NST_TEST_POISON` ends itself as a crash would end it.
+"""
+
+import hashlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import os
+import signal
+import sys
+from pathlib import Path
+
+
+class _Poison(importlib.abc.MetaPathFinder):
+    """Replaces `Evaluator.run` when `nst.server` is imported."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "nst.server":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            run = module.Evaluator.run
+
+            def run_unless_poisoned(self, stage, rows):
+                listed = Path(os.environ["NST_TEST_POISON"])
+                poison = listed.read_text().split() if listed.exists() else []
+                if any(hashlib.sha256(row).hexdigest() in poison for row in rows):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return run(self, stage, rows)
+
+            module.Evaluator.run = run_unless_poisoned
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+if "NST_TEST_POISON" in os.environ:
+    sys.meta_path.insert(0, _Poison())

@@ -1,0 +1,284 @@
+"""The faults: each runs one job on a site, harms it, and says what became of the job.
+
+What must hold after any fault is asserted in `Job.conclude`; what a fault may cost is asserted
+here, so that a test and the benchmark judge alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from jobs.storage import layout
+from jobs.storage.store import open_store
+from nst.ciphertext import Envelope
+from nst.client import KeyRing
+from tests.faults.site import BUCKET, POISON, Job, Outcome, Site, prefix_of
+
+OUTAGE = 20.0
+"""Seconds without the S3 server."""
+FULL = 10.0
+"""Seconds for which the store takes nothing."""
+CANCEL_SECONDS = 30.0
+"""In which a cancelled job must stop and free its actors."""
+
+FAULTS: dict[str, Callable[[Site], Outcome]] = {}
+
+
+def fault(function: Callable[[Site], Outcome]) -> Callable[[Site], Outcome]:
+    """List a fault under its function's name."""
+    FAULTS[function.__name__] = function
+    return function
+
+
+def survived(job: Job, seconds: float) -> Outcome:
+    """The outcome of a job that must have lost nothing but time."""
+    outcome = job.conclude(seconds - job.site.undisturbed_s)
+    assert (outcome.succeeded, outcome.failed, outcome.lost) == (outcome.pairs, 0, 0), outcome
+    assert outcome.bit_identical, outcome
+    return outcome
+
+
+def one_failed(job: Job, seconds: float, words: str) -> Outcome:
+    """The outcome of a job that must have lost its first pair for a reason, and no other."""
+    outcome = job.conclude(seconds - job.site.undisturbed_s)
+    assert (outcome.succeeded, outcome.failed, outcome.lost) == (outcome.pairs - 1, 1, 0), outcome
+    assert outcome.bit_identical, outcome
+    (reason,) = outcome.reasons.items()
+    assert reason[0] == job.book.pairs[0].name and words in reason[1], outcome
+    return outcome
+
+
+@fault
+def actor_killed(site: Site) -> Outcome:
+    """`kill -9` of an actor."""
+    job = site.job("actor_killed")
+    driver = job.start()
+    job.wait_for_work()
+    site.nodes.actors()[0].kill()
+    return survived(job, job.finish(driver))
+
+
+@fault
+def node_killed(site: Site) -> Outcome:
+    """`kill -9` of every process of a node, with the results it holds; another one comes."""
+    job = site.job("node_killed")
+    driver = job.start()
+    job.wait_for_work()
+    site.nodes.kill_one()
+    site.nodes.add()
+    return survived(job, job.finish(driver))
+
+
+@fault
+def driver_killed(site: Site) -> Outcome:
+    """`kill -9` of the driver; the job is resumed."""
+    job = site.job("driver_killed")
+    driver = job.start()
+    # Beyond the first pair's end, if pairs end one after the other.
+    job.wait_for_work(0.6)
+    driver.kill()
+    return survived(job, job.finish(job.start()))
+
+
+@fault
+def store_killed(site: Site) -> Outcome:
+    """`kill -9` of the S3 server, which comes back after a while."""
+    job = site.job("store_killed")
+    driver = job.start()
+    job.wait_for_work()
+    site.s3.kill()
+    time.sleep(OUTAGE)
+    site.s3.start()
+    return survived(job, job.finish(driver))
+
+
+@fault
+def store_full(site: Site) -> Outcome:
+    """The store takes nothing for a while."""
+    job = site.job("store_full")
+    driver = job.start()
+    job.wait_for_work()
+    site.s3.set_full(BUCKET, True)
+    try:
+        time.sleep(FULL)
+    finally:
+        site.s3.set_full(BUCKET, False)
+    return survived(job, job.finish(driver))
+
+
+def store_full_for_long(site: Site) -> Outcome:
+    """The store takes nothing until the driver has given up; the job is resumed."""
+    job = site.job("store_full_for_long")
+    driver = job.start()
+    job.wait_for_work()
+    site.s3.set_full(BUCKET, True)
+    try:
+        code = driver.wait(site.patience)
+    finally:
+        site.s3.set_full(BUCKET, False)
+    log = driver.log.read_text()
+    assert code != 0 and "free space" in log and "Traceback" not in log, log[-2000:]
+    site.wait_until_quiet()
+    return survived(job, job.finish(job.start()))
+
+
+@fault
+def two_drivers(site: Site) -> Outcome:
+    """Two drivers take up the same job at once."""
+    job = site.job("two_drivers")
+    drivers = [job.start(actors=site.actors // 2) for _ in range(2)]
+    return survived(job, job.finish(*drivers))
+
+
+@fault
+def client_killed_during_upload(site: Site) -> Outcome:
+    """`kill -9` of the client while it uploads keys, and again while it uploads pictures."""
+    start = time.monotonic()
+    store_url = site.url("client_killed_during_upload")
+    command = ("submit", site.source, "--quality", site.quality, "--no-wait", "--store", store_url)
+    before = {book.job_id for book in site.home.books()}
+    site.run_until("upload-part", *command)
+    site.run_until("upload-input", *command)
+    lost = time.monotonic() - start
+    store = open_store(store_url)
+    assert store.list("jobs/"), "nothing was uploaded"
+    begun = {book.job_id for book in site.home.books()} - before
+    assert begun, "the client does not know what it began"
+    for job_id in begun:
+        gone = site.run("delete", job_id, "--yes")
+        assert gone.exit_code == 0, gone.output
+    site.require_no_orphans(store)
+    job = site.job("client_killed_during_upload")
+    return survived(job, job.finish(job.start()) + lost)
+
+
+@fault
+def client_killed_during_fetch(site: Site) -> Outcome:
+    """`kill -9` of the client after its first picture."""
+    start = time.monotonic()
+    out = site.folder / "out-killed"
+    site.run_until("fetch-picture", "fetch", site.finished.book.job_id, "--out", out)
+    assert len(list(out.glob("*.png"))) == 1
+    lost = time.monotonic() - start
+    again = site.run("fetch", site.finished.book.job_id, "--out", out, "--force")
+    assert again.exit_code == 0, again.output
+    pictures = {p.name: p.read_bytes() for p in out.glob("*.png")}
+    pairs = len(site.origin.pairs)
+    found = sum(picture.stem in site.undisturbed for picture in out.glob("*.png"))
+    same = pictures == site.pictures
+    assert same and found == pairs, sorted(pictures)
+    assert not list(out.glob(".*")), "a part of a file was left"
+    return Outcome("client_killed_during_fetch", pairs, found, 0, 0, same, round(lost, 1))
+
+
+def _without_keys(site: Site, name: str, keys: bytes | None, words: str) -> Outcome:
+    """A job whose evaluation keys are replaced or missing."""
+    job = site.job(name)
+    key = layout.evaluation_keys(job.book.key_id)
+    job.store.delete(key)
+    if keys is not None:
+        job.store.write(key, keys)
+    seconds = job.finish(job.start(), code=1)
+    reason = job.state.reason
+    assert job.state.status == "failed" and words in reason and "\n" not in reason, reason
+    outcome = job.conclude(seconds)
+    assert (outcome.succeeded, outcome.failed, outcome.lost) == (0, outcome.pairs, 0), outcome
+    return outcome
+
+
+@fault
+def evaluation_key_missing(site: Site) -> Outcome:
+    """The store has no evaluation keys."""
+    return _without_keys(site, "evaluation_key_missing", None, "keys/")
+
+
+@fault
+def evaluation_key_truncated(site: Site) -> Outcome:
+    """The store has the first half of the evaluation keys."""
+    whole = KeyRing(site.home.keys).evaluation_keys(site.origin.key_id)
+    half = whole[: len(whole) // 2]
+    return _without_keys(site, "evaluation_key_truncated", half, "evaluation keys")
+
+
+@fault
+def evaluation_key_of_another_set(site: Site) -> Outcome:
+    """The store has, under their name, evaluation keys that fit the circuits and no ciphertext."""
+    ring = KeyRing(site.folder / "other-keys")
+    card = ring.create(site.home.circuits / site.origin.circuit_id, site.quality)
+    other = ring.evaluation_keys(card.key_id)
+    return _without_keys(site, "evaluation_key_of_another_set", other, "evaluation keys")
+
+
+def _flip_bit(site: Site, job: Job, key: str) -> None:
+    """Rot one bit of an object, behind the back of all that calculates checksums."""
+    client = site.s3.client()
+    name = f"{prefix_of(job.store)}/{key}"
+    found = client.get_object(Bucket=BUCKET, Key=name)
+    blob = bytearray(found["Body"].read())
+    blob[len(blob) // 2] ^= 0x10
+    client.put_object(Bucket=BUCKET, Key=name, Body=bytes(blob), Metadata=found["Metadata"])
+
+
+@fault
+def input_byte_corrupted(site: Site) -> Outcome:
+    """One bit of an encrypted picture is another one."""
+    job = site.job("input_byte_corrupted")
+    key = layout.encrypted_input(job.book.job_id, job.record.pairs[0].content)
+    _flip_bit(site, job, key)
+    return one_failed(job, job.finish(job.start()), "does not match its SHA-256")
+
+
+@fault
+def result_byte_corrupted(site: Site) -> Outcome:
+    """One bit of an encrypted result is another one when it is fetched."""
+    job, name = site.finished, site.origin.pairs[0].name
+    keys = job.store.list(layout.results(job.book.job_id))
+    key = next(k for k in keys if site.origin.pairs[0].pair_id in k and k.endswith(".ct"))
+    _flip_bit(site, job, key)
+    try:
+        levels, reasons = site.fetch(job.book, job.store, site.folder / "out-corrupted")
+    finally:
+        _flip_bit(site, job, key)
+    assert set(reasons) == {name} and "does not match its SHA-256" in reasons[name], reasons
+    same = all(np.array_equal(found, site.undisturbed[n]) for n, found in levels.items())
+    return Outcome(
+        "result_byte_corrupted", len(site.origin.pairs), len(levels), 1, 0, same, 0.0, reasons
+    )
+
+
+@fault
+def pair_poisoned(site: Site) -> Outcome:
+    """A pair kills every actor that computes on it."""
+    job = site.job("pair_poisoned")
+    key = layout.encrypted_input(job.book.job_id, job.record.pairs[0].content)
+    row = Envelope.unpack(job.store.read(key), "poison").rows[0]
+    poison = Path(os.environ[POISON])
+    poison.write_text(hashlib.sha256(row).hexdigest())
+    try:
+        return one_failed(job, job.finish(job.start()), "worker died")
+    finally:
+        poison.unlink()
+
+
+@fault
+def cancelled(site: Site) -> Outcome:
+    """The job is cancelled in mid-run."""
+    job = site.job("cancelled")
+    driver = job.start()
+    job.wait_for_work()
+    start = time.monotonic()
+    asked = site.run("cancel", job.book.job_id)
+    assert asked.exit_code == 0, asked.output
+    driver.wait(CANCEL_SECONDS)
+    site.wait_until_quiet()
+    took = time.monotonic() - start
+    assert took < CANCEL_SECONDS, f"stopped after {took:.0f} s"
+    outcome = job.conclude(took)
+    assert outcome.lost == 0 and outcome.failed > 0, outcome
+    return outcome

@@ -1,0 +1,487 @@
+"""A place for jobs that is like a real one: nodes, an S3 server, a client, each a process to kill.
+
+`Site` starts them on this machine, encrypts pairs once with the real client, and runs the job of
+these pairs once undisturbed. Every fault then gets the same ciphertexts as a job of its own, in a
+store of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import psutil
+from click.testing import CliRunner, Result
+from numpy.typing import NDArray
+
+from jobs.cli.main import main
+from jobs.client.fetch import fetch
+from jobs.client.home import Home, JobBook
+from jobs.client.pairs import find_pairs
+from jobs.client.preparation import PreparedPair, prepare
+from jobs.client.submit import new_id, submit
+from jobs.storage import layout
+from jobs.storage.records import JobRecord, JobState, read_record, read_state, write_record
+from jobs.storage.store import Store, open_store
+from nst.client import SECRET_FILE
+from nst.levels import get_level
+from nst.weights import load_weights
+from tests.s3_server import S3Server
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+HOOKS = Path(__file__).resolve().parent / "hooks"
+BUCKET = "nst-faults"
+POISON = "NST_TEST_POISON"
+LONGEST_BASE = 24
+"""Characters of a folder for temporary files below which the names of Ray's sockets fit."""
+POLL = 0.05
+QUIET_SECONDS = 60.0
+"""For actors to disappear after the end of a job, on machines that are busy otherwise."""
+SUCCEEDED = ("done", "succeeded")
+TERMINAL = (*SUCCEEDED, "failed", "cancelled")
+Levels = NDArray[np.int64]
+
+
+@dataclass
+class Outcome:
+    """What became of a job that met a fault.
+
+    Attributes:
+        fault: Which.
+        pairs: Pairs of the job.
+        succeeded: Pairs with a result.
+        failed: Pairs that failed or were cancelled, with a reason.
+        lost: Pairs in no terminal state.
+        bit_identical: Whether all results decrypt to the levels of the undisturbed run; None if
+            there are none.
+        seconds_lost: Wall time beyond the undisturbed run's; until the reason was there, if the
+            job could not be done.
+        reasons: By pair id, why it failed.
+    """
+
+    fault: str
+    pairs: int
+    succeeded: int
+    failed: int
+    lost: int
+    bit_identical: bool | None
+    seconds_lost: float
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+class Nodes:
+    """A Ray cluster: a head that computes nothing and nodes with one core each."""
+
+    def __init__(self, count: int) -> None:
+        base = tempfile.gettempdir()
+        base = base if len(base) <= LONGEST_BASE else "/tmp"
+        self.folder = Path(tempfile.mkdtemp(prefix="nst-ray-", dir=base))
+        from ray.cluster_utils import Cluster
+
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        self._cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": False,
+                "temp_dir": str(self.folder),
+            },
+        )
+        for _ in range(count):
+            self.add()
+
+    @property
+    def address(self) -> str:
+        """Host and port of the head."""
+        return str(self._cluster.address)
+
+    @property
+    def count(self) -> int:
+        """Nodes beside the head."""
+        return len(self._cluster.worker_nodes)
+
+    def add(self) -> None:
+        """Another node with one core."""
+        self._cluster.add_node(num_cpus=1)
+
+    def actors(self) -> list[psutil.Process]:
+        """The processes of all row actors."""
+        found = []
+        for node in self._cluster.list_all_nodes():
+            for process in _tree(node):
+                with contextlib.suppress(psutil.Error):
+                    if "RowActor" in " ".join(process.cmdline()):
+                        found.append(process)
+        return found
+
+    def kill_one(self) -> None:
+        """`kill -9` of all processes of a node that has an actor."""
+        nodes = sorted(self._cluster.worker_nodes, key=lambda n: _has_actor(n), reverse=True)
+        for process in _tree(nodes[0]):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._cluster.remove_node(nodes[0], allow_graceful=False)
+
+    def logs(self) -> Iterator[Path]:
+        """All files that Ray has written."""
+        return (path for path in self.folder.rglob("*") if path.is_file())
+
+    def close(self) -> None:
+        """Stop all nodes."""
+        self._cluster.shutdown()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _tree(node: Any) -> list[psutil.Process]:
+    """The processes of a node."""
+    out = []
+    for started in node.all_processes.values():
+        for entry in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(entry.process.pid)
+                out += [process, *process.children(recursive=True)]
+    return out
+
+
+def _has_actor(node: Any) -> bool:
+    for process in _tree(node):
+        with contextlib.suppress(psutil.Error):
+            if "RowActor" in " ".join(process.cmdline()):
+                return True
+    return False
+
+
+class Driver:
+    """A driver process."""
+
+    def __init__(self, arguments: list[str], address: str, log: Path) -> None:
+        """Start one.
+
+        Args:
+            arguments: See `jobs.execution.driver`.
+            address: The cluster's.
+            log: What it prints goes there.
+        """
+        self.log = log
+        command = [sys.executable, "-m", "jobs.execution.driver", *arguments, "--cluster"]
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                env={**os.environ, "RAY_ADDRESS": address},
+                cwd=ROOT,
+            )
+
+    @property
+    def running(self) -> bool:
+        """Whether it lives."""
+        return self.process.poll() is None
+
+    def wait(self, patience: float) -> int:
+        """Its exit code."""
+        try:
+            return self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(
+                f"the driver still ran after {patience:.0f} s: {self.log.read_text()[-2000:]}"
+            ) from None
+
+    def kill(self) -> None:
+        """`kill -9`."""
+        self.process.kill()
+        self.process.wait()
+
+
+class Job:
+    """A job of the site's ciphertexts in a store of its own."""
+
+    def __init__(self, site: Site, fault: str, book: JobBook, store: Store) -> None:
+        self.site, self.fault, self.book, self.store = site, fault, book, store
+        self.out = site.folder / f"out-{fault}"
+        self.started = time.monotonic()
+        self.drivers: list[Driver] = []
+
+    @property
+    def record(self) -> JobRecord:
+        """What the server knows of it."""
+        return read_record(self.store, layout.job(self.book.job_id), JobRecord)
+
+    @property
+    def state(self) -> JobState:
+        """How far it is."""
+        return read_state(self.store, self.book.job_id)
+
+    def start(self, actors: int | None = None) -> Driver:
+        """A driver for it."""
+        log = self.site.folder / f"{self.fault}-{len(self.drivers)}.log"
+        arguments = [self.book.store, self.book.job_id, "--actors", str(actors or self.site.actors)]
+        driver = Driver(arguments, self.site.nodes.address, log)
+        self.drivers.append(driver)
+        # As the client notes it: `cancel` asks for the driver by its process id.
+        book = self.book.model_copy(update={"driver_pid": driver.process.pid})
+        self.site.home.save_book(book)
+        return driver
+
+    def wait_for_work(self, share: float = 0.25) -> None:
+        """Until so much of its PBS are done; AssertionError if that takes too long."""
+
+        def far_enough() -> bool:
+            state = self.state
+            assert not state.finished, f"{self.fault}: ended before the fault: {state.reason}"
+            return state.pbs_done > share * state.pbs_total > 0
+
+        wait_until(far_enough, self.site.patience, f"{self.fault}: no progress")
+
+    def finish(self, *drivers: Driver, code: int | None = 0) -> float:
+        """Wait for drivers; seconds since the job was started."""
+        for driver in drivers:
+            found = driver.wait(self.site.patience)
+            assert code is None or found == code, driver.log.read_text()[-2000:]
+        return time.monotonic() - self.started
+
+    def statuses(self) -> dict[str, tuple[str, str]]:
+        """By name of pair, its status and the reason, as a user is told them."""
+        shown = self.site.run("status", self.book.job_id, "--json")
+        assert shown.exit_code in (0, 1), shown.output
+        return {p["name"]: (p["status"], p["reason"]) for p in json.loads(shown.stdout)["pairs"]}
+
+    def fetched(self) -> tuple[dict[str, Levels], dict[str, str]]:
+        """By name, the decrypted levels of the results and why there is none."""
+        return self.site.fetch(self.book, self.store, self.out)
+
+    def conclude(self, seconds: float) -> Outcome:
+        """See what became of it, and that it leaves nothing behind; AssertionError if it does."""
+        statuses = self.statuses()
+        levels, reasons = self.fetched()
+        ends = [status for status, _ in statuses.values()]
+        succeeded = [name for name, (status, _) in statuses.items() if status in SUCCEEDED]
+        assert set(levels) <= set(succeeded), "a picture of a pair that did not succeed"
+        identical = [np.array_equal(levels[n], self.site.undisturbed[n]) for n in levels]
+        self.site.wait_until_quiet()
+        leaks = self.site.leaks(self.store)
+        assert not leaks, f"{self.fault}: {leaks}"
+        self.delete()
+        return Outcome(
+            fault=self.fault,
+            pairs=len(statuses),
+            succeeded=len(levels),
+            failed=sum(end in ("failed", "cancelled") for end in ends)
+            + len(set(succeeded) - set(levels)),
+            lost=sum(end not in TERMINAL for end in ends),
+            bit_identical=all(identical) if identical else None,
+            seconds_lost=round(seconds, 1),
+            reasons={**{n: r for n, (_, r) in statuses.items() if r}, **reasons},
+        )
+
+    def delete(self) -> None:
+        """Delete it as a user would, and see that nothing of it is left in the store."""
+        gone = self.site.run("delete", self.book.job_id, "--yes")
+        assert gone.exit_code == 0, gone.output
+        self.site.require_no_orphans(self.store)
+
+
+class Site:
+    """Nodes, an S3 server, a client, and the undisturbed run of its pairs."""
+
+    def __init__(self, folder: Path, quality: str, actors: int = 2, patience: float = 600) -> None:
+        """Start nothing yet.
+
+        Args:
+            folder: Home of the client, logs and pictures.
+            quality: Level of the pairs.
+            actors: Nodes with one core, and actors of a job.
+            patience: Seconds after which a job hangs.
+        """
+        self.folder, self.quality = folder, quality
+        self.actors, self.patience = actors, patience
+        self.home = Home(folder / "home")
+        self.level = get_level(quality)
+        self.network = load_weights(self.level.weights)
+        self.undisturbed: dict[str, Levels] = {}
+        self.pictures: dict[str, bytes] = {}
+        self.undisturbed_s = 0.0
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> Site:
+        with self._open as opened:
+            self.s3 = S3Server()
+            opened.callback(self.s3.close)
+            self.s3.start()
+            kept = {n: v for n, v in os.environ.items() if not n.startswith("AWS_")}
+            path = os.pathsep.join([str(HOOKS), str(ROOT)])
+            environment = {
+                "RAY_worker_niceness": "0",
+                **kept,
+                **self.s3.environment,
+                "NST_BATCH_HOME": str(self.home.root),
+                "PYTHONPATH": path,
+                POISON: str(self.folder / "poison"),
+                "RAY_USAGE_STATS_ENABLED": "0",
+                "OMP_NUM_THREADS": "1",
+            }
+            opened.enter_context(mock.patch.dict(os.environ, environment, clear=True))
+            self.s3.client().create_bucket(Bucket=BUCKET)
+            self.nodes = Nodes(self.actors)
+            opened.callback(self.nodes.close)
+            self._open = opened.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def submit(self, source: Path) -> list[PreparedPair]:
+        """Encrypt the pairs of a folder or CSV file, once, and run their job undisturbed."""
+        self.source = source
+        pairs, skipped = find_pairs(source)
+        ready, unreadable = prepare(pairs, self.network, self.level.size, "crop")
+        assert not skipped and not unreadable, (skipped, unreadable)
+        store = open_store(self.url("origin"))
+        self.origin = submit(self.home, store, self.level, self.network, ready, [], lambda *_: None)
+        job = self.job("undisturbed")
+        seconds = job.finish(job.start())
+        self.undisturbed, reasons = job.fetched()
+        assert not reasons and len(self.undisturbed) == len(pairs), reasons
+        self.pictures = {p.name: p.read_bytes() for p in job.out.glob("*.png")}
+        self.undisturbed_s = seconds
+        self.finished = job
+        return ready
+
+    def mend(self) -> None:
+        """Have all there that a fault before may have left broken."""
+        if not self.s3.running:
+            self.s3.start()
+        while self.nodes.count < self.actors:
+            self.nodes.add()
+
+    def url(self, prefix: str) -> str:
+        """A store's URL."""
+        return f"s3://{BUCKET}/{prefix}?endpoint={self.s3.endpoint}"
+
+    def job(self, fault: str, pairs: int | None = None) -> Job:
+        """The first pairs as a new job, of the very same ciphertexts."""
+        self.mend()
+        origin, store = open_store(self.origin.store), open_store(self.url(fault))
+        record = read_record(origin, layout.job(self.origin.job_id), JobRecord)
+        job_id = new_id()
+        copy = record.model_copy(update={"job_id": job_id, "pairs": record.pairs[:pairs]})
+        for key in origin.list("circuits/") + origin.list("keys/"):
+            store.write(key, origin.read(key))
+        for input_id in {i for p in copy.pairs for i in (p.content, p.style)}:
+            blob = origin.read(layout.encrypted_input(self.origin.job_id, input_id))
+            store.write(layout.encrypted_input(job_id, input_id), blob)
+        book = self.origin.model_copy(
+            update={"job_id": job_id, "store": store.url, "pairs": self.origin.pairs[:pairs]}
+        )
+        self.home.save_job(book, self.home.pictures(self.origin.job_id))
+        write_record(store, layout.job(job_id), copy)
+        return Job(self, fault, book, store)
+
+    def run(self, *arguments: str | Path) -> Result:
+        """`nst-batch` in this process."""
+        return CliRunner().invoke(main, [str(a) for a in arguments])
+
+    def run_until(self, point: str, *arguments: str | Path) -> None:
+        """`nst-batch` in a process of its own that dies at a point of `nst_batch.arm`."""
+        command = [sys.executable, "-m", "tests.faults.nst_batch", point, *map(str, arguments)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=ROOT, timeout=self.patience, check=False
+        )
+        assert done.returncode == -9, f"{point}: {done.returncode} {done.stderr[-2000:]}"
+
+    def fetch(
+        self, book: JobBook, store: Store, out: Path
+    ) -> tuple[dict[str, Levels], dict[str, str]]:
+        """Fetch as the client does; by name, the levels that were decrypted and what failed."""
+        seen: list[Levels] = []
+        from jobs.client import fetch as module
+
+        def finish(network: Any, content: Any, style: Any, levels: Levels) -> Any:
+            seen.append(levels)
+            return original(network, content, style, levels)
+
+        original = module.finish
+        with mock.patch.object(module, "finish", finish):
+            report = fetch(self.home, store, book, self.level, self.network, out, True)
+        return dict(zip(report.done, seen, strict=True)), report.failed
+
+    def wait_until_quiet(self) -> None:
+        """Until no actor is left; AssertionError if some stay."""
+        wait_until(lambda: not self.nodes.actors(), QUIET_SECONDS, "actors were left behind")
+
+    def require_no_orphans(self, store: Store) -> None:
+        """AssertionError if a store holds anything of a job, or half of an upload."""
+        assert store.list("jobs/") == []
+        prefix = f"{prefix_of(store)}/"
+        listed = self.s3.client().list_multipart_uploads(Bucket=BUCKET, Prefix=prefix)
+        assert not listed.get("Uploads"), [u["Key"] for u in listed["Uploads"]]
+
+    def leaks(self, store: Store) -> list[str]:
+        """Where a name, a credential or a piece of the secret key is that must not be there."""
+        words = {
+            "a pair's name": [p.name.encode() for p in self.origin.pairs],
+            "the client's folder": [str(self.home.root).encode(), str(self.source).encode()],
+            "a credential": [self.s3.secret_key.encode()],
+            "the secret key": self._key_windows(),
+        }
+        client, prefix = self.s3.client(), prefix_of(store)
+        # As they are: the store would refuse those that a fault has damaged.
+        blobs = {
+            key: client.get_object(Bucket=BUCKET, Key=f"{prefix}/{key}")["Body"].read()
+            for key in store.list("")
+        }
+        for path in [*self.folder.glob("*.log"), *self.nodes.logs()]:
+            with contextlib.suppress(OSError):
+                blobs[str(path)] = path.read_bytes()
+        return [
+            f"{what} in {where}"
+            for where, blob in blobs.items()
+            for what, secrets in words.items()
+            if any(secret in blob for secret in secrets)
+        ]
+
+    def _key_windows(self) -> list[bytes]:
+        """Pieces of the secret key: Concrete serializes a key as one 64-bit word a bit."""
+        secret = (self.home.keys / self.origin.key_id / SECRET_FILE).read_bytes()
+        words = np.frombuffer(secret[: len(secret) // 8 * 8], dtype="<u8")
+        binary = np.concatenate([[0], (words <= 1).astype(np.int8), [0]])
+        edges = np.flatnonzero(np.diff(binary))
+        runs = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a > 400]
+        assert runs, "the secret key was not recognized in its file"
+        return [words[a + 64 : a + 128].tobytes() for a, _ in runs]
+
+
+def prefix_of(store: Store) -> str:
+    """What the names of a store's objects in the bucket begin with."""
+    return store.url.partition("?")[0].removeprefix(f"s3://{BUCKET}/")
+
+
+def wait_until(condition: Callable[[], bool], patience: float, complaint: str) -> float:
+    """Seconds until a condition holds; AssertionError if it does not in time."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < patience, f"{complaint} after {patience:.0f} s"
+        time.sleep(POLL)
+    return time.monotonic() - start
+
+
+def as_record(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as `benchmarks/faults.json` lists it."""
+    return {k: v for k, v in dataclasses.asdict(outcome).items() if k != "reasons" or v}

@@ -1,0 +1,57 @@
+"""Jobs that meet faults, on a real Ray cluster of several nodes and a real S3 server."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nst import levels
+from nst.levels import QualityLevel
+from tests.faults import injections
+from tests.faults.nst_batch import P_ERROR, WEIGHTS
+from tests.faults.site import Site
+from tests.toy import TOY_SIZE, toy_weights
+
+NAMES = ("grandmother-portrait", "passport-scan")
+
+pytestmark = pytest.mark.slow
+
+
+def pairs_of_noise(folder: Path) -> Path:
+    """Two contents and one style, as a CSV file."""
+    folder.mkdir()
+    rng = np.random.default_rng(7)
+    for name in (*NAMES, "style"):
+        noise = rng.integers(0, 256, (TOY_SIZE, TOY_SIZE, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{name}.png")
+    listed = folder / "pairs.csv"
+    with listed.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["content", "style", "name"])
+        rows.writerows([f"{name}.png", "style.png", name] for name in NAMES)
+    return listed
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    weights = toy_weights(folder / "toy.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        level = QualityLevel("toy", TOY_SIZE, weights, P_ERROR)
+        patch.setitem(levels.LEVELS, "toy", level)
+        patch.setenv(WEIGHTS, str(weights))
+        with Site(folder, "toy") as site:
+            site.submit(pairs_of_noise(folder / "private"))
+            yield site
+
+
+@pytest.mark.parametrize("name", injections.FAULTS)
+def test_a_job_survives(site: Site, name: str) -> None:
+    outcome = injections.FAULTS[name](site)
+    assert outcome.lost == 0
+    assert outcome.bit_identical is not False
