@@ -25,8 +25,7 @@ from nst.server import Evaluator
 QUEUED_AHEAD = 2
 """Tasks an actor has at a time: one running, one whose arguments are already on their way."""
 LOADS, DEATHS = 4, 20
-"""Actors in a row that may fail to load their circuits, if some have loaded them before, and that
-may die while they load."""
+"""Actors in a row that may fail to load their circuits, and that may die while they load."""
 PAUSE = 2.0
 """Seconds before the next actor is started after one that could not load."""
 SUSPECT_SECONDS = 10.0
@@ -93,7 +92,6 @@ class RayExecutor:
         self.load, self.completion, self.lost = load, completion, lost
         self._slots = [_Slot() for _ in range(count)]
         self._ended: deque[Any] = deque()
-        self._loaded_once = False
         self._failed_loads = self._early_deaths = 0
         for slot in self._slots:
             self._fill(slot)
@@ -172,14 +170,13 @@ class RayExecutor:
             else:
                 self._early_deaths += 1
             # Wrong circuits or keys will not get better, a store or a node that is away may.
-            final = LOADS if self._loaded_once else 1
-            if self._failed_loads >= final or self._early_deaths >= DEATHS:
+            if self._failed_loads >= LOADS or self._early_deaths >= DEATHS:
                 raise
             self._kill(slot)
             slot.not_before = time.monotonic() + PAUSE
             return
         slot.coming = None
-        self._loaded_once, self._failed_loads, self._early_deaths = True, 0, 0
+        self._failed_loads = self._early_deaths = 0
 
     def _task_ended(self, slot: _Slot, took: Any) -> None:
         try:
