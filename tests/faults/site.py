@@ -70,7 +70,7 @@ class Outcome:
             there are none.
         seconds_lost: Wall time beyond the undisturbed run's; until the reason was there, if the
             job could not be done.
-        reasons: By pair id, why it failed.
+        reasons: By name of pair, why it failed.
     """
 
     fault: str
@@ -483,5 +483,7 @@ def wait_until(condition: Callable[[], bool], patience: float, complaint: str) -
 
 
 def as_record(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as `benchmarks/faults.json` lists it."""
-    return {k: v for k, v in dataclasses.asdict(outcome).items() if k != "reasons" or v}
+    """An outcome as `benchmarks/faults.json` lists it: of reasons, the different ones."""
+    record = dataclasses.asdict(outcome)
+    reasons = sorted(set(record.pop("reasons").values()))
+    return {**record, "reasons": reasons} if reasons else record
