@@ -45,7 +45,7 @@ class Envelope:
 
     def pack(self) -> bytes:
         """As bytes: a fixed prefix, a JSON header, the rows."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(f"{self.word_bits} ".encode())
         for row in self.rows:
             digest.update(row)
         header = json.dumps(
@@ -81,15 +81,15 @@ class Envelope:
                 )
             start = _PREFIX.size + length
             header = json.loads(blob[_PREFIX.size : start])
+            bits = int(header["word_bits"])
             rows = []
-            digest = hashlib.sha256()
+            digest = hashlib.sha256(f"{bits} ".encode())
             for size in header["lengths"]:
                 rows.append(blob[start : start + size])
                 digest.update(rows[-1])
                 start += size
             if start != len(blob) or digest.hexdigest() != header["sha256"]:
                 raise ValueError("checksum does not match")
-            bits = int(header["word_bits"])
             return Envelope(header["key_id"], header["circuit_id"], tuple(rows), bits)
         except (struct.error, ValueError, KeyError, TypeError) as error:
             raise CircuitError(f"{what} is damaged ({error}); submit the pair again") from error
