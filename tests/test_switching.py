@@ -159,7 +159,8 @@ def test_the_phase_error_is_the_one_derived(results: Results) -> None:
     assert error.std() == pytest.approx(sigma(dimension, bits, ones), rel=0.06)
     assert sigma(dimension, bits, ones) == pytest.approx(2 ** (3.2 - bits), rel=0.05)
     assert abs(error.mean()) < 4 * error.std() / len(error) ** 0.5
-    assert np.abs(error).max() < 5 * sigma(dimension, bits, ones)
+    # Of some 2,000 draws one is beyond 5 deviations in a run out of a thousand; 7 are never met.
+    assert np.abs(error).max() < 7 * sigma(dimension, bits, ones)
     bound = (ones + 1) * 2.0 ** -(bits + 1)
     assert np.abs(error).max() < bound < half_level(results.plan.output_width)
 
