@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nst.dataset import Crops
+from nst.integer import is_style
 from nst.losses import statistics
 from nst.network import Conditions, StyleTransfer
 from nst.vgg import VGG16
@@ -89,7 +90,7 @@ def pretrain_style(
     reader = nn.Linear(code, wanted.shape[1]).to(device)
     parameters = [*reader.parameters()]
     for name, layer in network.stages.items():
-        if name.startswith("style_"):
+        if is_style(name):
             parameters += layer.parameters()
     optimizer = torch.optim.Adam(parameters, lr=RATE)
 

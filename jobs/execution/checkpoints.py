@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from jobs.execution.graph import STYLE_CODE, InputRow, Source, Task, TaskGraph
+from nst.integer import is_style
 from nst.plan import CircuitPlan, StagePlan
 
 OPERATIONS_PER_CORE_SECOND = 3.8e9
@@ -55,8 +56,8 @@ class Boundary:
 
 def boundaries(plan: CircuitPlan, actors: int) -> tuple[Boundary, ...]:
     """Where a job of so many actors stores its state: first the style code, then by the rule."""
-    style = [stage for stage in plan.stages if _is_style(stage)]
-    content = [stage for stage in plan.stages if not _is_style(stage)]
+    style = [stage for stage in plan.stages if is_style(stage.name)]
+    content = [stage for stage in plan.stages if not is_style(stage.name)]
     chosen = [_boundary(style, [stage for stage in style if stage.name == STYLE_CODE])]
     stored: set[str] = set()
     since: list[StagePlan] = []
@@ -84,10 +85,6 @@ def _boundary(behind: list[StagePlan], stored: list[StagePlan]) -> Boundary:
         pbs=sum(stage.pbs for stage in behind),
         core_seconds=operations / OPERATIONS_PER_CORE_SECOND,
     )
-
-
-def _is_style(stage: StagePlan) -> bool:
-    return stage.name.startswith("style_")
 
 
 @dataclass(frozen=True)

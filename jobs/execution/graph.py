@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.storage.records import PairRecord
+from nst.integer import is_style
 from nst.plan import CircuitPlan, StagePlan
 
 STYLE_CODE = "style_code"
@@ -124,7 +125,7 @@ class _Builder:
         """Tasks of one style branch or one content path; returns the rows of each stage."""
         made: dict[str, list[int]] = {}
         for depth, stage in enumerate(self.plan.stages):
-            if stage.name.startswith("style_") != style:
+            if is_style(stage.name) != style:
                 continue
             made[stage.name] = []
             for row in range(stage.rows):
