@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nst.errors import CircuitError
+from nst.integer import is_style
 
 FORMAT = 2
 
@@ -74,7 +75,7 @@ class CircuitPlan:
     @property
     def pbs_style(self) -> int:
         """PBS of one style branch, paid once a style."""
-        return sum(s.pbs for s in self.stages if s.name.startswith("style_"))
+        return sum(s.pbs for s in self.stages if is_style(s.name))
 
     @property
     def pbs_content(self) -> int:
