@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import re
 from html.parser import HTMLParser
@@ -12,7 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.client.gallery import CELL, GAP, VACANT, Entry, write_contact_sheet, write_gallery
+from jobs.client.gallery import (
+    CELL,
+    GAP,
+    VACANT,
+    Entry,
+    Summary,
+    write_contact_sheet,
+    write_gallery,
+)
 from jobs.client.pictures import Floats
 from nst.errors import InputError
 
@@ -26,7 +35,8 @@ def flat(color: tuple[int, int, int], size: int = 16) -> Floats:
 
 
 def done(name: str = "a", size: int = 16) -> Entry:
-    return Entry(name, "done", flat(RED, size), flat(GREEN, size), flat(BLUE, size), "1.2 s")
+    pictures = (flat(RED, size), flat(GREEN, size), flat(BLUE, size))
+    return Entry(name, "succeeded", *pictures, facts=("12 s", "4,512 PBS"))
 
 
 def failed(name: str = "b") -> Entry:
@@ -49,12 +59,12 @@ class Page(HTMLParser):
         self.text += data
 
     def images(self) -> list[dict[str, str | None]]:
-        return [attributes for tag, attributes in self.tags if tag == "img"]
+        return [a for tag, a in self.tags if tag == "img" and "src" in a]
 
 
 def page(entries: list[Entry], folder: Path, title: str = "Demo") -> Page:
     path = folder / "gallery.html"
-    write_gallery(entries, title, path)
+    write_gallery(entries, Summary(title, (("job", "0f3c9a"),)), path)
     return Page(path.read_text(encoding="utf-8"))
 
 
@@ -73,18 +83,30 @@ def test_triples_are_embedded_in_order(tmp_path: Path) -> None:
 def test_the_page_fetches_nothing(tmp_path: Path) -> None:
     found = page([done(), failed()], tmp_path)
     for tag, attributes in found.tags:
-        assert tag not in ("script", "link", "iframe")
+        assert tag not in ("link", "iframe", "a", "form", "base")
         assert all(str(attributes.get(key, "data:")).startswith("data:") for key in ("src", "href"))
-    assert not re.search(r"url\(|@import|https?:", found.text)
-    policies = [a["content"] for t, a in found.tags if t == "meta" and "http-equiv" in a]
-    assert any("default-src 'none'" in str(policy) for policy in policies)
+        assert not any(key == "style" or key.startswith("on") for key in attributes)
+    assert not re.search(r"url\(|@import|https?:|fetch\(|import\(", found.text)
+
+
+def test_only_the_pages_own_script_and_style_are_allowed(tmp_path: Path) -> None:
+    found = page([done()], tmp_path)
+    (policy,) = [str(a["content"]) for t, a in found.tags if t == "meta" and "http-equiv" in a]
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+    assert rules["img-src"] == "data:"
+    html = (tmp_path / "gallery.html").read_text()
+    for tag, rule in (("style", "style-src"), ("script", "script-src")):
+        (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, flags=re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert rules[rule] == f"'sha256-{digest}'"
 
 
 def test_names_titles_and_details_are_text_not_markup(tmp_path: Path) -> None:
     entry = Entry(HOSTILE, "failed", flat(RED), None, None, "because " + HOSTILE)
     found = page([entry], tmp_path, title=HOSTILE)
-    assert "script" not in {tag for tag, _ in found.tags}
-    assert found.text.count(HOSTILE) == 4  # title, heading, name, detail
+    assert [tag for tag, _ in found.tags].count("script") == 1
+    assert found.text.count(HOSTILE) == 4  # title, heading, name, reason
     assert found.images()[0]["alt"] == f"content of {HOSTILE}"
 
 
@@ -94,26 +116,32 @@ def test_failures_show_their_reason_and_the_pictures_there_are(tmp_path: Path) -
     assert len(found.images()) == 1
 
 
-def test_the_summary_counts_by_status(tmp_path: Path) -> None:
-    running = Entry("c", "running", None, None, None, "")
-    assert (
-        "2 done, 1 failed, 1 running"
-        in page([done("x"), done("y"), failed(), running], tmp_path).text
-    )
+def test_every_status_can_be_picked_if_there_is_one(tmp_path: Path) -> None:
+    waiting = Entry("c", "waiting", None, None, None, "queued")
+    found = page([done("x"), done("y"), waiting], tmp_path)
+    choices = {str(a["value"]): a for tag, a in found.tags if tag == "input"}
+    assert list(choices) == ["all", "succeeded", "failed", "waiting"]
+    assert [name for name, a in choices.items() if "disabled" in a] == ["failed"]
+    assert [name for name, a in choices.items() if "checked" in a] == ["all"]
+    counts = " ".join(found.text.split())
+    assert "all 3 succeeded 2 failed 0 waiting 1" in counts
+    assert [a["class"] for tag, a in found.tags if tag == "article"] == [
+        "succeeded", "succeeded", "waiting",
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("size", "shown"), [(16, 64), (64, 256), (128, 384), (300, 300)])
+def test_what_a_job_and_a_pair_took_is_shown(tmp_path: Path) -> None:
+    words = page([done()], tmp_path).text.split("\n")
+    assert {"job0f3c9a", "12 s", "4,512 PBS"} <= {word.strip() for word in words}
+
+
+@pytest.mark.parametrize(("size", "small"), [(16, True), (64, True), (65, False), (300, False)])
 def test_small_pictures_are_enlarged_with_hard_pixels(
-    tmp_path: Path, size: int, shown: int
+    tmp_path: Path, size: int, small: bool
 ) -> None:
     image = page([done(size=size)], tmp_path).images()[0]
-    assert (image["width"], image["height"]) == (str(shown), str(shown))
-    assert (image.get("class") == "enlarged") == (shown > size)
-
-
-def test_the_page_follows_the_colour_scheme(tmp_path: Path) -> None:
-    text = page([], tmp_path).text
-    assert "prefers-color-scheme: dark" in text and "image-rendering: pixelated" in text
+    assert (image["width"], image["height"]) == (str(size), str(size))
+    assert (image.get("class") == "pixels") == small
 
 
 def test_names_that_cannot_be_encoded_do_not_stop_the_page(tmp_path: Path) -> None:
@@ -139,7 +167,7 @@ def test_contact_sheet_fits_any_picture_into_its_cell(
     tmp_path: Path, shape: tuple[int, int, int]
 ) -> None:
     ones = np.ones(shape, dtype=np.float32)
-    entry = Entry("a", "done", ones, None, None, "")
+    entry = Entry("a", "succeeded", ones, None, None)
     write_contact_sheet([entry], tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         lit = np.argwhere(np.asarray(sheet).min(2) == 255)
@@ -150,6 +178,6 @@ def test_contact_sheet_fits_any_picture_into_its_cell(
 
 def test_unwritable_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone/g\.html"):
-        write_gallery([done()], "Demo", tmp_path / "gone" / "g.html")
+        write_gallery([done()], Summary("Demo"), tmp_path / "gone" / "g.html")
     with pytest.raises(InputError, match=r"gone/s\.png"):
         write_contact_sheet([done()], tmp_path / "gone" / "s.png")

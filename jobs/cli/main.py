@@ -211,9 +211,10 @@ def _submit(
 @force_option
 def preview(pairs: Path, quality: str, grid: bool, fit: str, out: Path, force: bool) -> None:
     """Show what the encrypted run of PAIRS will produce: the same integers, in the clear."""
+    from jobs.client.facts import quality_fact
     from jobs.client.fetch import GALLERY, SHEET, make_folder, refuse_overwriting
-    from jobs.client.gallery import Entry, write_contact_sheet, write_gallery
-    from jobs.client.pictures import write_png
+    from jobs.client.gallery import Entry, Summary, write_contact_sheet, write_gallery
+    from jobs.client.pictures import cut_out, write_png
 
     console = new_console()
     level, network = level_and_network(quality)
@@ -224,11 +225,11 @@ def preview(pairs: Path, quality: str, grid: bool, fit: str, out: Path, force: b
     for pair in prepared:
         result = pair.preview(network)
         write_png(result, pair.box, out / f"{pair.name}.png", force)
-        entries.append(
-            Entry(pair.name, "done", pair.content.rgb, pair.style.rgb, result, "preview")
-        )
+        content, result = (cut_out(picture, pair.box) for picture in (pair.content.rgb, result))
+        entries.append(Entry(pair.name, "succeeded", content, pair.style.rgb, result))
     entries += [Entry(s.name, "failed", None, None, None, s.reason) for s in skipped]
-    write_gallery(entries, f"nst-batch preview, {quality}", out / GALLERY)
+    summary = Summary("Previews, computed in the clear", (("quality", quality_fact(level)),))
+    write_gallery(entries, summary, out / GALLERY)
     write_contact_sheet(entries, out / SHEET)
     console.print(f"{len(prepared)} previews in {out}", highlight=False)
     console.print(f"gallery: {(out / GALLERY).resolve()}", highlight=False, soft_wrap=True)

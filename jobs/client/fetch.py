@@ -5,15 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jobs.client.costs import pair_costs
+from jobs.client.facts import job_summary, pair_facts, waiting_note
 from jobs.client.gallery import Entry, write_contact_sheet, write_gallery
 from jobs.client.home import BookPair, Home, JobBook, box_of
-from jobs.client.pictures import Floats, write_png
+from jobs.client.pictures import Floats, cut_out, write_png
 from jobs.storage import layout
-from jobs.storage.records import JobRecord, PairEnd, read_marks, read_record
+from jobs.storage.records import (
+    JobRecord,
+    PairEnd,
+    pair_states,
+    read_marks,
+    read_record,
+    read_state,
+)
 from jobs.storage.store import Store
 from nst.architecture import CELL
 from nst.ciphertext import Envelope
-from nst.circuits import build
+from nst.circuits import build, load_plan
 from nst.client import AskPassphrase, Cipher, KeyRing
 from nst.errors import CircuitError, InputError, NstBatchError
 from nst.integer import IntegerNetwork
@@ -63,29 +72,37 @@ def fetch(
             f"{circuits.name}; fetch it with the version that submitted it"
         )
     cipher = KeyRing(home.keys).cipher(book.key_id, circuits, ask)
+    # The state first: pairs that end in between are shown as what they are.
+    state = read_state(store, book.job_id)
     ended = read_marks(store, read_record(store, layout.job(book.job_id), JobRecord)).ended
+    states = pair_states([pair.pair_id for pair in book.pairs], state, ended)
+    costs = pair_costs(store, book.job_id, load_plan(circuits), book.pairs)
     pictures = home.pictures(book.job_id)
     report, entries = Fetched(gallery=out / GALLERY), []
     for pair in book.pairs:
         content, style = pictures[pair.content], pictures[pair.style]
+        box = box_of(pair)
+        shown = (cut_out(content.rgb, box), style.rgb)
         record = ended.get(pair.pair_id)
         if record is None:
             report.waiting.append(pair.name)
-            entries.append(Entry(pair.name, "running", content.rgb, style.rgb, None, ""))
+            note = waiting_note(book, states[pair.pair_id])
+            entries.append(Entry(pair.name, "waiting", *shown, None, note))
             continue
         try:
             result = _result(store, book, pair, record, cipher, network, content, style)
         except NstBatchError as error:
             report.failed[pair.name] = str(error)
-            entries.append(Entry(pair.name, "failed", content.rgb, style.rgb, None, str(error)))
+            entries.append(Entry(pair.name, "failed", *shown, None, str(error)))
             continue
-        write_png(result, box_of(pair), out / f"{pair.name}.png", force=True)
+        write_png(result, box, out / f"{pair.name}.png", force=True)
         report.done.append(pair.name)
-        entries.append(Entry(pair.name, "done", content.rgb, style.rgb, result, ""))
+        facts = pair_facts(costs[pair.pair_id])
+        entries.append(Entry(pair.name, "succeeded", *shown, cut_out(result, box), facts=facts))
     for skipped in book.skipped:
         report.failed[skipped.name] = skipped.reason
         entries.append(Entry(skipped.name, "failed", None, None, None, skipped.reason))
-    write_gallery(entries, f"nst-batch {book.quality}, job {book.job_id}", report.gallery)
+    write_gallery(entries, job_summary(book, level, state), report.gallery)
     write_contact_sheet(entries, out / SHEET)
     return report
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections import Counter
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from jobs.client.pictures import Floats, encode_png, to_image, write_file
 
 TEMPLATES = Path(__file__).parent / "templates"
 
+SMALL = 64
+"""Up to this side a picture is enlarged with hard pixels: smoothed it would look out of focus."""
 CELL = 192
 """Side of a picture's place on the contact sheet."""
 COLUMNS = 3
@@ -23,7 +26,7 @@ COLUMNS = 3
 GAP = 8
 """Between the pictures of a triple; triples stand three times as far apart."""
 BACKGROUND = (24, 24, 27)
-VACANT = {"done": (39, 39, 42), "running": (39, 39, 42), "failed": (76, 29, 29)}
+VACANT = {"succeeded": (39, 39, 42), "waiting": (39, 39, 42), "failed": (76, 29, 29)}
 """Colour of the place of a picture that is not there, by the entry's status."""
 
 
@@ -32,19 +35,33 @@ class Entry:
     """One pair with what there is of it; pictures are `[3, H, W]` in [0, 1].
 
     Attributes:
-        detail: Shown below the name: the reason of a failure, the time taken.
+        name: Any text: it is shown as it is, whatever it holds.
+        status: What the gallery can be filtered by.
+        content: None if it could not be read; likewise the style.
+        result: None if there is none, or not yet.
+        note: The reason of a failure, or what the pair waits for.
+        facts: What it took: time, PBS.
     """
 
     name: str
-    status: Literal["done", "failed", "running"]
+    status: Literal["succeeded", "failed", "waiting"]
     content: Floats | None
     style: Floats | None
     result: Floats | None
-    detail: str
+    note: str = ""
+    facts: tuple[str, ...] = ()
 
     def pictures(self) -> list[tuple[str, Floats | None]]:
-        """Captions and pictures in the order in which they are shown."""
+        """Roles and pictures in the order in which they are shown."""
         return [("content", self.content), ("style", self.style), ("result", self.result)]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What stands above the pairs: a title, and facts with their labels."""
+
+    title: str
+    facts: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,10 +69,10 @@ class _Tile:
     uri: str
     width: int
     height: int
-    is_enlarged: bool
+    is_small: bool
 
 
-def write_gallery(entries: list[Entry], title: str, path: Path) -> None:
+def write_gallery(entries: list[Entry], summary: Summary, path: Path) -> None:
     """Writes one self-contained HTML file; raises InputError if it cannot be written."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -64,11 +81,15 @@ def write_gallery(entries: list[Entry], title: str, path: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    style, script = ((TEMPLATES / f"gallery.{kind}").read_text() for kind in ("css", "js"))
     html = environment.get_template("gallery.html.j2").render(
-        title=title,
+        summary=summary,
+        policy=_policy(style, script),
+        style=style,
+        script=script,
         counts=Counter(entry.status for entry in entries),
         rows=[
-            (entry, [(caption, _tile(picture)) for caption, picture in entry.pictures()])
+            (entry, [(role, _tile(picture)) for role, picture in entry.pictures()])
             for entry in entries
         ],
     )
@@ -98,19 +119,29 @@ def write_contact_sheet(entries: list[Entry], path: Path) -> None:
     write_file(buffer.getvalue(), path)
 
 
+def _policy(style: str, script: str) -> str:
+    """Nothing is fetched from anywhere, and no other script runs, wherever it came from."""
+    sources = {
+        "default-src": "'none'",
+        "img-src": "data:",
+        "style-src": _digest(style),
+        "script-src": _digest(script),
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    return "; ".join(f"{what} {source}" for what, source in sources.items())
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
 def _tile(picture: Floats | None) -> _Tile | None:
     if picture is None:
         return None
     _, height, width = picture.shape
-    factor = _enlargement(max(height, width))
     uri = "data:image/png;base64," + base64.b64encode(encode_png(picture)).decode()
-    return _Tile(uri, width * factor, height * factor, factor > 1)
-
-
-def _enlargement(side: int) -> int:
-    if side <= 64:
-        return 4
-    return 3 if side <= 128 else 1
+    return _Tile(uri, width, height, max(height, width) <= SMALL)
 
 
 def _fit_cell(picture: Floats) -> Image.Image:

@@ -80,7 +80,12 @@ def write_png(picture: Floats, box: Box, path: Path, force: bool = False) -> Non
     """
     if path.exists() and not force:
         raise InputError(f"{str(path)!r} exists: use --force to replace it or another --out")
-    write_file(encode_png(picture[:, box.top : box.bottom, box.left : box.right]), path)
+    write_file(encode_png(cut_out(picture, box)), path)
+
+
+def cut_out(picture: Floats, box: Box) -> Floats:
+    """The region `box` of a picture `[3, H, W]`."""
+    return picture[:, box.top : box.bottom, box.left : box.right]
 
 
 def to_image(picture: Floats) -> Image.Image:
