@@ -1,7 +1,7 @@
 # Everything runs from .venv; `make venv` builds it, and the targets that need it ask for it.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint bench-low bench-grid bench-p-error bench-estimate bench-bytes bench-architecture bench-quality bench-faults lock clean
+.PHONY: help venv demo test lint docs bench-low bench-grid bench-p-error bench-estimate bench-bytes bench-architecture bench-quality bench-faults lock clean
 .DELETE_ON_ERROR:
 
 SHELL := /bin/sh
@@ -56,6 +56,9 @@ lint: venv ## ruff (rules and format) and mypy
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+docs: venv ## build the documentation into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict $(ARGS)
+
 bench-low: venv ## one encrypted pair at low: time, memory, PSNR, parallel efficiency
 	$(PYTHON) -m benchmarks.low $(ARGS)
 
@@ -95,6 +98,6 @@ lock: ## resolve the dependencies anew and write requirements.lock
 	cp "$$work/requirements.lock" requirements.lock
 
 clean: ## remove caches and what was built; keeps .venv
-	rm -rf build dist demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .artifacts
+	rm -rf build dist site demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .artifacts
 	find . -path ./$(VENV) -prune -o -path ./.git -prune -o \
 	    -type d -name __pycache__ -exec rm -rf {} +
