@@ -19,7 +19,13 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 HOME, ELSEWHERE = "index.md", "repository"
-PAGES = ("benchmarks/architecture.md", "examples/README.md", "NOTICE.md")
+PAGES = (
+    "benchmarks/architecture.md",
+    "examples/README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "NOTICE.md",
+)
 """Markdown outside of docs/ that is shown as a page; other files are copied as they are."""
 COMMANDS, WIDTH = "<!-- commands -->", 88
 """What stands in a page for the help of all commands, and its characters a line."""

@@ -20,7 +20,7 @@ from jobs.client.home import HOME_VARIABLE, PASSPHRASE_VARIABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
-    ROOT / "README.md",
+    *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "README.md")),
     *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "cli.md"),
 ]
 SHOWN = [page for page in PAGES if re.search(r"\]\((?!http)[^)#]", page.read_text())]
@@ -97,6 +97,18 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / link).resolve().exists(), link
     for name in named:
         assert (ROOT / name).exists() or re.match(r"jobs/[A-Z]+/", name), name
+
+
+def test_the_map_of_the_house_names_every_folder() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    folders = [path.parent.relative_to(ROOT) for path in ROOT.glob("[a-z]*/__init__.py")]
+    folders += [path.parent.relative_to(ROOT) for path in ROOT.glob("jobs/*/__init__.py")]
+    assert len(folders) > 6
+    for folder in folders:
+        assert f"`{folder}/`" in text or any(f.parent == folder for f in folders), folder
+    targets = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`?make ([a-z-]+)", text):
+        assert re.search(rf"^{target}:.*##", targets, flags=re.MULTILINE), target
 
 
 def test_examples_in_python_do_what_they_say() -> None:
