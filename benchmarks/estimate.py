@@ -31,6 +31,7 @@ from typing import Any
 
 from benchmarks.measure import FOLDER, provenance, time_stages, write_result
 from benchmarks.run import load, prepared, run_submitted, submit_pairs
+from cluster.local import HUGE_PAGES
 from jobs.execution.forecast import Forecaster, Offer, distinct_pairs, largest_call
 from jobs.execution.graph import build_graph
 from jobs.execution.loading import read_plan
@@ -160,7 +161,7 @@ def bare_calls(store_url: str, job_id: str, processes: int) -> tuple[dict[str, f
             text=True,
             check=True,
             cwd=FOLDER.parent,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "GLIBC_TUNABLES": HUGE_PAGES},
         )
         return json.loads(done.stdout.splitlines()[-1])
 

@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cluster.local import HUGE_PAGES
+
 FOLDER = Path(__file__).resolve().parent
 SAMPLE_EVERY = 0.5
 
@@ -158,7 +160,7 @@ def bare_stage_seconds(
         text=True,
         check=True,
         cwd=FOLDER.parent,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLIBC_TUNABLES": HUGE_PAGES},
     )
     result: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
     return result

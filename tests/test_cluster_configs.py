@@ -30,6 +30,7 @@ ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "OMP_NUM_THREADS": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 AVX512_AWS, AVX512_GCP = re.compile(r"[cmr]7a\.\w+"), re.compile(r"c3d-\w+-\d+")
 IMAGE = "nst-batch:0.1.0"
