@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import FOLDER, load_png, provenance, psnr, write_result
-from jobs.client.pictures import to_image
 from jobs.client.preparation import PreparedPair
+from nst.stylize import to_image
 from tests.faults import injections
 from tests.faults.site import POLL, Outcome, Site, as_record
 from tests.s3_server import weed_binary

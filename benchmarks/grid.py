@@ -30,12 +30,12 @@ from benchmarks.run import (
     submit_pairs,
 )
 from jobs.client.fetch import SHEET
-from jobs.client.pictures import to_image
 from jobs.client.submit import new_id
 from jobs.execution.loading import read_plan
 from jobs.storage import layout
 from jobs.storage.records import JobRecord, read_record, write_record
 from jobs.storage.store import open_store
+from nst.stylize import to_image
 
 CONTENTS, STYLES = ("astronaut", "cat", "coffee"), ("cat", "coffee")
 ACTORS = 2

@@ -23,7 +23,7 @@ from benchmarks.measure import (
     write_result,
 )
 from benchmarks.run import fetch_pictures, load, prepared, run_submitted, submit_pairs
-from jobs.client.pictures import to_image
+from nst.stylize import to_image
 
 PAIR = "coffee"
 ACTORS = 2

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -255,6 +255,24 @@ class Cipher:
             raise CircuitError(
                 f"{what} is no result ({str(error).splitlines()[0]}); submit the pair again"
             ) from error
+
+    def decrypt_result(self, blobs: Sequence[bytes], what: str) -> Ints:
+        """Levels `[C, H, W]` of the last stage, from packed envelopes of its rows.
+
+        Args:
+            blobs: Envelopes with the rows from top to bottom, one or more in each.
+            what: Name of the result in an error.
+
+        Raises:
+            CircuitError: See `decrypt`; also if an envelope is damaged.
+        """
+        rows: list[bytes] = []
+        for number, blob in enumerate(blobs):
+            part = f"row {number} of {what}"
+            envelope = Envelope.unpack(blob, part)
+            envelope.require(self.key_id, self.circuit_id, part)
+            rows += full_rows(envelope)
+        return self.decrypt(Envelope(self.key_id, self.circuit_id, tuple(rows)), what)
 
     def decrypt_rows(self, stage: str, rows: tuple[bytes, ...]) -> Ints:
         """Levels `[C, H, W]` of the output rows of any stage."""

@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from nst.architecture import CONTENT, STYLE
 from nst.color import ColorStatistics, colored, quantize_pixels, whiten
@@ -63,6 +64,25 @@ class ContentPlan:
 
     gain: float
     features: Ints
+
+
+def central_square(image: Image.Image, size: int) -> Floats:
+    """The central square of an RGB image, scaled to `[3, size, size]` in [0, 1]."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return resized(image, (left, top, left + side, top + side), (size, size))
+
+
+def resized(image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int]) -> Floats:
+    """The region `box` of an RGB image, scaled to a width and height, as `[3, H, W]` in [0, 1]."""
+    scaled = image.resize(size, Image.Resampling.BICUBIC, box=box)
+    return np.asarray(scaled, dtype=np.float32).transpose(2, 0, 1) / 255
+
+
+def to_image(picture: Floats) -> Image.Image:
+    """Picture `[3, H, W]`, clipped to [0, 1], as 8-bit RGB."""
+    levels = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))
 
 
 def plan_style(network: IntegerNetwork, style: Picture) -> StylePlan:

@@ -1,5 +1,5 @@
-"""What several test files share: the toy network, its circuits, a key set, an evaluator, and a
-real S3 server."""
+"""What several test files share: the toy network, its circuits, a key set, an evaluator, a job
+that has run, and a real S3 server."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from nst.integer import IntegerNetwork
 from nst.server import Evaluator
 from tests.s3_server import S3Server
 from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_network
+from tests.toy_job import ToyJob, run_toy_job
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +56,18 @@ def evaluator(key_ring: KeyRing, key_card: KeyCard, circuits: Path) -> Evaluator
         (circuits / SERVER_FILE).read_bytes(),
         key_ring.evaluation_keys(key_card.key_id),
     )
+
+
+@pytest.fixture(scope="session")
+def toy_job(
+    circuits: Path,
+    key_ring: KeyRing,
+    key_card: KeyCard,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> ToyJob:
+    """A real pair of pictures stylized under encryption, from submission to result."""
+    folder = tmp_path_factory.mktemp("job")
+    return run_toy_job(folder, circuits, key_ring.folder / key_card.key_id)
 
 
 BUCKET = "nst-tests"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from jobs.client.pictures import Box, Fit, Floats, read_picture, write_png
+from jobs.client.pictures import Box, Fit, Floats, cut_out, read_picture, write_png
 from nst.dataset import center_square
 from nst.errors import InputError
 
@@ -278,7 +278,7 @@ def test_box_survives_json() -> None:
 def test_the_box_gives_back_the_aspect_ratio(tmp_path: Path) -> None:
     picture = noise(32, 16)
     square, box = read_picture(save(picture, tmp_path / "a.png"), 32, "letterbox")
-    write_png(square, box, tmp_path / "b.png")
+    write_png(cut_out(square, box), tmp_path / "b.png")
     with Image.open(tmp_path / "b.png") as written:
         assert written.mode == "RGB" and written.size == (32, 16)
         np.testing.assert_array_equal(plain(written), plain(picture))
@@ -287,7 +287,7 @@ def test_the_box_gives_back_the_aspect_ratio(tmp_path: Path) -> None:
 def test_written_pixels_are_clipped_and_rounded(tmp_path: Path) -> None:
     levels = np.array([-3, 0.6 / 255, 1.4 / 255, 2], dtype=np.float32)
     picture = np.broadcast_to(levels, (3, 1, 4)).copy()
-    write_png(picture, Box(0, 0, 4, 1), tmp_path / "a.png")
+    write_png(cut_out(picture, Box(0, 0, 4, 1)), tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as written:
         assert np.asarray(written)[0, :, 0].tolist() == [0, 1, 1, 255]
 
@@ -297,15 +297,15 @@ def test_nothing_is_replaced_without_force(tmp_path: Path) -> None:
     path.write_text("precious")
     picture = plain(noise(8, 8))
     with pytest.raises(InputError, match=r"--force .* --out"):
-        write_png(picture, WHOLE, path)
+        write_png(picture, path)
     assert path.read_text() == "precious"
-    write_png(picture, WHOLE, path, force=True)
+    write_png(picture, path, force=True)
     np.testing.assert_array_equal(read_picture(path, 8, "crop")[0], picture)
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_results_have_the_permissions_of_any_new_file(tmp_path: Path) -> None:
-    write_png(plain(noise(8, 8)), WHOLE, tmp_path / "a.png")
+    write_png(plain(noise(8, 8)), tmp_path / "a.png")
     (tmp_path / "ordinary").touch()
     assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
 
@@ -318,7 +318,7 @@ def test_a_failed_write_leaves_nothing_behind(
 
     monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(InputError, match=r"a\.png.*No space left"):
-        write_png(plain(noise(8, 8)), WHOLE, tmp_path / "a.png")
+        write_png(plain(noise(8, 8)), tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -326,4 +326,4 @@ def test_a_failed_write_leaves_nothing_behind(
 def test_unusable_folders_are_named(tmp_path: Path, folder: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=rf"{folder}/a\.png.*--out"):
-        write_png(plain(noise(8, 8)), WHOLE, tmp_path / folder / "a.png")
+        write_png(plain(noise(8, 8)), tmp_path / folder / "a.png")

@@ -224,8 +224,8 @@ def preview(pairs: Path, quality: str, grid: bool, fit: str, out: Path, force: b
     entries = []
     for pair in prepared:
         result = pair.preview(network)
-        write_png(result, pair.box, out / f"{pair.name}.png", force)
         content, result = (cut_out(picture, pair.box) for picture in (pair.content.rgb, result))
+        write_png(result, out / f"{pair.name}.png", force)
         entries.append(Entry(pair.name, "succeeded", content, pair.style.rgb, result))
     entries += [Entry(s.name, "failed", None, None, None, s.reason) for s in skipped]
     summary = Summary("Previews, computed in the clear", (("quality", quality_fact(level)),))

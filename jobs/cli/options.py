@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -35,7 +34,7 @@ actors_option = click.option(
 
 def number_of_actors(asked: int | None, place: Place) -> int:
     """How many actors to start: on a cluster, 0 leaves it to the driver."""
-    return asked or (0 if place.cluster else os.cpu_count() or 1)
+    return place.actors(asked)
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,13 +19,14 @@ from typing import Literal
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from jobs.client.home import HOME_VARIABLE, Home
+from jobs.client.home import Home
 from jobs.storage import layout
 from jobs.storage.s3_address import SCHEME
 from jobs.storage.store import LocalStore, Store, check_format, connect
 from nst.circuits import PLAN_FILE, circuit_id, load_plan
 from nst.client import CARD_FILE, EVALUATION_FILE, SECRET_FILE
 from nst.errors import NstBatchError, StoreError
+from nst.folders import HOME_VARIABLE
 from nst.levels import QualityLevel, get_level
 from nst.plan import CircuitPlan
 from nst.switching import stored_result_bytes

@@ -47,6 +47,10 @@ class Place:
     cluster: str = ""
     python: str = PYTHON
 
+    def actors(self, asked: int | None) -> int:
+        """How many actors to start: all cores here; on a cluster, 0 leaves it to the driver."""
+        return asked or (0 if self.cluster else os.cpu_count() or 1)
+
 
 class Driver(Protocol):
     """The driver that was started last for a job."""

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from jobs.client.pairs import Pair, Skipped, safe_name
-from jobs.client.pictures import Box, Floats, read_picture, to_image, write_file
+from jobs.client.pictures import Box, Floats, read_picture, write_file
 from jobs.client.preparation import PreparedPair
 from nst.color import colored
 from nst.dataset import list_pictures, split
@@ -22,6 +22,7 @@ from nst.errors import InputError
 from nst.integer import IntegerNetwork
 from nst.quality import Comparison, Figures, measure, psnr
 from nst.simulation import rounding_noise, simulate
+from nst.stylize import to_image
 from nst.vgg import MIN_SIDE, VGG16
 
 UNTOUCHED, COLOUR = "untouched", "colours only"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from jobs.client.costs import pair_costs
@@ -13,6 +15,7 @@ from jobs.client.pictures import Floats, cut_out, write_png
 from jobs.storage import layout
 from jobs.storage.records import (
     JobRecord,
+    JobState,
     PairEnd,
     pair_states,
     read_marks,
@@ -21,14 +24,12 @@ from jobs.storage.records import (
 )
 from jobs.storage.store import Store
 from nst.architecture import CELL
-from nst.ciphertext import Envelope
 from nst.circuits import build, load_plan
 from nst.client import AskPassphrase, Cipher, KeyRing
 from nst.errors import CircuitError, InputError, NstBatchError
 from nst.integer import IntegerNetwork
 from nst.levels import QualityLevel
 from nst.stylize import Picture, finish
-from nst.switching import full_rows
 
 GALLERY, SHEET = "gallery.html", "contact-sheet.png"
 
@@ -65,6 +66,36 @@ def fetch(
     """
     make_folder(out)
     refuse_overwriting(out, [pair.name for pair in book.pairs], force)
+    state, results = decrypted(home, store, book, level, network, ask)
+    report, entries = Fetched(gallery=out / GALLERY), []
+    for entry in results:
+        entries.append(entry)
+        if entry.status == "waiting":
+            report.waiting.append(entry.name)
+        elif entry.result is None:
+            report.failed[entry.name] = entry.note
+        else:
+            write_png(entry.result, out / f"{entry.name}.png", force=True)
+            report.done.append(entry.name)
+    write_gallery(entries, job_summary(book, level, state), report.gallery)
+    write_contact_sheet(entries, out / SHEET)
+    return report
+
+
+def decrypted(
+    home: Home,
+    store: Store,
+    book: JobBook,
+    level: QualityLevel,
+    network: IntegerNetwork,
+    ask: AskPassphrase | None = None,
+) -> tuple[JobState, Iterator[Entry]]:
+    """A job's state, and its pairs one after the other: decrypted, failed, or waiting.
+
+    Raises:
+        InputError: if the key set's passphrase is wrong or missing.
+        CircuitError: if this installation's circuits are not the job's.
+    """
     circuits = build(network, level.size, level.p_error, home.circuits)
     if circuits.name != book.circuit_id:
         raise CircuitError(
@@ -78,33 +109,24 @@ def fetch(
     states = pair_states([pair.pair_id for pair in book.pairs], state, ended)
     costs = pair_costs(store, book.job_id, load_plan(circuits), book.pairs)
     pictures = home.pictures(book.job_id)
-    report, entries = Fetched(gallery=out / GALLERY), []
-    for pair in book.pairs:
+
+    def entry_of(pair: BookPair) -> Entry:
         content, style = pictures[pair.content], pictures[pair.style]
         box = box_of(pair)
         shown = (cut_out(content.rgb, box), style.rgb)
         record = ended.get(pair.pair_id)
         if record is None:
-            report.waiting.append(pair.name)
             note = waiting_note(book, states[pair.pair_id])
-            entries.append(Entry(pair.name, "waiting", *shown, None, note))
-            continue
+            return Entry(pair.name, "waiting", *shown, None, note)
         try:
             result = _result(store, book, pair, record, cipher, network, content, style)
         except NstBatchError as error:
-            report.failed[pair.name] = str(error)
-            entries.append(Entry(pair.name, "failed", *shown, None, str(error)))
-            continue
-        write_png(result, box, out / f"{pair.name}.png", force=True)
-        report.done.append(pair.name)
+            return Entry(pair.name, "failed", *shown, None, str(error))
         facts = pair_facts(costs[pair.pair_id])
-        entries.append(Entry(pair.name, "succeeded", *shown, cut_out(result, box), facts=facts))
-    for skipped in book.skipped:
-        report.failed[skipped.name] = skipped.reason
-        entries.append(Entry(skipped.name, "failed", None, None, None, skipped.reason))
-    write_gallery(entries, job_summary(book, level, state), report.gallery)
-    write_contact_sheet(entries, out / SHEET)
-    return report
+        return Entry(pair.name, "succeeded", *shown, cut_out(result, box), facts=facts)
+
+    skipped = [Entry(s.name, "failed", None, None, None, s.reason) for s in book.skipped]
+    return state, chain(map(entry_of, book.pairs), skipped)
 
 
 def _result(
@@ -124,15 +146,11 @@ def _result(
         raise CircuitError(
             f"result of {pair.name} has {record.rows} rows, not {expected}; submit the pair again"
         )
-    rows: list[bytes] = []
-    for row in range(record.rows):
-        what = f"row {row} of {pair.name}"
-        blob = store.read(layout.result_row(book.job_id, record.attempt, pair.pair_id, row))
-        envelope = Envelope.unpack(blob, what)
-        envelope.require(book.key_id, book.circuit_id, what)
-        rows += full_rows(envelope)
-    whole = Envelope(book.key_id, book.circuit_id, tuple(rows))
-    levels = cipher.decrypt(whole, pair.name)
+    blobs = [
+        store.read(layout.result_row(book.job_id, record.attempt, pair.pair_id, row))
+        for row in range(record.rows)
+    ]
+    levels = cipher.decrypt_result(blobs, pair.name)
     if levels.shape[1:] != (expected, expected):
         raise CircuitError(f"result of {pair.name} has another size; submit the pair again")
     return finish(network, content, style, levels)

@@ -13,7 +13,8 @@ from typing import Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from jobs.client.pictures import Floats, encode_png, to_image, write_file
+from jobs.client.pictures import Floats, encode_png, write_file
+from nst.stylize import to_image
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -11,16 +11,15 @@ import os
 from pathlib import Path
 
 import numpy as np
-from platformdirs import user_data_path
 from pydantic import BaseModel, ValidationError
 
 from jobs.client.pictures import Box
 from nst.errors import InputError
+from nst.folders import HOME_VARIABLE, Folders, default_folder
 from nst.stylize import Picture
 
 FORMAT = 1
 BOOK = "book.json"
-HOME_VARIABLE = "NST_BATCH_HOME"
 PASSPHRASE_VARIABLE = "NST_BATCH_PASSPHRASE"
 """Passphrase of secret keys, for those who cannot be asked."""
 
@@ -64,27 +63,13 @@ class JobBook(BaseModel):
     submission: str = ""
 
 
-class Home:
+class Home(Folders):
     """Owns every path on the client."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
 
     @staticmethod
     def default() -> Home:
         """`$NST_BATCH_HOME`, or the platform's place for a user's data."""
-        named = os.environ.get(HOME_VARIABLE)
-        return Home(Path(named) if named else user_data_path("nst-batch"))
-
-    @property
-    def keys(self) -> Path:
-        """Key sets."""
-        return self.root / "keys"
-
-    @property
-    def circuits(self) -> Path:
-        """Compiled circuits by id."""
-        return self.root / "circuits"
+        return Home(default_folder())
 
     @property
     def store(self) -> Path:

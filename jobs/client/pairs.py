@@ -76,6 +76,11 @@ def find_pairs(source: Path, grid: bool = False) -> Found:
     return _with_distinct_names(pairs), skipped
 
 
+def named_pairs(pairs: Iterable[Pair]) -> list[Pair]:
+    """Pairs that somebody has made, under names that are safe for files and differ."""
+    return _with_distinct_names([Pair(safe_name(p.name), p.content, p.style) for p in pairs])
+
+
 def _read_folder(source: Path, grid: bool) -> Found:
     if all((source / side).is_dir() for side in SIDES):
         return _read_two_sides(source, grid)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from nst.errors import InputError
+from nst.stylize import central_square, resized, to_image
 
 Floats = NDArray[np.float32]
 Fit = Literal["crop", "letterbox"]
@@ -58,10 +59,7 @@ def read_picture(path: Path, size: int, fit: Fit) -> tuple[Floats, Box]:
     rgb = _decode(path)
     width, height = rgb.size
     if fit == "crop":
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        square = _resize(rgb, (left, top, left + side, top + side), (size, size))
-        return square, Box(0, 0, size, size)
+        return central_square(rgb, size), Box(0, 0, size, size)
 
     longest = max(width, height)
     # A line thinner than one pixel of the square still gets one.
@@ -69,29 +67,23 @@ def read_picture(path: Path, size: int, fit: Fit) -> tuple[Floats, Box]:
     left, top = (size - inner[0]) // 2, (size - inner[1]) // 2
     box = Box(left, top, left + inner[0], top + inner[1])
     margins = ((0, 0), (box.top, size - box.bottom), (box.left, size - box.right))
-    return np.pad(_resize(rgb, (0, 0, width, height), inner), margins, mode="edge"), box
+    return np.pad(resized(rgb, (0, 0, width, height), inner), margins, mode="edge"), box
 
 
-def write_png(picture: Floats, box: Box, path: Path, force: bool = False) -> None:
-    """Writes the region `box` of a picture `[3, H, W]` in [0, 1] as PNG.
+def write_png(picture: Floats, path: Path, force: bool = False) -> None:
+    """Writes a picture `[3, H, W]` in [0, 1] as PNG.
 
     Raises:
         InputError: The file exists and `force` is not set, or it cannot be written.
     """
     if path.exists() and not force:
         raise InputError(f"{str(path)!r} exists: use --force to replace it or another --out")
-    write_file(encode_png(cut_out(picture, box)), path)
+    write_file(encode_png(picture), path)
 
 
 def cut_out(picture: Floats, box: Box) -> Floats:
     """The region `box` of a picture `[3, H, W]`."""
     return picture[:, box.top : box.bottom, box.left : box.right]
-
-
-def to_image(picture: Floats) -> Image.Image:
-    """Picture `[3, H, W]`, clipped to [0, 1], as 8-bit RGB."""
-    levels = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
-    return Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))
 
 
 def encode_png(picture: Floats) -> bytes:
@@ -172,8 +164,3 @@ def _to_eight_bits(picture: Image.Image) -> Image.Image:
     if picture.mode == "F":
         white = 1 if values.max() <= 1 else 255
     return Image.fromarray(np.rint(np.clip(values / white, 0, 1) * 255).astype(np.uint8))
-
-
-def _resize(rgb: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int]) -> Floats:
-    resized = rgb.resize(size, Image.Resampling.BICUBIC, box=box)
-    return np.asarray(resized, dtype=np.float32).transpose(2, 0, 1) / 255

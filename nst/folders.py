@@ -1,0 +1,33 @@
+"""Where a user's keys and compiled circuits are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from platformdirs import user_data_path
+
+HOME_VARIABLE = "NST_BATCH_HOME"
+
+
+def default_folder() -> Path:
+    """`$NST_BATCH_HOME`, or the platform's place for a user's data."""
+    named = os.environ.get(HOME_VARIABLE)
+    return Path(named) if named else user_data_path("nst-batch")
+
+
+class Folders:
+    """The part of a user's data directory that knows nothing of jobs."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def keys(self) -> Path:
+        """Key sets."""
+        return self.root / "keys"
+
+    @property
+    def circuits(self) -> Path:
+        """Compiled circuits by id."""
+        return self.root / "circuits"

@@ -1,0 +1,176 @@
+"""One pair at a time for scripts and notebooks: preview, encrypt, decrypt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from nst.architecture import CELL, CONTENT, STYLE
+from nst.errors import CircuitError, InputError
+from nst.folders import Folders, default_folder
+from nst.levels import get_level
+from nst.stylize import (
+    Picture,
+    central_square,
+    finish,
+    plan_content,
+    plan_style,
+    to_image,
+)
+from nst.weights import load_weights
+
+if TYPE_CHECKING:
+    from nst.client import AskPassphrase, Cipher
+
+Source = Image.Image | NDArray[np.uint8]
+"""A PIL image, or 8-bit RGB pixels `[H, W, 3]`; of either the central square counts."""
+
+
+@dataclass(frozen=True)
+class EncryptedPair:
+    """A pair as a server may have it: packed envelopes of ciphertexts, and whose they are.
+
+    Attributes:
+        content: The encrypted content.
+        style: The encrypted style.
+        key_id: Key set that they are under.
+        circuit_id: Circuits that take them.
+    """
+
+    content: bytes
+    style: bytes
+    key_id: str
+    circuit_id: str
+
+
+class Stylizer:
+    """A quality level on this machine: its network, and on demand its circuits and a key set.
+
+    Computing on what `encrypt` returns is a server's work: `nst.server.Evaluator` does a row of a
+    stage, and `jobs.Client` whole pairs.
+
+    Example:
+        >>> from PIL import Image
+        >>> import nst
+        >>> stylizer = nst.Stylizer("draft")
+        >>> content, style = Image.open("cat.jpg"), Image.open("starry-night.jpg")  # doctest: +SKIP
+        >>> stylizer.preview(content, style).save("expected.png")  # doctest: +SKIP
+        >>> sent = stylizer.encrypt(content, style)  # doctest: +SKIP
+        >>> stylizer.decrypt(received, content, style).save("result.png")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        quality: str = "low",
+        folder: Path | None = None,
+        ask: AskPassphrase | None = None,
+    ) -> None:
+        """Load a level's weights.
+
+        Args:
+            quality: Name of the level.
+            folder: Data directory with keys and circuits; None is that of `nst-batch`.
+            ask: Called for the passphrase of a key set that has one.
+
+        Raises:
+            InputError: if there is no such level.
+            CircuitError: if its weights are missing or damaged.
+        """
+        self.level = get_level(quality)
+        self.network = load_weights(self.level.weights)
+        self.folders = Folders(folder or default_folder())
+        self._ask = ask
+
+    def preview(self, content: Source, style: Source) -> Image.Image:
+        """The result to expect, computed in the clear: the same integers, without noise.
+
+        Raises:
+            InputError: if a picture cannot be used.
+        """
+        one, other = self._picture(content), self._picture(style)
+        code = plan_style(self.network, other).code
+        features = plan_content(self.network, one, code).features
+        return to_image(finish(self.network, one, other, features))
+
+    def encrypt(self, content: Source, style: Source) -> EncryptedPair:
+        """Encrypt a pair; the first call compiles circuits and makes a key set if need be.
+
+        Raises:
+            InputError: if a picture cannot be used, or the passphrase is wrong or missing.
+            CircuitError: if circuits or keys cannot be made.
+        """
+        one, other = self._picture(content), self._picture(style)
+        plan = plan_style(self.network, other)
+        gain = plan_content(self.network, one, plan.code).gain
+        return EncryptedPair(
+            self._cipher.encrypt(one.quantized(CONTENT, gain), CONTENT).pack(),
+            self._cipher.encrypt(other.quantized(STYLE, plan.gain), STYLE).pack(),
+            self._cipher.key_id,
+            self._cipher.circuit_id,
+        )
+
+    def decrypt(self, result: Sequence[bytes], content: Source, style: Source) -> Image.Image:
+        """The result of a pair, from packed envelopes of the last stage's rows, top to bottom.
+
+        Colours come from the pictures themselves: give those that were encrypted.
+
+        Raises:
+            CircuitError: if the rows are damaged, too few or too many, or were made under another
+                key set or by other circuits.
+            InputError: if a picture cannot be used, or the passphrase is wrong or missing.
+        """
+        one, other = self._picture(content), self._picture(style)
+        levels = self._cipher.decrypt_result(result, "the result")
+        rows = self.level.size // CELL
+        if levels.shape[1:] != (rows, rows):
+            raise CircuitError(
+                f"the result has {levels.shape[1]} rows of {levels.shape[2]} cells, not {rows} of "
+                f"{rows}; give all rows of one result at {self.level.name}"
+            )
+        return to_image(finish(self.network, one, other, levels))
+
+    def evaluation_keys(self) -> bytes:
+        """What a server needs besides the ciphertexts: it computes with them and cannot decrypt."""
+        from nst.client import KeyRing
+
+        return KeyRing(self.folders.keys).evaluation_keys(self._cipher.key_id)
+
+    @cached_property
+    def circuits(self) -> Path:
+        """Folder of the compiled circuits; compiles them if need be."""
+        # Concrete takes seconds to import: a preview need not wait for it.
+        from nst.circuits import build
+
+        level = self.level
+        return build(self.network, level.size, level.p_error, self.folders.circuits)
+
+    @cached_property
+    def _cipher(self) -> Cipher:
+        from nst.circuits import load_plan
+        from nst.client import KeyRing
+
+        ring = KeyRing(self.folders.keys)
+        card = ring.find(load_plan(self.circuits).circuit_id)
+        card = card or ring.create(self.circuits, self.level.name)
+        return ring.cipher(card.key_id, self.circuits, self._ask)
+
+    def _picture(self, source: Source) -> Picture:
+        image = source if isinstance(source, Image.Image) else _from_pixels(source)
+        return Picture(central_square(image.convert("RGB"), self.level.size))
+
+
+def _from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
+    array = np.asarray(pixels)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise InputError(
+            f"pixels of shape {array.shape} and type {array.dtype}: give [H, W, 3] of uint8, or a "
+            "PIL image"
+        )
+    return Image.fromarray(array)

@@ -1,0 +1,263 @@
+"""The Python interface: jobs as futures, and single pairs, on the toy network."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jobs
+import nst
+from jobs.client import api, drivers, lifecycle
+from jobs.client.home import Home, JobBook
+from jobs.client.pictures import read_picture
+from jobs.client.preparation import prepare
+from jobs.storage import layout
+from jobs.storage.records import JobState, write_record
+from jobs.storage.store import open_store
+from nst import levels
+from nst.architecture import STYLE
+from nst.ciphertext import Envelope
+from nst.errors import CircuitError, ClusterError, InputError
+from nst.quality import psnr
+from nst.stylize import to_image
+from nst.weights import load_weights
+from tests.toy import TOY_SIZE
+from tests.toy_job import EXAMPLE, EXAMPLES, NAME, ToyJob
+
+
+@pytest.fixture(autouse=True)
+def toy_level(toy_job: ToyJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(levels.LEVELS, "toy", toy_job.level)
+    monkeypatch.delenv("NST_BATCH_PASSPHRASE", raising=False)
+
+
+@pytest.fixture
+def client(toy_job: ToyJob, tmp_path: Path) -> Iterator[jobs.Client]:
+    """With the keys and circuits of the job that has run; its own jobs are forgotten."""
+    before = {book.job_id for book in toy_job.home.books()}
+    yield jobs.Client(tmp_path / "store", home=toy_job.home.root)
+    for book in toy_job.home.books():
+        if book.job_id not in before:
+            toy_job.home.forget(book.job_id)
+
+
+@pytest.fixture
+def stylizer(toy_job: ToyJob) -> nst.Stylizer:
+    return nst.Stylizer("toy", toy_job.home.root)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Drivers do nothing but seem to be at work; this tells of which jobs."""
+    ids: list[str] = []
+
+    def start_here(home: Home, book: JobBook, actors: int) -> None:
+        ids.append(book.job_id)
+
+    monkeypatch.setattr(drivers, "start_here", start_here)
+    monkeypatch.setattr(drivers.LocalDriver, "alive", lambda _: True)
+    monkeypatch.setattr(drivers.LocalDriver, "stop", lambda _: None)
+    return ids
+
+
+def example(side: str) -> Image.Image:
+    with Image.open(EXAMPLES / side / f"{EXAMPLE}.jpg") as image:
+        return image.convert("RGB")
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, dtype=np.float64)
+
+
+def test_a_job_that_has_run_gives_its_pictures(
+    toy_job: ToyJob, stylizer: nst.Stylizer, tmp_path: Path
+) -> None:
+    job = jobs.Client(home=toy_job.home.root).job(toy_job.book.job_id)
+    assert (job.status(), job.done(), job.names) == ("succeeded", True, [NAME])
+    results = job.result(timeout=0)
+    assert list(results) == [NAME] and results.failed == {}
+    clear = stylizer.preview(example("content"), example("style"))
+    assert results[NAME].size == clear.size == (TOY_SIZE, TOY_SIZE)
+    # Encrypted: the circuits' noise is in it, and only that.
+    assert 20 < psnr(pixels(clear), pixels(results[NAME])) < 60
+    assert not job.cancel() and not job.cancelled() and job.retry(failed=True) == 0
+
+    report = job.fetch(tmp_path / "out")
+    assert report.done == [NAME]
+    with Image.open(tmp_path / "out" / f"{NAME}.png") as png:
+        np.testing.assert_array_equal(pixels(png), pixels(results[NAME]))
+    gallery = report.gallery.read_text()
+    assert NAME in gallery and "core-seconds" in gallery and "PBS/s on 1 actor" in gallery
+    with pytest.raises(InputError, match=NAME):
+        job.fetch(tmp_path / "out")
+
+
+def test_submitted_jobs_are_futures(
+    client: jobs.Client, started: list[str], toy_job: ToyJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = client.submit(toy_job.folder / "pairs", "toy", keep_days=3)
+    assert started == [job.id] and client.jobs()[-1].id == job.id
+    assert (job.status(), job.done()) == ("queued", False)
+    with pytest.raises(TimeoutError, match=job.id):
+        job.result(timeout=0)
+    stop = lifecycle.cancel
+    monkeypatch.setattr(lifecycle, "cancel", lambda *job: stop(*job, patience=0.0))
+    assert job.cancel() and job.cancelled() and job.done() and job.cancel()
+    with pytest.raises(CancelledError, match=job.id):
+        job.result()
+    # Another driver goes on with it, while somebody waits.
+    play_back = toy_job.play_back()
+
+    def sleep(_: float) -> None:
+        play_back(toy_job.home, toy_job.home.book(job.id), 1)
+
+    monkeypatch.setattr(api.time, "sleep", sleep)
+    assert job.retry() == 1 and len(started) == 2
+    assert job.status() == "queued"
+    original = jobs.Client(home=toy_job.home.root).job(toy_job.book.job_id).result()
+    np.testing.assert_array_equal(pixels(job.result(30)[NAME]), pixels(original[NAME]))
+    job.delete()
+    with pytest.raises(InputError, match=job.id):
+        client.job(job.id)
+
+
+def test_pairs_that_cannot_be_read_have_reasons(
+    client: jobs.Client, toy_job: ToyJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    content, style = (EXAMPLES / side / f"{EXAMPLE}.jpg" for side in ("content", "style"))
+    pairs = [
+        jobs.Pair("../up/and<b>away", content, style),
+        jobs.Pair("bad", tmp_path / "bad.png", style),
+        jobs.Pair("../up/and<b>away", content, style),
+    ]
+    monkeypatch.setattr(drivers, "start_here", toy_job.play_back())
+    job = client.submit(pairs, "toy")
+    results = job.result()
+    assert list(results) == job.names == ["_up_and<b>away", "_up_and<b>away-2"]
+    assert list(results.failed) == list(job.skipped) == ["bad"]
+    assert "bad.png" in results.failed["bad"]
+    report = job.fetch(tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.png")) == [
+        "_up_and<b>away-2.png", "_up_and<b>away.png", "contact-sheet.png",
+    ]  # fmt: skip
+    page = report.gallery.read_text()
+    assert "_up_and&lt;b&gt;away" in page and "<b>" not in page and "bad.png" in page
+
+
+def test_a_job_that_stops_says_why(
+    client: jobs.Client, started: list[str], toy_job: ToyJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = client.submit(toy_job.folder / "pairs", "toy")
+    monkeypatch.setattr(drivers.LocalDriver, "alive", lambda _: False)
+    assert job.done()
+    with pytest.raises(ClusterError, match="driver is gone"):
+        job.result()
+    state = JobState(status="failed", reason="no room for actors")
+    write_record(open_store(toy_job.home.book(job.id).store), layout.state(job.id), state)
+    with pytest.raises(ClusterError, match="no room for actors"):
+        job.result()
+    assert job.logs() == ""
+
+
+def test_what_is_wrong_is_named_before_anything_is_submitted(
+    client: jobs.Client, started: list[str], toy_job: ToyJob, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="best"):
+        client.submit(tmp_path, "best")
+    with pytest.raises(InputError, match="nowhere"):
+        client.submit(tmp_path / "nowhere", "toy")
+    with pytest.raises(InputError, match="no pair can be used"):
+        client.submit([], "toy")
+    with pytest.raises(InputError, match="needs a store"):
+        jobs.Client(cluster="http://head:8265").submit(toy_job.folder / "pairs", "toy")
+    with pytest.raises(InputError, match="0f3c9a"):
+        client.job("0f3c9a")
+    assert started == []
+
+
+def test_a_preview_is_that_of_the_command_line(toy_job: ToyJob, stylizer: nst.Stylizer) -> None:
+    paths = [EXAMPLES / side / f"{EXAMPLE}.jpg" for side in ("content", "style")]
+    network = load_weights(toy_job.level.weights)
+    ((prepared,), _) = prepare([jobs.Pair("x", *paths)], network, TOY_SIZE, "crop")
+    expected = pixels(to_image(prepared.preview(network)))
+    images = example("content"), example("style")
+    np.testing.assert_array_equal(pixels(stylizer.preview(*images)), expected)
+    arrays = [np.asarray(image) for image in images]
+    np.testing.assert_array_equal(pixels(stylizer.preview(*arrays)), expected)
+
+
+def test_what_stylizer_encrypts_is_for_the_circuits_and_its_key(
+    toy_job: ToyJob, stylizer: nst.Stylizer
+) -> None:
+    content, style = example("content"), example("style")
+    sent = stylizer.encrypt(content, style)
+    assert (sent.key_id, sent.circuit_id) == (toy_job.book.key_id, toy_job.book.circuit_id)
+    rgb, _ = read_picture(EXAMPLES / STYLE / f"{EXAMPLE}.jpg", TOY_SIZE, "crop")
+    for blob in (sent.content, sent.style):
+        envelope = Envelope.unpack(blob, "picture")
+        envelope.require(sent.key_id, sent.circuit_id, "picture")
+        assert len(envelope.rows) == TOY_SIZE // 4
+        assert rgb.tobytes()[:24] not in blob
+    assert stylizer.encrypt(content, style).content != sent.content
+    assert len(stylizer.evaluation_keys()) > 1_000_000
+    assert stylizer.circuits.name == sent.circuit_id
+
+
+def test_stylizer_decrypts_what_a_server_made(toy_job: ToyJob, stylizer: nst.Stylizer) -> None:
+    content, style = example("content"), example("style")
+    rows = toy_job.rows()
+    result = stylizer.decrypt(rows, content, style)
+    fetched = jobs.Client(home=toy_job.home.root).job(toy_job.book.job_id).result()
+    np.testing.assert_array_equal(pixels(result), pixels(fetched[NAME]))
+    damaged = rows[1][:-1] + bytes([rows[1][-1] ^ 1])
+    with pytest.raises(CircuitError, match="row 1 of the result is damaged"):
+        stylizer.decrypt([rows[0], damaged, *rows[2:]], content, style)
+    with pytest.raises(CircuitError, match="has 7 rows"):
+        stylizer.decrypt(rows[:-1], content, style)
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8)]
+)
+def test_pixels_of_another_kind_are_refused(stylizer: nst.Stylizer, wrong: np.ndarray) -> None:
+    with pytest.raises(InputError, match=r"\[H, W, 3\]"):
+        stylizer.preview(wrong, example("style"))
+
+
+def test_packages_load_nothing_until_it_is_asked_for() -> None:
+    """A server process can import them; there the client's half stays out of reach."""
+    code = """
+import sys
+import jobs, nst
+heavy = {"concrete", "torch", "ray", "PIL", "numpy", "rich"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+nst.Stylizer("draft")
+assert not {"concrete", "torch", "ray"} & set(sys.modules)
+from nst.server import seal
+seal()
+try:
+    nst.Stylizer("draft").evaluation_keys()
+except ImportError:
+    print("refused")
+try:
+    jobs.Client
+except ImportError:
+    print("refused")
+"""
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "refused\nrefused\n", done.stderr
+    with pytest.raises(AttributeError):
+        nst.nothing  # noqa: B018
+    with pytest.raises(AttributeError):
+        jobs.nothing  # noqa: B018
