@@ -1,7 +1,7 @@
 # Everything runs from .venv; `make venv` builds it, and the targets that need it ask for it.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint docs bench-low bench-grid bench-p-error bench-estimate bench-bytes bench-architecture bench-quality bench-faults lock clean
+.PHONY: help venv demo test lint docs bench-low bench-batch bench-grid bench-p-error bench-estimate bench-bytes bench-architecture bench-quality bench-faults lock clean
 .DELETE_ON_ERROR:
 
 SHELL := /bin/sh
@@ -61,6 +61,9 @@ docs: venv ## build the documentation into site/; a warning is an error
 
 bench-low: venv ## one encrypted pair at low: time, memory, PSNR, parallel efficiency
 	$(PYTHON) -m benchmarks.low $(ARGS)
+
+bench-batch: venv ## a batch at draft: PBS/s against bare circuit calls; ARGS="--quality low --pairs 2"
+	$(PYTHON) -m benchmarks.batch $(ARGS)
 
 bench-grid: venv ## 3 contents x 2 styles at draft: each style computed once
 	$(PYTHON) -m benchmarks.grid $(ARGS)

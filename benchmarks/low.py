@@ -57,6 +57,7 @@ def main() -> None:
         "pbs_per_s": job.pbs_per_s,
         "peak_rss_bytes": job.memory.rss,
         "largest_process_rss_bytes": job.memory.largest,
+        "processes": {role: vars(use) for role, use in job.memory.roles.items()},
         "peak_live_ciphertext_bytes": job.state.peak_live_bytes,
         "stored_bytes": stored,
         "psnr_db": psnr(clear, decrypted),

@@ -10,21 +10,31 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
 from cluster.local import HUGE_PAGES
 
 FOLDER = Path(__file__).resolve().parent
-SAMPLE_EVERY = 0.5
+SAMPLE_EVERY = 2.0
+"""Seconds; looking more often would take time from what is measured."""
+ROLES = {
+    "actor": "ray::RowActor",
+    "driver": "jobs.execution.driver",
+    "raylet": "raylet/raylet",
+    "gcs": "gcs_server",
+    "idle worker": "ray::IDLE",
+}
+"""Kinds of processes by what their command line has in it; the rest is Ray's helpers."""
 
 
 def provenance(command: str) -> dict[str, Any]:
@@ -85,6 +95,15 @@ def folder_bytes(folder: Path) -> int:
 
 
 @dataclass
+class RoleUse:
+    """What the processes of one kind used: most at once, largest resident set, CPU seconds."""
+
+    processes: int = 0
+    largest_rss_bytes: int = 0
+    cpu_s: float = 0.0
+
+
+@dataclass
 class PeakMemory:
     """Peak resident memory of a process and its descendants, shared pages counted once a process.
 
@@ -92,22 +111,36 @@ class PeakMemory:
         rss: Largest sum of resident set sizes; Ray's shared object store counts in every process
             that has touched it, so this is an upper bound.
         largest: Largest resident set of one process.
+        roles: The same by kind of process, and what CPU time each kind took.
     """
 
     rss: int = 0
     largest: int = 0
+    roles: dict[str, RoleUse] = field(default_factory=dict)
 
 
 @contextmanager
 def peak_memory(pid: int) -> Iterator[PeakMemory]:
     """Sample the memory of a process tree until the block ends."""
-    peak, stop = PeakMemory(), threading.Event()
+    peak, stop, cpu = PeakMemory(), threading.Event(), dict[int, tuple[str, float]]()
 
     def sample() -> None:
         while not stop.wait(SAMPLE_EVERY):
-            sizes = [_rss(p) for p in _tree(pid)]
+            now: dict[str, list[int]] = {}
+            for process in _session(pid):
+                # A process may end at any time, and between any two of these calls.
+                with suppress(psutil.Error):
+                    role, size = _role(process), process.memory_info().rss
+                    times = process.cpu_times()
+                    cpu[process.pid] = role, times.user + times.system
+                    now.setdefault(role, []).append(size)
+            sizes = [size for some in now.values() for size in some]
             peak.rss = max(peak.rss, sum(sizes))
             peak.largest = max([peak.largest, *sizes])
+            for role, some in now.items():
+                use = peak.roles.setdefault(role, RoleUse())
+                use.processes = max(use.processes, len(some))
+                use.largest_rss_bytes = max(use.largest_rss_bytes, *some)
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()
@@ -116,29 +149,26 @@ def peak_memory(pid: int) -> Iterator[PeakMemory]:
     finally:
         stop.set()
         thread.join()
+        for role, seconds in cpu.values():
+            peak.roles[role].cpu_s += seconds
 
 
-def _tree(root: int) -> list[int]:
-    """A process, its descendants, and whatever else lives in its session."""
-    out = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            # Drivers lead a session of their own, so the session id finds all of Ray as well.
-            if int(fields[3]) == root or int(entry.name) == root:
-                out.append(int(entry.name))
-    return out
+def _session(root: int) -> list[psutil.Process]:
+    """A process and whatever else lives in its session: drivers lead one of their own."""
+    found = []
+    for pid in psutil.pids():
+        with suppress(OSError):
+            if os.getsid(pid) == root or pid == root:
+                found.append(psutil.Process(pid))
+    return found
 
 
-def _rss(pid: int) -> int:
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def _role(process: psutil.Process) -> str:
+    command = " ".join(process.cmdline())
+    for role, mark in ROLES.items():
+        if mark in command:
+            return role
+    return "other"
 
 
 def bare_stage_seconds(
