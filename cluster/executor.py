@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -28,6 +29,10 @@ LOADS, DEATHS = 4, 20
 """Actors in a row that may fail to load their circuits, and that may die while they load."""
 PAUSE = 2.0
 """Seconds before the next actor is started after one that could not load."""
+OBJECT_STORE_SHARE = 0.8
+"""Of the object stores' memory, what results may take; arguments have copies on other nodes."""
+MEMORY_SECONDS = 10.0
+"""How long to believe what the cluster said of its memory: nodes come and go."""
 SUSPECT_SECONDS = 10.0
 """For the copy of a result whose node is gone: it is on another node, or nowhere."""
 
@@ -93,6 +98,7 @@ class RayExecutor:
         self._slots = [_Slot() for _ in range(count)]
         self._ended: deque[Any] = deque()
         self._failed_loads = self._early_deaths = 0
+        self._memory, self._memory_known = 0.0, -math.inf
         for slot in self._slots:
             self._fill(slot)
 
@@ -100,6 +106,15 @@ class RayExecutor:
     def capacity(self) -> int:
         """Tasks wanted at once: none before an actor is there."""
         return QUEUED_AHEAD * sum(slot.up for slot in self._slots)
+
+    @property
+    def memory(self) -> float:
+        """Bytes that the object stores of all nodes take before they write to disk."""
+        if time.monotonic() > self._memory_known + MEMORY_SECONDS:
+            resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            self._memory = OBJECT_STORE_SHARE * resources.get("object_store_memory", 0.0)
+            self._memory_known = time.monotonic()
+        return self._memory
 
     def put(self, blob: bytes) -> _Held:
         """A ciphertext into the object store."""

@@ -96,7 +96,7 @@ def train(run: Run, workers: Workers, max_failures: int = MAX_FAILURES) -> int:
             use_gpu=workers.gpu,
             resources_per_worker={"CPU": workers.threads, **({"GPU": 1} if workers.gpu else {})},
         ),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # typed as in Ray Train V1
             name=STORAGE,
             storage_path=str(run.out),
             failure_config=FailureConfig(max_failures=max_failures),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -131,6 +132,7 @@ class Refuses:
     """An executor for jobs that have nothing to do."""
 
     capacity = 1
+    memory = math.inf
 
     def put(self, blob: bytes) -> bytes:
         return blob

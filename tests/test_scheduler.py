@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import random
 import weakref
 import zlib
@@ -64,6 +65,7 @@ class FakeCluster:
         self.boxes: weakref.WeakSet[Box] = weakref.WeakSet()
         self.now = 0.0
         self.running: list[tuple[float, int, Box | None, str | None]] = []
+        self.memory = math.inf
         self.started: list[int] = []
         self.ended: set[int] = set()
         self.given_up: set[str] = set()
@@ -235,6 +237,33 @@ def test_pairs_finish_one_after_the_other_and_not_all_at_the_end() -> None:
     assert notes.done == [f"p{c}0" for c in range(6)]
     pair_of = [graph.tasks[i].group for i in cluster.started]
     assert pair_of.index("pair:p50") > len(pair_of) * 0.7
+
+
+def needs_of_pairs(graph: TaskGraph) -> int:
+    return max(n for g, n in graph.bytes_by_group().items() if g.startswith("pair:"))
+
+
+@pytest.mark.parametrize("room", [0.0, 1.0, 2.5])
+def test_pairs_in_flight_fit_into_the_memory_there_is(room: float) -> None:
+    graph = build_graph(PLAN, grid_of_pairs(6, 1))
+    need = needs_of_pairs(graph)
+
+    class Small(FakeCluster):
+        def submit(self, task: Task, inputs: Sequence[object]) -> None:
+            super().submit(task, inputs)
+            at_work.append({graph.tasks[entry[1]].group for entry in self.running})
+
+    at_work: list[set[str]] = []
+    cluster = Small(graph, 64, 0, nothing_fails)
+    cluster.memory = room * need
+    notes = Notes(cluster)
+    _Walk(graph, cluster, input_rows, notes).run()
+    assert len(notes.done) == 6
+    # Too little memory for anything at all still does one after the other.
+    most = max(len(groups) for groups in at_work)
+    assert most == max(1, int(room))
+    # The same slots with memory for all of them take more pairs at once.
+    assert walk(graph, 64)[1].peak_live_bytes > notes.peak_live_bytes
 
 
 def test_reported_live_bytes_are_those_held() -> None:

@@ -75,6 +75,13 @@ class TaskGraph:
         """PBS of all tasks."""
         return sum(task.pbs for task in self.tasks)
 
+    def bytes_by_group(self) -> dict[str, int]:
+        """By group, the bytes of all results that its tasks read: the most it can ever hold."""
+        out = dict.fromkeys(self.pairs_of, 0)
+        for task, readers in zip(self.tasks, self.readers(), strict=True):
+            out[task.group] += task.output_bytes if readers else 0
+        return out
+
     def readers(self) -> list[list[int]]:
         """By task, the tasks that read it (once for each distinct reader)."""
         out: list[list[int]] = [[] for _ in self.tasks]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ class InProcessExecutor:
     """Handles are the ciphertexts themselves."""
 
     capacity = 1
+    memory = math.inf
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator

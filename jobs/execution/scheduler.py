@@ -2,7 +2,8 @@
 
 Ready tasks wait in a heap by priority; the executor is kept supplied with a little more than it
 can run, so that it never waits for this loop; results are released as soon as their last reader
-is done, which keeps a few rows a stage alive and not whole pictures.
+is done, which keeps a few rows a stage alive and not whole pictures. A pair is admitted when all it
+could ever hold at once fits into the executor's memory beside the pairs that are in flight.
 
 Executors lose things: an actor is killed, a node goes and takes results with it. A task that was
 running is started again; a result that is gone and still needed is computed again, and before it
@@ -64,6 +65,11 @@ class Executor(Protocol):
     @property
     def capacity(self) -> int:
         """How many tasks it wants to have at once, running and queued; may change, may be 0."""
+        ...
+
+    @property
+    def memory(self) -> float:
+        """Bytes of ciphertexts it can hold; may change, infinite if there is no telling."""
         ...
 
     def put(self, blob: bytes) -> Handle:
@@ -190,6 +196,13 @@ class _Walk:
         self.attempts: dict[int, int] = {}
         self.losses: dict[int, int] = {}
         self.live_bytes = 0
+        self.needs = graph.bytes_by_group()
+        self.admitted: set[str] = set()
+        """Groups that have begun; those that have ended leave when memory is short."""
+        self.reserved = 0
+        """Bytes that the admitted groups need."""
+        self.refused: list[tuple[tuple[int, int, int], int]] = []
+        """Ready tasks of groups for which there was no memory."""
 
     def run(self) -> None:
         while True:
@@ -198,9 +211,13 @@ class _Walk:
                 return
             for pair_id in orders.drop:
                 self._close(pair_id)
-            while self.ready and len(self.running) < self.executor.capacity:
-                self._start(self.graph.tasks[heapq.heappop(self.ready)[1]])
-            if not self.running and not (self.ready and any(self.unstarted.values())):
+            while len(self.running) < self.executor.capacity:
+                task = self._next()
+                if task is None:
+                    break
+                self._start(task)
+            left = self.ready or self.refused
+            if not self.running and not (left and any(self.unstarted.values())):
                 return
             for completion in self.executor.wait(TICK):
                 given = self.running.pop(completion.index)
@@ -210,6 +227,39 @@ class _Walk:
         """Make a task ready if it waits for nothing."""
         if not self.missing[index]:
             heapq.heappush(self.ready, (self.graph.tasks[index].priority, index))
+
+    def _next(self) -> Task | None:
+        """The ready task of highest priority whose group is admitted, or can be."""
+        while self.refused and self.graph.tasks[self.refused[0][1]].group in self.admitted:
+            heapq.heappush(self.ready, heapq.heappop(self.refused))
+        while self.ready:
+            entry = heapq.heappop(self.ready)
+            task = self.graph.tasks[entry[1]]
+            # A task that has been given up needs no memory: `_start` passes it over.
+            if task.group in self.admitted or task.index not in self.unstarted[task.group]:
+                return task
+            if not self.refused and self._admit(task.group):
+                return task
+            heapq.heappush(self.refused, entry)
+        if self.refused and self._admit(self.graph.tasks[self.refused[0][1]].group):
+            return self.graph.tasks[heapq.heappop(self.refused)[1]]
+        return None
+
+    def _admit(self, group: str) -> bool:
+        """Whether there is memory for one more group.
+
+        With nothing in flight there always is: better to try than to wait for ever.
+        """
+        memory = self.executor.memory
+        if self.reserved + self.needs[group] > memory:
+            at_work = {self.graph.tasks[index].group for index in self.running}
+            self.admitted = {g for g in self.admitted if self.unstarted[g] or g in at_work}
+            self.reserved = sum(self.needs[g] for g in self.admitted)
+            if at_work and self.reserved + self.needs[group] > memory:
+                return False
+        self.admitted.add(group)
+        self.reserved += self.needs[group]
+        return True
 
     def _start(self, task: Task) -> None:
         if task.index not in self.unstarted[task.group] or self.missing[task.index]:

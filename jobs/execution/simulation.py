@@ -13,6 +13,7 @@ ciphertexts are numbers of bytes. What is modelled besides the cores:
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -140,6 +141,7 @@ class VirtualCluster:
         self._ends: list[tuple[float, int]] = []
         self._running: dict[int, tuple[int, float, _Blob]] = {}
         self.capacity = QUEUED_AHEAD * machines.cores
+        self.memory = math.inf
 
     def put(self, blob: bytes) -> _Blob:
         """See `Executor`."""
