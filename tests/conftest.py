@@ -18,6 +18,14 @@ from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_network
 from tests.toy_job import ToyJob, run_toy_job
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_configuration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whoever runs the tests may have an nst-batch.toml of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def network() -> IntegerNetwork:
     """The toy network."""

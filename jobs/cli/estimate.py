@@ -26,7 +26,6 @@ Decorator = Callable[[Command], Command]
 
 MOST_CORES = 20_000
 LIMIT = 24.0
-LIMIT_VARIABLE = "NST_BATCH_LIMIT"
 ADVICE = {
     "cores": "the cores",
     "pairs": "its few pairs, whose rows do not fill the cores: more pairs at once, or fewer cores",
@@ -61,8 +60,6 @@ limit_options = _all_of(
         type=click.FloatRange(min=0),
         default=LIMIT,
         show_default=True,
-        envvar=LIMIT_VARIABLE,
-        show_envvar=True,
         help="Core-hours above which to ask first.",
     ),
     click.option("--yes", is_flag=True, help="Do not ask."),

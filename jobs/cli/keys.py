@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from jobs.cli.configured import ConfiguredGroup
 from jobs.client.home import PASSPHRASE_VARIABLE
 from nst.errors import InputError
 
@@ -75,7 +76,7 @@ def is_terminal() -> bool:
     return sys.stdin.isatty()
 
 
-@click.group()
+@click.group(cls=ConfiguredGroup)
 def keys() -> None:
     """Key sets: the secret keys stay in the user's data directory."""
 

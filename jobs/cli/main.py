@@ -15,6 +15,8 @@ from jobs.cli.common import (
     new_console,
     open_for_user,
 )
+from jobs.cli.config import config
+from jobs.cli.configured import ConfiguredGroup, variable_of
 from jobs.cli.doctor import doctor
 from jobs.cli.estimate import estimate, limit_options, print_dry_run, require_within_limit
 from jobs.cli.evaluate import evaluate, export
@@ -47,12 +49,22 @@ if TYPE_CHECKING:
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples" / "pairs"
 
 
-class _Commands(click.Group):
-    """Prints named errors as one line and turns them into exit codes."""
+class _Commands(ConfiguredGroup):
+    """Prints errors as one line and turns them into exit codes."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **options)
+        except click.UsageError as error:
+            _end(error)
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            _end(error)
+            raise
         except UNREACHABLE as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(EXIT_UNREACHABLE)
@@ -61,16 +73,32 @@ class _Commands(click.Group):
             ctx.exit(EXIT_USAGE)
 
 
+def _end(error: click.UsageError) -> None:
+    """End with wrong usage in one line; a group without a command shows its help instead."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return
+    path = error.ctx.command_path if error.ctx else "nst-batch"
+    message = error.format_message().rstrip(".")
+    message = f"{message[:1].lower()}{message[1:]}"
+    if isinstance(error, click.BadParameter) and error.ctx and error.param:
+        message = f"{variable_of(error.ctx, error.param)}{message}"
+    click.echo(f"error: {message}; see: {path} --help", err=True)
+    raise click.exceptions.Exit(EXIT_USAGE)
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="nst-batch")
 def main() -> None:
     """Style transfer on encrypted pictures, as a batch job.
+
+    Options that no flag gives are taken from the environment and from nst-batch.toml: see config.
 
     Exit codes: 0 all done, 1 some pairs failed, 2 wrong usage or input, 3 store or
     cluster out of reach.
     """
 
 
+main.add_command(config)
 main.add_command(doctor)
 main.add_command(estimate)
 main.add_command(evaluate)

@@ -7,6 +7,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from jobs.client.drivers import Place
@@ -37,6 +38,12 @@ def number_of_actors(asked: int | None, place: Place) -> int:
     return place.actors(asked)
 
 
+def _strength(parameter: str) -> int:
+    """Where a parameter of this call has its value from: the less, the stronger."""
+    source = click.get_current_context().get_parameter_source(parameter)
+    return int(source or ParameterSource.DEFAULT)
+
+
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add where a job is to run; the command gets `place: Place | None`, None if nobody said."""
 
@@ -59,10 +66,11 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         from jobs.client.drivers import PYTHON, Place
 
-        if here and cluster:
+        stronger, weaker = _strength("here"), _strength("cluster")
+        if here and cluster and stronger == weaker:
             raise click.UsageError("--here and --cluster exclude each other")
         place = None
-        if cluster:
+        if cluster and not (here and stronger < weaker):
             place = Place(cluster, cluster_python or PYTHON)
         elif here:
             place = Place()

@@ -7,8 +7,9 @@ from functools import wraps
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from jobs.storage.s3_address import ENCRYPTIONS, S3Options
+from jobs.storage.s3_address import ENCRYPTIONS, SCHEME, S3Options
 
 STORE_HELP = "Folder or s3://bucket/prefix that holds ciphertexts and job records."
 
@@ -31,7 +32,20 @@ def s3_options(command: Callable[..., Any]) -> Callable[..., Any]:
         sse_kms_key_id: str | None,
         **options: Any,
     ) -> Any:
-        s3 = S3Options(endpoint_url, region, profile, sse, sse_kms_key_id)
-        return command(*arguments, s3=s3, **options)
+        context = click.get_current_context()
+        stores = context.params.get("stores") or (context.params.get("store_url"),)
+        given = {
+            "endpoint_url": endpoint_url,
+            "region": region,
+            "profile": profile,
+            "sse": sse,
+            "sse_kms_key_id": sse_kms_key_id,
+        }
+        if not any(store and store.startswith(SCHEME) for store in stores):
+            # What files and the environment say of stores in S3 is no reason to refuse a folder.
+            for name in given:
+                if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+                    given[name] = None
+        return command(*arguments, s3=S3Options(*given.values()), **options)
 
     return folded
