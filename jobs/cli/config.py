@@ -24,6 +24,7 @@ from jobs.cli.configured import (
     options_of,
     variables,
 )
+from jobs.cli.examples import examples
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def shown_value(value: Any) -> Any:
     return IN_ADDRESS.sub("", str(value))
 
 
-@click.group(cls=ConfiguredGroup)
+@click.group(cls=ConfiguredGroup, epilog=examples("config show", "config show submit"))
 def config() -> None:
     """Options out of files and the environment.
 
@@ -98,7 +99,7 @@ def config() -> None:
     """
 
 
-@config.command("show")
+@config.command("show", epilog=examples("config show", "config show submit", "config show --json"))
 @click.argument("words", metavar="[COMMAND]", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Defaults, too.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable; defaults, too.")
@@ -106,12 +107,7 @@ def config() -> None:
 def config_show(
     ctx: click.Context, words: tuple[str, ...], everything: bool, as_json: bool
 ) -> None:
-    """Show each option's value, of COMMAND or of all, and where it comes from.
-
-    \b
-    Example: nst-batch config show submit --all
-             nst-batch config show --json
-    """
+    """Show each option's value, of COMMAND or of all, and where it comes from."""
     import json
     from dataclasses import asdict
 

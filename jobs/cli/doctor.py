@@ -6,13 +6,16 @@ import os
 
 import click
 
+from jobs.cli.examples import examples
 from jobs.cli.store import STORE_HELP, s3_options
 from jobs.storage.s3_address import S3Options
 
 EXIT_FAILED, EXIT_UNREACHABLE = 2, 3
 
 
-@click.command()
+@click.command(
+    epilog=examples("doctor", "doctor --store s3://bucket/prefix --endpoint-url http://host:8333")
+)
 @click.option(
     "--store", "stores", multiple=True, help=f"{STORE_HELP} Repeatable.  [default: the local one]"
 )
@@ -41,9 +44,6 @@ def doctor(
     conditional writes and clock. Nothing stays in a store.
 
     Exit codes: 0 nothing fails, 2 something does, 3 a store cannot be used.
-
-    \b
-    Example: nst-batch doctor --store s3://bucket/prefix --endpoint-url http://host:8333
     """
     import json
     from dataclasses import asdict

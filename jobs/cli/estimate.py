@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.cli.examples import examples
 from jobs.cli.options import grid_option, quality_option
 from nst.errors import InputError
 
@@ -93,7 +94,13 @@ def _count(_: click.Context, __: click.Parameter, value: int | None) -> int | No
     return value
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "estimate --quality low --pairs 1000 --cores 16,96,1024",
+        "estimate ./pairs --grid --cores 96 --core-price 0.03",
+        "estimate --like 0f3c9a --pairs 500 --json",
+    )
+)
 @click.argument("pairs", type=click.Path(path_type=Path), required=False)
 @quality_option
 @grid_option
@@ -145,9 +152,6 @@ def estimate(
     Walks the job's task graph in virtual time, with measured stage times. PAIRS is what `submit`
     takes, and is only listed; without it every pair has a style of its own. With --pairs, PAIRS
     is repeated or cut to that many.
-
-    \b
-    Example: nst-batch estimate --quality low --pairs 1000 --cores 16,96,1024
     """
     import json
 

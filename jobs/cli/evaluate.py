@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.cli.examples import examples
 from jobs.cli.options import fit_option, grid_option
 
 if TYPE_CHECKING:
@@ -24,7 +25,12 @@ SHEET, HELD_OUT = "evaluation.png", "pairs.csv"
 _PATH = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "evaluate ./pairs --vgg vgg16.pth --results ./stylized --out ./report",
+        "evaluate --content-dir coco --style-dir wikiart --vgg vgg16.pth --json report.json",
+    )
+)
 @click.argument("pairs", type=_PATH, required=False)
 @click.option("--content-dir", type=_PATH, help="Instead of PAIRS: photographs of the training.")
 @click.option("--style-dir", type=_PATH, help="With --content-dir: paintings of the training.")
@@ -86,9 +92,6 @@ def evaluate(
     Content, style (relative errors of VGG features) and grain of the preview, of simulated and of
     decrypted results, with their PSNR to the preview. Held-out pairs are always the same ones;
     --out DIR gets them as pairs.csv, which submit takes.
-
-    \b
-    Example: nst-batch evaluate ./pairs --vgg vgg16.pth --results ./stylized --out ./report
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -162,7 +165,12 @@ def evaluate(
         raise SystemExit(1)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "export runs/low/checkpoint.pt --quality low --out weights/low.safetensors \\\n"
+        + '      --data "COCO-2014 and WikiArt, every 16th picture held out"'
+    )
+)
 @click.argument("checkpoints", type=_PATH, nargs=-1, required=True, metavar="CHECKPOINT...")
 @click.option("--quality", "-q", required=True, help="Level that these weights are for.")
 @click.option("--out", type=_PATH, required=True, help="Destination .safetensors.")
@@ -193,10 +201,6 @@ def export(
 
     CHECKPOINTs are the training runs in order. The circuits are compiled first: weights whose
     circuits are over the budget, or whose accumulators are too wide, are refused.
-
-    \b
-    Example: nst-batch export runs/low/checkpoint.pt -q low --out weights/low.safetensors \\
-             --data "COCO-2014 and WikiArt, every 16th picture held out"
     """
     from rich.console import Console
 

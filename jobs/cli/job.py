@@ -15,8 +15,15 @@ from jobs.cli.common import (
     new_console,
     open_for_user,
 )
+from jobs.cli.examples import examples
 from jobs.cli.keys import Passphrases
-from jobs.cli.options import actors_option, cluster_options, force_option, number_of_actors
+from jobs.cli.options import (
+    actors_option,
+    cluster_options,
+    complete_job,
+    force_option,
+    number_of_actors,
+)
 from nst.errors import ClusterError, InputError, StoreError
 
 if TYPE_CHECKING:
@@ -27,7 +34,7 @@ if TYPE_CHECKING:
     from jobs.storage.records import JobState
     from jobs.storage.store import Store
 
-JOB = click.argument("job_id", metavar="JOB")
+JOB = click.argument("job_id", metavar="JOB", shell_complete=complete_job)
 OUT = click.option(
     "--out", type=click.Path(path_type=Path), help="Fetch the results into this folder."
 )
@@ -92,14 +99,10 @@ def _require_end(book: JobBook, state: JobState) -> None:
         exit_if(True)
 
 
-@click.command("list")
+@click.command("list", epilog=examples("list", "list --json"))
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def list_jobs(as_json: bool) -> None:
-    """Show all jobs of this machine.
-
-    \b
-    Example: nst-batch list --json
-    """
+    """Show all jobs of this machine."""
     show_all(as_json)
 
 
@@ -164,17 +167,14 @@ def _state_of(home: Home, store: Store, book: JobBook) -> tuple[JobState, str]:
     return state, f"{state.status}, driver gone: nst-batch retry {book.job_id}"
 
 
-@click.command()
-@click.argument("job_id", metavar="[JOB]", required=False)
+@click.command(epilog=examples("status", "status 0f3c9a --watch", "status 0f3c9a --json"))
+@click.argument("job_id", metavar="[JOB]", required=False, shell_complete=complete_job)
 @click.option("--watch", "watching", is_flag=True, help="Stay until JOB ends.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def status(job_id: str | None, watching: bool, as_json: bool) -> None:
     """Show all jobs, or one JOB with its pairs.
 
     Exits with 1 if pairs of JOB failed, or it was cancelled.
-
-    \b
-    Example: nst-batch status 0f3c9a --watch
     """
     import time
 
@@ -228,14 +228,10 @@ def status(job_id: str | None, watching: bool, as_json: bool) -> None:
     exit_if(any(p["status"] in ("failed", "cancelled", "skipped") for p in pairs))
 
 
-@click.command()
+@click.command(epilog=examples("logs 0f3c9a"))
 @JOB
 def logs(job_id: str) -> None:
-    """Show what the driver of JOB printed.
-
-    \b
-    Example: nst-batch logs 0f3c9a
-    """
+    """Show what the driver of JOB printed."""
     from jobs.client.drivers import driver_of
     from jobs.client.home import Home
 
@@ -245,14 +241,10 @@ def logs(job_id: str) -> None:
     click.echo("".join(c for c in text if c.isprintable() or c in "\n\t"), nl=False)
 
 
-@click.command()
+@click.command(epilog=examples("cancel 0f3c9a"))
 @JOB
 def cancel(job_id: str) -> None:
-    """Stop JOB; pairs that are done stay, the others can be taken up with retry.
-
-    \b
-    Example: nst-batch cancel 0f3c9a
-    """
+    """Stop JOB; pairs that are done stay, the others can be taken up with retry."""
     from jobs.client import lifecycle
 
     home, store, book = _opened(job_id)
@@ -265,7 +257,11 @@ def cancel(job_id: str) -> None:
     )
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "retry 0f3c9a", "retry 0f3c9a --failed --out ./stylized", "retry 0f3c9a --here --no-wait"
+    )
+)
 @JOB
 @click.option("--failed", is_flag=True, help="Pairs that failed, too.")
 @actors_option
@@ -283,9 +279,6 @@ def retry(
     """Go on with JOB, whose driver is gone or which was cancelled; what is done stays.
 
     It runs where it ran before, unless --cluster or --here says otherwise.
-
-    \b
-    Example: nst-batch retry 0f3c9a --failed --out ./stylized
     """
     from jobs.client import drivers, lifecycle
     from nst.client import KeyRing
@@ -311,7 +304,7 @@ def retry(
     see_through(home, store, book, driver, screen, out, passphrases)
 
 
-@click.command()
+@click.command(epilog=examples("delete 0f3c9a", "delete 0f3c9a --yes"))
 @JOB
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def delete(job_id: str, yes: bool) -> None:
@@ -319,9 +312,6 @@ def delete(job_id: str, yes: bool) -> None:
 
     Its circuits and evaluation keys go from the store with the last job that uses them. Keys on
     this machine and pictures that were fetched stay.
-
-    \b
-    Example: nst-batch delete 0f3c9a --yes
     """
     from jobs.cli.keys import is_terminal
     from jobs.client import lifecycle
@@ -336,7 +326,7 @@ def delete(job_id: str, yes: bool) -> None:
     new_console().print(f"job {job_id}: {count} objects deleted", highlight=False)
 
 
-@click.command()
+@click.command(epilog=examples("prune"))
 def prune() -> None:
     """Delete jobs of this machine that were to be kept for some days only (`--keep-days`).
 
@@ -355,16 +345,14 @@ def prune() -> None:
     exit_if(bool(report.left))
 
 
-@click.command()
+@click.command(
+    epilog=examples("fetch 0f3c9a --out ./stylized", "fetch 0f3c9a --out ./stylized --force")
+)
 @JOB
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the PNGs.")
 @force_option
 def fetch(job_id: str, out: Path, force: bool) -> None:
-    """Decrypt what is ready of JOB into PNG files and a gallery.
-
-    \b
-    Example: nst-batch fetch 0f3c9a --out ./stylized
-    """
+    """Decrypt what is ready of JOB into PNG files and a gallery."""
     home, store, book = _opened(job_id)
     fetch_pictures(home, store, book, out, force, new_console(), Passphrases())
 

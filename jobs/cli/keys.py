@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from jobs.cli.configured import ConfiguredGroup
+from jobs.cli.examples import examples
 from jobs.client.home import PASSPHRASE_VARIABLE
 from nst.errors import InputError
 
@@ -76,12 +77,12 @@ def is_terminal() -> bool:
     return sys.stdin.isatty()
 
 
-@click.group(cls=ConfiguredGroup)
+@click.group(cls=ConfiguredGroup, epilog=examples("keys create --passphrase", "keys list"))
 def keys() -> None:
     """Key sets: the secret keys stay in the user's data directory."""
 
 
-@keys.command("create")
+@keys.command("create", epilog=examples("keys create --quality low --passphrase"))
 @click.option("--quality", "-q", default="low", show_default=True, help="Level they are for.")
 @click.option(
     "--passphrase",
@@ -112,7 +113,7 @@ def keys_create(quality: str, protected: bool) -> None:
         click.echo("Without its passphrase it is lost as well: nobody can recover that.")
 
 
-@keys.command("list")
+@keys.command("list", epilog=examples("keys list", "keys list --json"))
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def keys_list(as_json: bool) -> None:
     """List the key sets, oldest first."""
@@ -136,7 +137,7 @@ def keys_list(as_json: bool) -> None:
         click.echo("no keys yet; submit makes them, or: nst-batch keys create")
 
 
-@keys.command("protect")
+@keys.command("protect", epilog=examples("keys protect 5d41402abc4b"))
 @click.argument("key_id", metavar="KEY")
 def keys_protect(key_id: str) -> None:
     """Encrypt the secret key of KEY under a passphrase.
@@ -152,7 +153,7 @@ def keys_protect(key_id: str) -> None:
     click.echo(f"key {key_id} has a passphrase now; without it the key is lost")
 
 
-@keys.command("unprotect")
+@keys.command("unprotect", epilog=examples("keys unprotect 5d41402abc4b"))
 @click.argument("key_id", metavar="KEY")
 def keys_unprotect(key_id: str) -> None:
     """Store the secret key of KEY without a passphrase again."""

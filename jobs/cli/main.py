@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.cli.about import completion, version_option
 from jobs.cli.common import (
     EXIT_UNREACHABLE,
     EXIT_USAGE,
@@ -20,6 +21,7 @@ from jobs.cli.configured import ConfiguredGroup, variable_of
 from jobs.cli.doctor import doctor
 from jobs.cli.estimate import estimate, limit_options, print_dry_run, require_within_limit
 from jobs.cli.evaluate import evaluate, export
+from jobs.cli.examples import examples
 from jobs.cli.job import COMMANDS, UNREACHABLE, see_through
 from jobs.cli.keys import Passphrases, keys
 from jobs.cli.options import (
@@ -86,8 +88,12 @@ def _end(error: click.UsageError) -> None:
     raise click.exceptions.Exit(EXIT_USAGE)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="nst-batch")
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=examples("demo", "submit ./pairs --quality low --out ./stylized", "submit --help"),
+)
+@version_option
 def main() -> None:
     """Style transfer on encrypted pictures, as a batch job.
 
@@ -98,6 +104,7 @@ def main() -> None:
     """
 
 
+main.add_command(completion)
 main.add_command(config)
 main.add_command(doctor)
 main.add_command(estimate)
@@ -109,7 +116,14 @@ for _command in COMMANDS:
     main.add_command(_command)
 
 
-@main.command()
+@main.command(
+    epilog=examples(
+        "submit ./pairs --quality low --dry-run",
+        "submit ./pairs --quality low --out ./stylized",
+        "submit ./pairs --store s3://bucket/prefix --profile studio --no-wait",
+        "submit ./pairs --store s3://bucket/prefix --cluster http://head:8265",
+    )
+)
 @click.argument("pairs", type=click.Path(path_type=Path))
 @quality_option
 @grid_option
@@ -145,12 +159,6 @@ def submit(
 
     PAIRS is a folder with content/ and style/ matched by stem, or one sub-folder a pair, or a CSV
     file with columns content,style[,name].
-
-    \b
-    Example: nst-batch submit ./pairs --quality low --dry-run
-             nst-batch submit ./pairs --quality low --out ./stylized
-             nst-batch submit ./pairs --store s3://bucket/prefix --profile studio --no-wait
-             nst-batch submit ./pairs --store s3://bucket/prefix --cluster http://head:8265
 
     A cluster takes its credentials for the store from its own environment.
     """
@@ -230,7 +238,12 @@ def _submit(
     see_through(home, store, book, driver, console, out, passphrases)
 
 
-@main.command()
+@main.command(
+    epilog=examples(
+        "preview ./pairs --quality low --out ./previews",
+        "preview ./pairs --grid --fit letterbox --out ./previews --force",
+    )
+)
 @click.argument("pairs", type=click.Path(path_type=Path))
 @quality_option
 @grid_option
@@ -264,7 +277,7 @@ def preview(pairs: Path, quality: str, grid: bool, fit: str, out: Path, force: b
     exit_if(bool(skipped))
 
 
-@main.command()
+@main.command(epilog=examples("demo", "demo --pairs 1 --out ./trial"))
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -315,12 +328,12 @@ def demo(out: Path, count: int, actors: int | None) -> None:
     )
 
 
-@main.group()
+@main.group(epilog=examples("circuits inspect --quality low"))
 def circuits() -> None:
     """Compiled circuits of the quality levels."""
 
 
-@circuits.command("build")
+@circuits.command("build", epilog=examples("circuits build --quality mid"))
 @quality_option
 def circuits_build(quality: str) -> None:
     """Compile the circuits of a level; done once and kept."""
@@ -332,7 +345,10 @@ def circuits_build(quality: str) -> None:
     click.echo(f"circuits {folder.name} in {folder}")
 
 
-@circuits.command("inspect")
+@circuits.command(
+    "inspect",
+    epilog=examples("circuits inspect --quality low", "circuits inspect --quality low --json"),
+)
 @quality_option
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def circuits_inspect(quality: str, as_json: bool) -> None:

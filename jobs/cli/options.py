@@ -8,12 +8,43 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
+
+from nst.errors import NstBatchError
 
 if TYPE_CHECKING:
     from jobs.client.drivers import Place
 
+
+def complete_quality(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
+    """Quality levels for a shell."""
+    from nst.levels import LEVELS
+
+    return [name for name in LEVELS if name.startswith(begun)]
+
+
+def complete_job(_: click.Context, __: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Jobs of this machine for a shell."""
+    from jobs.client.home import Home
+
+    try:
+        books = Home.default().books()
+    except NstBatchError:
+        return []
+    return [
+        CompletionItem(book.job_id, help=f"{book.quality}, {book.created}")
+        for book in books
+        if book.job_id.startswith(begun)
+    ]
+
+
 quality_option = click.option(
-    "--quality", "-q", default="low", show_default=True, help="draft 32, low 64, mid 128, high 192."
+    "--quality",
+    "-q",
+    default="low",
+    show_default=True,
+    shell_complete=complete_quality,
+    help="draft 32, low 64, mid 128, high 192.",
 )
 grid_option = click.option("--grid", is_flag=True, help="Every content with every style.")
 fit_option = click.option(

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from jobs.cli.examples import examples
 from nst.errors import InputError
 
 EXIT_FAILED = 1
@@ -22,7 +23,14 @@ _file = click.Path(path_type=Path, exists=True, dir_okay=False, resolve_path=Tru
 _weight = click.FloatRange(min=0)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "train --content-dir coco --style-dir wikiart --vgg vgg16.pth \\\n"
+        + "      --quality low --workers 2 --out runs/low",
+        "train --content-dir coco --style-dir wikiart --vgg vgg16.pth \\\n"
+        + "      --out runs/low --resume",
+    )
+)
 @click.option("--content-dir", type=_folder, required=True, help="Photographs, at any depth.")
 @click.option("--style-dir", type=_folder, required=True, help="Paintings, at any depth.")
 @click.option("--vgg", type=_file, required=True, help="VGG weights that losses are measured in.")
@@ -190,10 +198,6 @@ def train(
 
     Files that cannot be read are passed over. A worker that dies is replaced, and a run that was
     stopped goes on with --resume; both continue from the last checkpoint in --out.
-
-    \b
-    Example: nst-batch train --content-dir coco --style-dir wikiart --vgg vgg16.pth \\
-                 --quality low --workers 2 --out runs/low
     """
     from nst.levels import find_level
 
