@@ -116,6 +116,11 @@ class RayExecutor:
             self._memory_known = time.monotonic()
         return self._memory
 
+    @property
+    def nodes(self) -> int:
+        """Nodes that have actors which are there."""
+        return len({slot.node for slot in self._slots if slot.up})
+
     def put(self, blob: bytes) -> _Held:
         """A ciphertext into the object store."""
         return _Held(ray.put(as_blob(blob)))

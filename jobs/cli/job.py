@@ -63,10 +63,7 @@ def see_through(
     try:
         state = _watch(store, book, driver, console)
     except KeyboardInterrupt:
-        console.print(
-            f"\nthe job goes on; come back with: nst-batch status {book.job_id}, then "
-            f"nst-batch fetch {book.job_id} --out DIR"
-        )
+        _say_how_to_return(book)
         return
     _require_end(book, state)
     took = duration(state.last_task - state.first_task)
@@ -79,6 +76,14 @@ def see_through(
     else:
         fetch_pictures(home, store, book, out, True, console, passphrases)
     exit_if(state.status != "succeeded")
+
+
+def _say_how_to_return(book: JobBook) -> None:
+    """After Ctrl-C: the driver has a session of its own and did not get it."""
+    click.echo(
+        f"\nthe job goes on; come back with: nst-batch status {book.job_id} --watch, then "
+        f"nst-batch fetch {book.job_id} --out DIR"
+    )
 
 
 def _watch(store: Store, book: JobBook, driver: Driver, console: Console) -> JobState:
@@ -178,6 +183,7 @@ def status(job_id: str | None, watching: bool, as_json: bool) -> None:
     """
     import time
 
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -195,8 +201,11 @@ def status(job_id: str | None, watching: bool, as_json: bool) -> None:
     home, store, book = _opened(job_id)
     if watching:
         try:
-            state = _watch(store, book, driver_of(home, book), new_console())
+            # JSON stands alone on standard output.
+            screen = Console(stderr=True) if as_json else new_console()
+            state = _watch(store, book, driver_of(home, book), screen)
         except KeyboardInterrupt:
+            _say_how_to_return(book)
             return
         if not as_json:
             _require_end(book, state)
@@ -228,17 +237,29 @@ def status(job_id: str | None, watching: bool, as_json: bool) -> None:
     exit_if(any(p["status"] in ("failed", "cancelled", "skipped") for p in pairs))
 
 
-@click.command(epilog=examples("logs 0f3c9a"))
+@click.command(epilog=examples("logs 0f3c9a", "logs 0f3c9a --pair sea"))
 @JOB
-def logs(job_id: str) -> None:
-    """Show what the driver of JOB printed."""
+@click.option("--pair", "name", help="What concerns this pair, and when its stages ran.")
+def logs(job_id: str, name: str | None) -> None:
+    """Show what the driver of JOB printed.
+
+    The driver knows ids only; the names of pairs are added here.
+    """
+    from jobs.client.costs import read_trace
     from jobs.client.drivers import driver_of
     from jobs.client.home import Home
+    from jobs.client.pair_log import lines_of, pair_named, stages_of, with_names
 
     home = Home.default()
-    text = driver_of(home, home.book(job_id)).logs()
-    # The server's words: nothing in them may steer a terminal.
-    click.echo("".join(c for c in text if c.isprintable() or c in "\n\t"), nl=False)
+    book = home.book(job_id)
+    pair = None if name is None else pair_named(book, name)
+    text = driver_of(home, book).logs()
+    if pair is None:
+        click.echo(with_names(text, book), nl=False)
+        return
+    trace = read_trace(open_for_user(book.store), job_id)
+    found = [with_names(line, book) for line in lines_of(text, pair)] + [*stages_of(trace, pair)]
+    click.echo("\n".join(found) if found else f"pair {name}: nothing yet")
 
 
 @click.command(epilog=examples("cancel 0f3c9a"))

@@ -52,7 +52,7 @@ def pair_costs(
         pairs: Its pairs, as the client knows them.
     """
     tasks: defaultdict[str, list[TaskTrace]] = defaultdict(list)
-    for task in _trace(store, job_id):
+    for task in read_trace(store, job_id):
         tasks[task.group].append(task)
     sharing = Counter(pair.style for pair in pairs)
     costs = {}
@@ -69,7 +69,7 @@ def pair_costs(
     return costs
 
 
-def _trace(store: Store, job_id: str) -> list[TaskTrace]:
+def read_trace(store: Store, job_id: str) -> list[TaskTrace]:
     """The trace, empty where there is none: no result depends on it."""
     try:
         return _TRACE.validate_json(store.read(layout.trace(job_id)))

@@ -6,16 +6,25 @@ import time
 from collections.abc import Callable
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.live import Live
 
 from jobs.client.home import JobBook
 from jobs.client.submit import eta_seconds
-from jobs.storage.records import JobState, read_state
+from jobs.client.view import Lines, Snapshot, table
+from jobs.storage import layout
+from jobs.storage.records import (
+    JobRecord,
+    JobState,
+    PairEnd,
+    read_marks,
+    read_record,
+    read_state,
+)
 from jobs.storage.store import Store
 
 POLL = 0.5
 PLAIN_EVERY = 30.0
-"""Seconds between lines where the output is no terminal."""
+"""Seconds between lines on progress where the output is no terminal."""
 
 
 def describe(state: JobState, now: float) -> str:
@@ -48,7 +57,9 @@ def duration(seconds: float) -> str:
 def watch(
     store: Store, book: JobBook, console: Console, at_work: Callable[[JobState], bool]
 ) -> JobState:
-    """Follow a job until it ends or its driver is gone.
+    """Follow a job until it ends or its driver is gone; returns its last state.
+
+    A terminal gets a table that is drawn anew; anything else lines when something has changed.
 
     Args:
         store: Where the job is.
@@ -56,36 +67,62 @@ def watch(
         console: Where to show it.
         at_work: Whether a driver still runs, given the job's state.
     """
+    looks = _Looks(store, book)
     if not console.is_terminal:
-        return _watch_plain(store, book, console, at_work)
-    columns = (TextColumn("{task.description}"), BarColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("waiting for Ray, circuits and keys", total=None)
-        while True:
-            state = read_state(store, book.job_id)
-            if state.pbs_total:
-                progress.update(
-                    bar,
-                    total=state.pbs_total,
-                    completed=state.pbs_done,
-                    description=describe(state, time.time()),
-                )
-            if state.finished or not at_work(state):
-                # A driver that has ended in between has written its state.
-                return read_state(store, book.job_id)
-            time.sleep(POLL)
+        return _follow(looks, at_work, _Plain(console).show)
+    with Live(console=console, transient=True, auto_refresh=False) as live:
+        return _follow(looks, at_work, lambda seen: live.update(table(seen), refresh=True))
 
 
-def _watch_plain(
-    store: Store, book: JobBook, console: Console, at_work: Callable[[JobState], bool]
+def _follow(
+    looks: _Looks, at_work: Callable[[JobState], bool], show: Callable[[Snapshot], None]
 ) -> JobState:
-    last = 0.0
     while True:
-        state = read_state(store, book.job_id)
-        if state.finished or not at_work(state):
+        seen = looks.look()
+        show(seen)
+        if seen.state.finished:
+            return seen.state
+        if not at_work(seen.state):
             # A driver that has ended in between has written its state.
-            return read_state(store, book.job_id)
-        if state.first_task and time.time() - last > PLAIN_EVERY:
-            console.print(describe(state, time.time()), highlight=False)
-            last = time.time()
+            last = looks.look()
+            show(last)
+            return last.state
         time.sleep(POLL)
+
+
+class _Looks:
+    """Reads a job's state, and its markers when the state says that there are more."""
+
+    def __init__(self, store: Store, book: JobBook) -> None:
+        self.store, self.book = store, book
+        self._job: JobRecord | None = None
+        self._ended: dict[str, PairEnd] = {}
+        self._count = 0
+
+    def look(self) -> Snapshot:
+        state = read_state(self.store, self.book.job_id)
+        count = state.pairs_done + state.pairs_failed
+        if count != self._count:
+            self._job = self._job or read_record(
+                self.store, layout.job(self.book.job_id), JobRecord
+            )
+            self._ended = read_marks(self.store, self._job, self._ended).ended
+            self._count = count
+        return Snapshot(self.book, state, self._ended, describe(state, time.time()))
+
+
+class _Plain:
+    def __init__(self, console: Console) -> None:
+        self.console, self._lines = console, Lines()
+        self._pbs, self._last = 0, time.monotonic()
+
+    def show(self, seen: Snapshot) -> None:
+        for line in self._lines.new(seen):
+            self._print(line)
+        late = time.monotonic() - self._last > PLAIN_EVERY
+        if late and seen.state.pbs_done != self._pbs and not seen.state.finished:
+            self._pbs, self._last = seen.state.pbs_done, time.monotonic()
+            self._print(seen.line)
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)

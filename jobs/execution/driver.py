@@ -8,6 +8,7 @@ markers and state back. It needs no other input and no client code: `seal` sees 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import sys
@@ -17,9 +18,10 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from jobs.execution.checkpoints import checkpointed
 from jobs.execution.graph import build_graph
 from jobs.execution.loading import EvaluatorLoader, read_plan
+from jobs.execution.observed import ObservedExecutor
 from jobs.execution.saved import Checkpoints
 from jobs.execution.scheduler import Completion, Executor, LostError, run_graph
-from jobs.execution.writer import JobWriter
+from jobs.execution.writer import JobWriter, log
 from jobs.storage import layout
 from jobs.storage.records import JobRecord, JobState, read_record
 from jobs.storage.store import Store, open_store
@@ -40,6 +42,7 @@ def walk_job(writer: JobWriter, executor: Executor) -> JobState:
     plan = read_plan(store, job.circuit_id)
     stages = checkpointed(plan, writer.state.actors)
     checkpoints = Checkpoints(store, job, stages, executor.get)
+    observed = ObservedExecutor(executor, writer)
 
     def read_input(input_id: str) -> tuple[bytes, ...]:
         if input_id.startswith(layout.checkpoints(job.job_id)):
@@ -58,7 +61,7 @@ def walk_job(writer: JobWriter, executor: Executor) -> JobState:
     try:
         whole = build_graph(plan, writer.left)
         graph = writer.begin(plan, whole, checkpoints)
-        run_graph(graph, executor, read_input, writer)
+        run_graph(graph, observed, read_input, writer)
     finally:
         checkpoints.close()
     # A job that is said to have stopped holds no actors any more.
@@ -118,6 +121,15 @@ def _ray_executor(writer: JobWriter) -> Executor:
     return RayExecutor(writer.state.actors, loader, Completion, LostError)
 
 
+def log_to_stderr() -> None:
+    """Print what happens to pairs; `nst-batch logs` shows it."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
 def main() -> None:
     """Command line of the driver."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -129,6 +141,7 @@ def main() -> None:
     if arguments.actors < (0 if arguments.cluster else 1):
         parser.error("--actors must be at least 1")
     seal()
+    log_to_stderr()
     try:
         store = open_store(arguments.store)
         job = read_record(store, layout.job(arguments.job_id), JobRecord)

@@ -8,6 +8,7 @@ can be made only once, and the others delete their rows.
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 import time
 
@@ -32,6 +33,8 @@ from nst.errors import StoreError
 from nst.plan import CircuitPlan
 from nst.switching import switched, word_bits
 
+log = logging.getLogger("nst-batch.driver")
+"""What a driver prints: ids and reasons, which is all that it knows."""
 STATE_EVERY = 2.0
 """Seconds between two writes of the job's state, which is also the sign of life."""
 LOOK_EVERY = 2.0
@@ -88,6 +91,7 @@ class JobWriter:
         """
         self.checkpoints, self.word_bits = checkpoints, word_bits(plan)
         self._rows = plan.stages[-1].rows
+        self._depth = {stage.name: depth for depth, stage in enumerate(plan.stages)}
         pairs = {pair.pair_id for pair in self.left}
         there = take_over_results(
             self.store, self.job, self.attempt, pairs, self.word_bits, self._rows
@@ -95,6 +99,7 @@ class JobWriter:
         self.graph = without_done(whole, checkpoints.stored(whole), there)
         self.state.pbs_total = self.graph.pbs
         self.write_state()
+        log.info("job %s: %d pairs left, %d PBS", self.job.job_id, len(pairs), self.graph.pbs)
         for pair_id, missing in self.graph.outputs.items():
             if not missing:
                 self.pair_done(pair_id)
@@ -114,8 +119,19 @@ class JobWriter:
         """See `Listener`."""
         self.state.status = "running"
         for pair_id in self.graph.pairs_of[task.group]:
-            if task.group == pair_group(pair_id):
+            if task.group == pair_group(pair_id) and pair_id not in self._started:
                 self._started.add(pair_id)
+                log.info("pair %s: running", pair_id)
+
+    def under_way(self, tasks: int, nodes: int) -> None:
+        """See `Observer`."""
+        self.state.nodes = nodes
+
+    def attempt_failed(self, task: Task, reason: str) -> None:
+        """See `Observer`."""
+        self.state.attempts_failed += 1
+        for pair_id in self.graph.pairs_of[task.group]:
+            log.info("pair %s: task %s row %d: %s", pair_id, task.stage, task.row, reason)
 
     def task_done(self, task: Task, completion: Completion, live_bytes: int) -> None:
         """See `Listener`."""
@@ -135,6 +151,12 @@ class JobWriter:
         if task.index not in self._counted:
             self._counted.add(task.index)
             state.pbs_done += task.pbs
+        for pair_id in self.graph.pairs_of[task.group]:
+            reached = state.stages.get(pair_id)
+            if task.group == pair_group(pair_id) and (
+                reached is None or self._depth[task.stage] > self._depth[reached]
+            ):
+                state.stages[pair_id] = task.stage
         state.first_task = min(state.first_task or completion.start, completion.start)
         state.last_task = max(state.last_task, completion.end)
         state.peak_live_bytes = max(state.peak_live_bytes, live_bytes)
@@ -217,6 +239,7 @@ class JobWriter:
             self._delete_rows(end.pair_id)
             end = read_record(self.store, key, PairEnd)
         self.ended[end.pair_id] = end
+        log.info("pair %s: %s", end.pair_id, ": ".join(x for x in (end.status, end.reason) if x))
         self.checkpoints.drop(pair_group(end.pair_id))
         self.write_state()
 
@@ -225,6 +248,8 @@ class JobWriter:
         self.state.pairs_done = sum(end.status == "succeeded" for end in ends)
         self.state.pairs_failed = sum(end.status == "failed" for end in ends)
         self.state.pairs_running = sorted(self._started - set(self.ended))
+        for pair_id in set(self.state.stages) & set(self.ended):
+            del self.state.stages[pair_id]
 
     def _delete_rows(self, pair_id: str) -> None:
         self.store.delete_prefix(layout.attempt_rows(self.job.job_id, self.attempt, pair_id))

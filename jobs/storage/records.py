@@ -62,7 +62,8 @@ class JobState(BaseModel):
     """How far a job is; replaced every other second while a driver has it.
 
     Times are seconds since the epoch, `heartbeat` by the store's clock and the others by the
-    machines'; `pbs_total` is what this driver found left to do.
+    machines'; `pbs_total` is what this driver found left to do, `stages` the deepest stage of
+    running pairs that has a row, `nodes` where actors are.
     """
 
     format: int = FORMAT
@@ -72,9 +73,12 @@ class JobState(BaseModel):
     pairs_done: int = 0
     pairs_failed: int = 0
     pairs_running: list[str] = []
+    stages: dict[str, str] = {}
     pbs_total: int = 0
     pbs_done: int = 0
+    attempts_failed: int = 0
     actors: int = 0
+    nodes: int = 0
     driver_started: float = 0.0
     first_task: float = 0.0
     last_task: float = 0.0
