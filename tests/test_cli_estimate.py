@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,17 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from jobs.cli.main import main
+from jobs.client.auto import choose
+from jobs.execution.forecast import Offer, distinct_pairs
+from jobs.execution.stage_times import read_times
 from jobs.storage import layout
 from jobs.storage.records import TaskTrace
 from nst import levels
 from nst.circuits import load_plan
+from nst.errors import InputError
 from nst.levels import QualityLevel
 from nst.plan import CircuitPlan
+from tests.plans import made_up_plan
 from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_weights
 
 QUALITY = ["--quality", "toy"]
@@ -167,6 +173,92 @@ def test_a_dry_run_says_what_a_job_would_take_and_does_nothing(
     for label in ("core-hours", "bytes down", "memory", "stage times"):
         assert lines[label]
     assert untouched(home) and not store.exists()
+
+
+def test_a_dry_run_as_json_and_on_a_cluster(source: Path, home: Path, tmp_path: Path) -> None:
+    (source / "content" / "lone.png").write_text("no picture")
+    (source / "style" / "lone.png").write_text("no picture")
+    call = ["submit", source, *QUALITY, "--dry-run", "--json", "--core-price", 2]
+    here = json.loads(run(*call, "--actors", 2).stdout)
+    plan = plan_of(home)
+    assert (here["pairs"], here["cores"], here["upload_s"]) == (2, 2, 0)
+    assert [s["name"] for s in here["skipped"]] == ["lone"] and here["skipped"][0]["reason"]
+    assert here["bytes_up"] == 4 * plan.input_ciphertext_bytes
+    assert here["dollars"] == pytest.approx(2 * here["core_hours"])
+    far = ["--store", "s3://bucket/prefix", "--cluster", "http://head:8265"]
+    there = json.loads(run(*call, *far, "--actors", 8).stdout)
+    assert there["cores"] == 8 and there["wall_s"] < here["wall_s"]
+    assert there["upload_s"] == pytest.approx((here["bytes_up"] + here["bytes_up_once"]) / 12.5e6)
+    text = run(*[x for x in call if x != "--json"], *far, "--actors", 8).stdout
+    assert re.search(r"bytes up .* at 12.5 MB/s", text)
+    refused(run(*call, *far), "--actors")
+    refused(run("submit", source, *QUALITY, "--json"), "--json needs --dry-run")
+
+
+@pytest.fixture
+def only_toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in set(levels.LEVELS) - {"toy"}:
+        monkeypatch.delitem(levels.LEVELS, name)
+
+
+AUTO = ["--quality", "auto", "--actors", 2]
+
+
+@pytest.mark.usefixtures("only_toy")
+def test_auto_takes_what_fits_and_says_why(source: Path) -> None:
+    result = run("submit", source, *AUTO, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"^quality toy: about \d+ min of 8 h on 2 cores$", result.stderr, re.M)
+    assert "2 at toy" in result.stdout
+    result = run("estimate", source, "-q", "auto", "--budget", "1h30m", "--cores", 4, "--json")
+    assert json.loads(result.stdout)["quality"] == "toy" and "of 1 h 30 min" in result.stderr
+
+
+@pytest.mark.usefixtures("only_toy")
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ([*AUTO, "--budget", "0.001h"], ["no quality level fits 1 min on 2 cores", "toy takes"]),
+        ([*AUTO, "--budget", "soon"], ["'soon' is no span of time such as 8h"]),
+        ([*QUALITY, "--budget", "8h"], ["--budget needs --quality auto"]),
+        (
+            ["-q", "auto", "--cluster", "http://h:1", "--store", "s3://bucket/p"],
+            ["how many cores a cluster gives", "--actors"],
+        ),
+    ],
+)
+def test_when_there_is_no_best_level(source: Path, call: list[str], words: list[str]) -> None:
+    refused(run("submit", source, *call, "--dry-run"), *words)
+    if call[0] == "-q":
+        refused(run("estimate", source, "-q", "auto"), "one number of --cores")
+
+
+def test_the_best_level_is_the_largest_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"s": 32, "m": 64, "l": 128}
+    for name in list(levels.LEVELS):
+        monkeypatch.delitem(levels.LEVELS, name)
+    for name, size in sizes.items():
+        weights = Path(__file__) if name != "l" else Path("nowhere")
+        monkeypatch.setitem(levels.LEVELS, name, QualityLevel(name, size, weights))
+    plans = {
+        name: replace(made_up_plan(size=size), input_ciphertext_bytes=10**6)
+        for name, size in sizes.items()
+    }
+    pairs, times = distinct_pairs(3), read_times()
+
+    def pick(budget: float, cores: int = 4, uploads: bool = False) -> tuple[str, float]:
+        choice = choose(
+            pairs, cores, budget, times, Offer(4), lambda level: plans[level.name], uploads
+        )
+        return choice.level.name, choice.seconds
+
+    name, medium = pick(1e9)
+    assert name == "m", "l has no weights"
+    assert pick(1.001 * medium)[0] == "m" and pick(0.999 * medium)[0] == "s"
+    assert pick(0.999 * medium, cores=8)[0] == "m"
+    assert pick(1e9, uploads=True)[1] == pytest.approx(medium + 6e6 / 12.5e6, rel=0.01)
+    with pytest.raises(InputError, match="fits 1 min on 4 cores: s takes about"):
+        pick(0.001)
 
 
 def test_a_job_over_the_limit_is_asked_about(source: Path, home: Path, tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli.examples import examples
-from jobs.cli.options import grid_option, quality_option
+from jobs.cli.options import auto_quality_option, budget_option, grid_option, require_auto
 from nst.errors import InputError
 
 if TYPE_CHECKING:
+    from jobs.client.drivers import Place
     from jobs.client.pairs import Skipped
     from jobs.client.preparation import PreparedPair
-    from jobs.execution.forecast import Estimate, OnePair
+    from jobs.execution.forecast import Estimate, Offer, OnePair
     from jobs.execution.stage_times import StageTimes
     from jobs.storage.records import PairRecord
     from nst.integer import IntegerNetwork
@@ -56,6 +57,7 @@ core_price_option = click.option(
 )
 limit_options = _all_of(
     click.option("--dry-run", is_flag=True, help="Say what it would take; encrypt nothing."),
+    click.option("--json", "as_json", is_flag=True, help="With --dry-run: machine-readable."),
     click.option(
         "--limit",
         type=click.FloatRange(min=0),
@@ -98,11 +100,13 @@ def _count(_: click.Context, __: click.Parameter, value: int | None) -> int | No
     epilog=examples(
         "estimate --quality low --pairs 1000 --cores 16,96,1024",
         "estimate ./pairs --grid --cores 96 --core-price 0.03",
+        "estimate ./pairs --quality auto --budget 8h --cores 96",
         "estimate --like 0f3c9a --pairs 500 --json",
     )
 )
 @click.argument("pairs", type=click.Path(path_type=Path), required=False)
-@quality_option
+@auto_quality_option
+@budget_option
 @grid_option
 @click.option(
     "--pairs",
@@ -137,6 +141,7 @@ def _count(_: click.Context, __: click.Parameter, value: int | None) -> int | No
 def estimate(
     pairs: Path | None,
     quality: str,
+    budget: float,
     grid: bool,
     count: int | None,
     cores: list[int],
@@ -155,14 +160,20 @@ def estimate(
     """
     import json
 
+    from jobs.client.auto import AUTO
     from jobs.execution.forecast import Forecaster, Offer
     from nst.levels import get_level
     from nst.weights import load_weights
 
-    level = get_level(quality)
     times = _times(job_id)
-    plan, _ = _built(level, load_weights(level.weights))
     offer = Offer(cores_per_node, bandwidth * 1e6, uplink * 1e6, core_price)
+    require_auto(quality)
+    if quality == AUTO:
+        if len(cores) != 1:
+            raise InputError("--quality auto needs one number of --cores: each would get its own")
+        quality = best_quality(_records(pairs, grid, count), cores[0], budget, times, offer, True)
+    level = get_level(quality)
+    plan, _ = _built(level, load_weights(level.weights))
     forecaster = Forecaster(plan, times, offer)
     if count is not None:
         forecaster.require_few(count)
@@ -180,6 +191,68 @@ def estimate(
     click.echo(f"stage times: {_source(times)}")
     _print_one_pair(forecast.one_pair)
     _print_table(forecast)
+
+
+def best_quality(
+    records: list[PairRecord],
+    cores: int,
+    budget: float,
+    times: StageTimes,
+    offer: Offer,
+    uploads: bool,
+) -> str:
+    """Name of the best level whose job fits `budget` seconds; says on standard error why it is.
+
+    Raises:
+        InputError: if none fits.
+    """
+    from rich.console import Console
+
+    from jobs.client.auto import choose, hours
+    from nst.weights import load_weights
+
+    with Console(stderr=True).status("compiling circuits") as status:
+
+        def plan_of(level: QualityLevel) -> CircuitPlan:
+            status.update(f"compiling circuits of {level.name}")
+            return _built(level, load_weights(level.weights))[0]
+
+        choice = choose(records, cores, budget, times, offer, plan_of, uploads)
+    why = f"about {hours(choice.seconds)} of {hours(budget)} on {_many(cores, 'core')}"
+    if choice.better:
+        why += f"; {choice.better[0].name} would take {hours(choice.better[1])}"
+    click.echo(f"quality {choice.level.name}: {why}", err=True)
+    return choice.level.name
+
+
+def best_quality_for_files(
+    pairs: Path, grid: bool, place: Place | None, actors: int | None, budget: float, store: str
+) -> str:
+    """The same for what `submit` is given; see `best_quality`."""
+    from jobs.client.dry_run import records_of_files
+    from jobs.client.pairs import find_pairs
+    from jobs.execution.forecast import Offer
+    from jobs.execution.stage_times import read_times
+    from jobs.storage.s3_address import SCHEME
+
+    cores = cores_of(place, actors)
+    records = records_of_files(find_pairs(pairs, grid)[0])
+    remote = store.startswith(SCHEME)
+    return best_quality(records, cores, budget, read_times(), Offer(cores), remote)
+
+
+def cores_of(place: Place | None, actors: int | None) -> int:
+    """Cores that a job would have.
+
+    Raises:
+        InputError: if only a cluster knows.
+    """
+    from jobs.client.drivers import Place
+
+    place = place or Place()
+    if place.cluster and actors is None:
+        raise InputError("how many cores a cluster gives is not known here; say it with --actors")
+    return place.actors(actors)
 
 
 def require_within_limit(
@@ -222,12 +295,17 @@ def print_dry_run(
     skipped: list[Skipped],
     actors: int,
     core_price: float,
+    store: str,
+    as_json: bool,
 ) -> None:
-    """Print what submitting these pairs would take on so many actors of this machine."""
+    """Print what submitting these pairs would take on so many actors, of this machine or not."""
+    import json
+
     from jobs.client.dry_run import records_of_pictures
     from jobs.client.watch import duration
     from jobs.execution.forecast import Forecaster, Offer
     from jobs.execution.stage_times import read_times
+    from jobs.storage.s3_address import SCHEME
 
     plan, once = _built(level, network)
     times = read_times()
@@ -235,14 +313,39 @@ def print_dry_run(
     forecast = Forecaster(plan, times, offer).estimate(records_of_pictures(prepared), [actors])
     (on,) = forecast.on
     wire = forecast.wire
+    remote = store.startswith(SCHEME)
+    up_s, down_s = ((n / offer.uplink if remote else 0.0) for n in (wire.up + once, wire.down))
+    if as_json:
+        record = {
+            "quality": level.name,
+            "pairs": forecast.pairs,
+            "styles": forecast.styles,
+            "skipped": [{"name": s.name, "reason": s.reason} for s in skipped],
+            "pbs": forecast.pbs,
+            "cores": actors,
+            "core_hours": on.core_hours,
+            "wall_s": on.job_s,
+            "upload_s": up_s,
+            "download_s": down_s,
+            "bytes_up": wire.up,
+            "bytes_up_once": once,
+            "bytes_down": wire.down,
+            "memory_bytes": on.memory_bytes,
+            "dollars": on.dollars,
+            "core_price": core_price,
+            "stage_times": times.model_dump(include={"machine", "date", "command"}),
+        }
+        click.echo(json.dumps(record, indent=2))
+        return
     lines = {
         "pairs": f"{forecast.pairs:,} at {level.name}, {_many(forecast.styles, 'style')}; "
         f"{len(skipped):,} skipped",
         "PBS": f"{forecast.pbs:,}",
         "core-hours": f"{on.core_hours:,.3g}",
         "wall time": f"{duration(on.job_s)} on {_many(actors, 'core')}",
-        "bytes up": f"{wire.up:,}, and {once:,} of circuits and keys once",
-        "bytes down": f"{wire.down:,}",
+        "bytes up": f"{wire.up:,}, and {once:,} of circuits and keys once"
+        + (f"; {duration(up_s)} at {offer.uplink / 1e6:g} MB/s" if remote else ""),
+        "bytes down": f"{wire.down:,}" + (f"; {duration(down_s)}" if remote else ""),
         "memory": size(on.memory_bytes),
         "cost": f"${on.dollars:,.2f} at ${core_price:g} an hour of a core",
         "stage times": _source(times),

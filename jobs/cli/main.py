@@ -19,19 +19,29 @@ from jobs.cli.common import (
 from jobs.cli.config import config
 from jobs.cli.configured import ConfiguredGroup, variable_of
 from jobs.cli.doctor import doctor
-from jobs.cli.estimate import estimate, limit_options, print_dry_run, require_within_limit
+from jobs.cli.estimate import (
+    best_quality_for_files,
+    cores_of,
+    estimate,
+    limit_options,
+    print_dry_run,
+    require_within_limit,
+)
 from jobs.cli.evaluate import evaluate, export
 from jobs.cli.examples import examples
 from jobs.cli.job import COMMANDS, UNREACHABLE, see_through
 from jobs.cli.keys import Passphrases, keys
 from jobs.cli.options import (
     actors_option,
+    auto_quality_option,
+    budget_option,
     cluster_options,
     fit_option,
     force_option,
     grid_option,
     number_of_actors,
     quality_option,
+    require_auto,
 )
 from jobs.cli.store import STORE_HELP, s3_options
 from jobs.cli.train import train
@@ -119,13 +129,14 @@ for _command in COMMANDS:
 @main.command(
     epilog=examples(
         "submit ./pairs --quality low --dry-run",
-        "submit ./pairs --quality low --out ./stylized",
+        "submit ./pairs --quality auto --budget 8h --out ./stylized",
         "submit ./pairs --store s3://bucket/prefix --profile studio --no-wait",
         "submit ./pairs --store s3://bucket/prefix --cluster http://head:8265",
     )
 )
 @click.argument("pairs", type=click.Path(path_type=Path))
-@quality_option
+@auto_quality_option
+@budget_option
 @grid_option
 @fit_option
 @actors_option
@@ -140,6 +151,7 @@ for _command in COMMANDS:
 def submit(
     pairs: Path,
     quality: str,
+    budget: float,
     grid: bool,
     fit: str,
     actors: int | None,
@@ -150,6 +162,7 @@ def submit(
     s3: S3Options,
     keep_days: int | None,
     dry_run: bool,
+    as_json: bool,
     limit: float,
     yes: bool,
     core_price: float,
@@ -173,12 +186,16 @@ def submit(
         raise click.UsageError("--cluster needs --store: s3://bucket/prefix, or a shared folder")
     home, console = Home.default(), new_console()
     store_url = s3.fold(store_url or str(home.store))
+    require_auto(quality)
+    if as_json and not dry_run:
+        raise click.UsageError("--json needs --dry-run")
+    if quality == "auto":
+        quality = best_quality_for_files(pairs, grid, place, actors, budget, store_url)
     level, network = level_and_network(quality)
+    cores = cores_of(place, actors) if dry_run else 0
     prepared, skipped = _prepare(pairs, grid, fit, level, network, console)
     if dry_run:
-        print_dry_run(
-            level, network, prepared, skipped, number_of_actors(actors, Place()), core_price
-        )
+        print_dry_run(level, network, prepared, skipped, cores, core_price, store_url, as_json)
         exit_if(bool(skipped))
         return
     require_within_limit(level, network, prepared, limit, yes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,46 @@ quality_option = click.option(
     shell_complete=complete_quality,
     help="draft 32, low 64, mid 128, high 192.",
 )
+auto_quality_option = click.option(
+    "--quality",
+    "-q",
+    default="low",
+    show_default=True,
+    shell_complete=lambda *about: [*complete_quality(*about), "auto"],
+    help="draft 32, low 64, mid 128, high 192; auto is the best that --budget allows.",
+)
+
+
+class Duration(click.ParamType[float]):
+    """A span of time as people write it: 8h, 90min, 1h30m; becomes seconds."""
+
+    name = "time"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> float:
+        """See `click.ParamType`."""
+        if isinstance(value, float):
+            return value
+        parts = re.fullmatch(r"(?:([\d.]+) *h)? *(?:([\d.]+) *m(?:in)?)?", value.strip())
+        try:
+            given = [float(part or 0) for part in parts.groups()] if parts else [0.0, 0.0]
+        except ValueError:
+            given = [0.0, 0.0]
+        seconds = 3600 * given[0] + 60 * given[1]
+        if not seconds > 0:
+            self.fail(f"{value!r} is no span of time such as 8h or 90min", parameter, context)
+        return seconds
+
+
+budget_option = click.option(
+    "--budget",
+    type=Duration(),
+    metavar="TIME",
+    default="8h",
+    show_default=True,
+    help="With --quality auto: what there is, as 8h or 90min.",
+)
 grid_option = click.option("--grid", is_flag=True, help="Every content with every style.")
 fit_option = click.option(
     "--fit",
@@ -62,6 +103,13 @@ actors_option = click.option(
     default=None,
     help="Ray actors, one core each.",
 )
+
+
+def require_auto(quality: str) -> None:
+    """Raise click.UsageError if there is a --budget on this command line and no use for it."""
+    source = click.get_current_context().get_parameter_source("budget")
+    if quality != "auto" and source is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--budget needs --quality auto")
 
 
 def number_of_actors(asked: int | None, place: Place) -> int:

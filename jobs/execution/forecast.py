@@ -178,6 +178,14 @@ class Forecaster:
             on=tuple(self._on(pairs, graph, count) for count in cores),
         )
 
+    def wall_s(self, pairs: Sequence[PairRecord], cores: int) -> float:
+        """Seconds of a job on so many cores; of one too large to simulate, those of its tasks."""
+        most = MOST_TASKS // len(self.single.tasks)
+        if len(pairs) > most:
+            part = work_s(build_graph(self.plan, pairs[:most]), self.seconds)
+            return part * len(pairs) / most / cores
+        return self.simulate(build_graph(self.plan, pairs), cores).wall_s
+
     def require_few(self, pairs: int) -> None:
         """Raise InputError if so many pairs would take too long to simulate."""
         most = MOST_TASKS // len(self.single.tasks)

@@ -1,0 +1,82 @@
+"""The best quality level whose job fits a span of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from jobs.execution.forecast import Forecaster, Offer
+from jobs.execution.stage_times import StageTimes
+from jobs.storage.records import PairRecord
+from nst.errors import InputError
+from nst.levels import LEVELS, QualityLevel
+from nst.plan import CircuitPlan
+
+AUTO = "auto"
+"""In place of a level's name."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A level, and what the choice is made by.
+
+    Attributes:
+        level: The best level that fits.
+        seconds: What the job takes at it.
+        better: The next better one and what it would take, if there is one.
+    """
+
+    level: QualityLevel
+    seconds: float
+    better: tuple[QualityLevel, float] | None
+
+
+def choose(
+    pairs: Sequence[PairRecord],
+    cores: int,
+    budget: float,
+    times: StageTimes,
+    offer: Offer,
+    plan_of: Callable[[QualityLevel], CircuitPlan],
+    uploads: bool,
+) -> Choice:
+    """Forecast the job at each level, from the best one down, until it fits.
+
+    Args:
+        pairs: What is to be done.
+        cores: Workers, one core each.
+        budget: Seconds there are.
+        times: Measured stage times.
+        offer: What the cores are like, and the wire to the store.
+        plan_of: A level's circuits; may compile them.
+        uploads: Whether bytes go over that wire, so that their time counts.
+
+    Raises:
+        InputError: if no level fits.
+    """
+    better: tuple[QualityLevel, float] | None = None
+    levels = [level for level in LEVELS.values() if level.trained]
+    for level in sorted(levels, key=lambda level: level.size, reverse=True):
+        forecaster = Forecaster(plan_of(level), times, offer)
+        seconds = forecaster.wall_s(pairs, cores)
+        if uploads:
+            wire = forecaster.wire(pairs)
+            seconds += (wire.up + wire.down) / offer.uplink
+        if seconds <= budget:
+            return Choice(level, seconds, better)
+        better = level, seconds
+    if better is None:
+        raise InputError("no quality level has weights in this installation; reinstall it")
+    raise InputError(
+        f"no quality level fits {hours(budget)} on {cores} cores: {better[0].name} takes about "
+        f"{hours(better[1])}; give a longer --budget, more cores or fewer pairs"
+    )
+
+
+def hours(seconds: float) -> str:
+    """Seconds as one writes a budget."""
+    minutes = max(round(seconds / 60), 1)
+    whole, rest = divmod(minutes, 60)
+    return " ".join(
+        x for x in (f"{whole:,} h" if whole else "", f"{rest} min" if rest else "") if x
+    )
