@@ -58,7 +58,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Drivers do nothing but seem to be at work; this tells of which jobs."""
     ids: list[str] = []
 
-    def start_here(home: Home, book: JobBook, actors: int) -> None:
+    def start_here(home: Home, book: JobBook, actors: int, *_: object) -> None:
         ids.append(book.job_id)
 
     monkeypatch.setattr(drivers, "start_here", start_here)

@@ -76,7 +76,7 @@ def drive(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Drivers run in this process, to their end; returns what they were given as actors."""
     started: list[int] = []
 
-    def start_here(_: Home, book: JobBook, actors: int) -> None:
+    def start_here(_: Home, book: JobBook, actors: int, *__: object) -> None:
         started.append(actors)
         job = read_record(store, layout.job(book.job_id), JobRecord)
         run_job(store, job, fake_executor(), actors)

@@ -36,7 +36,7 @@ EXAMPLE = "cat"
 NAME = "grandmother-in-hospital"
 """What the owner calls that example."""
 
-StartHere = Callable[[Home, JobBook, int], None]
+StartHere = Callable[..., None]
 
 
 class RecordingExecutor(InProcessExecutor):
@@ -83,7 +83,7 @@ class ToyJob:
         """
         rows = self.rows()
 
-        def start_here(home: Home, book: JobBook, actors: int) -> None:
+        def start_here(home: Home, book: JobBook, actors: int, *_: object) -> None:
             store = open_store(book.store)
             job = read_record(store, layout.job(book.job_id), JobRecord)
             left = [p for p in job.pairs if p.pair_id not in read_marks(store, job).ended]
@@ -112,7 +112,7 @@ def run_toy_job(folder: Path, circuits: Path, key: Path) -> ToyJob:
     level = QualityLevel("toy", TOY_SIZE, weights, TOY_P_ERROR)
     received: list[bytes] = []
 
-    def start_here(_: Home, book: JobBook, actors: int) -> None:
+    def start_here(_: Home, book: JobBook, actors: int, *__: object) -> None:
         store = open_store(book.store)
         loader = EvaluatorLoader(store.url, book.circuit_id, book.key_id)
         executor = RecordingExecutor(loader())

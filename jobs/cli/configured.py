@@ -33,6 +33,11 @@ ONE_CALL = frozenset(
 """Options that are an answer to one call: a file or a shell's profile must not give it to all."""
 ONE_CALL_OF = frozenset({("retry", "cluster"), ("retry", "cluster-python"), ("retry", "here")})
 """Likewise of one command: a job is taken up where it ran unless somebody says otherwise now."""
+NOT_IN_FILES = {
+    ("project file", "notify-command"): "a folder must not run programs; put it into the user file",
+    ("project file", "notify-url"): "whoever knows it may write there; put it into the user file",
+}
+"""Options that one kind of file must not give, and why."""
 OF_TABLES = frozenset({("train", "cluster")})
 """Options that mean something else in one command: a key at the top does not reach them."""
 SECRET = re.compile(r"passphrase|passw(or)?d|secret|token|credential|(access|api)[-_]?key")
@@ -231,6 +236,8 @@ def _check_table(
             _check_table(layer, value, (*path, key), known)
         elif key in ONE_CALL or any((" ".join(p), key) in ONE_CALL_OF for p in whose if path):
             raise InputError(f"{layer.path}: {name}: is for one call only; give it as --{key}")
+        elif why := NOT_IN_FILES.get((layer.kind, key)):
+            raise InputError(f"{layer.path}: {name}: {why}")
         elif key not in keys:
             near = difflib.get_close_matches(key, keys | commands, 1)
             hint = f"did you mean {near[0]}?" if near else "see nst-batch config show"

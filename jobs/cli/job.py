@@ -22,6 +22,7 @@ from jobs.cli.options import (
     cluster_options,
     complete_job,
     force_option,
+    notify_options,
     number_of_actors,
 )
 from nst.errors import ClusterError, InputError, StoreError
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from jobs.client.drivers import Driver, Place
     from jobs.client.home import Home, JobBook
+    from jobs.execution.notify import Hook
     from jobs.storage.records import JobState
     from jobs.storage.store import Store
 
@@ -56,15 +58,24 @@ def see_through(
     console: Console,
     out: Path | None,
     passphrases: Passphrases,
+    hook: Hook | None = None,
 ) -> None:
-    """Follow a job to its end and fetch its results; exits 1 unless all is done."""
+    """Follow a job to its end and fetch its results; exits 1 unless all is done.
+
+    The driver calls the hook. What it cannot do is done here: a command of the user's if it runs
+    on a cluster, and to tell that it is gone.
+    """
     from jobs.client.watch import describe, duration
 
     try:
         state = _watch(store, book, driver, console)
     except KeyboardInterrupt:
         _say_how_to_return(book)
+        if hook and hook.command and book.cluster:
+            click.echo("warning: --notify-command is not run then: nobody waits here", err=True)
         return
+    if hook:
+        _tell(hook, book, state)
     _require_end(book, state)
     took = duration(state.last_task - state.first_task)
     console.print(f"{describe(state, state.last_task)} in {took}", highlight=False)
@@ -76,6 +87,26 @@ def see_through(
     else:
         fetch_pictures(home, store, book, out, True, console, passphrases)
     exit_if(state.status != "succeeded")
+
+
+def require_somebody_here(hook: Hook, place: Place, wait: bool) -> None:
+    """Raise click.UsageError if nobody on the user's machine will be there to run a command."""
+    if hook.command and place.cluster and not wait:
+        raise click.UsageError("--notify-command needs --wait with --cluster; or give --notify-url")
+
+
+def _tell(hook: Hook, book: JobBook, state: JobState) -> None:
+    """What a driver cannot tell; a hook that fails is a warning."""
+    from jobs.execution.notify import Hook, message, notify
+
+    if not state.finished:
+        told = message(book.job_id, state, "stopped")
+    elif book.cluster:
+        hook, told = Hook(command=hook.command), message(book.job_id, state)
+    else:
+        return
+    for problem in notify(hook, told):
+        click.echo(f"warning: {problem}", err=True)
 
 
 def _say_how_to_return(book: JobBook) -> None:
@@ -287,6 +318,7 @@ def cancel(job_id: str) -> None:
 @click.option("--failed", is_flag=True, help="Pairs that failed, too.")
 @actors_option
 @cluster_options
+@notify_options
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Stay until it is done.")
 @OUT
 def retry(
@@ -294,6 +326,7 @@ def retry(
     failed: bool,
     actors: int | None,
     place: Place | None,
+    hook: Hook,
     wait: bool,
     out: Path | None,
 ) -> None:
@@ -312,17 +345,18 @@ def retry(
         # Ask now for the passphrase that fetching will need: nobody may sit here when it ends.
         KeyRing(home.keys).secret(book.key_id, passphrases)
     place = place or drivers.Place(book.cluster, book.cluster_python or drivers.PYTHON)
+    require_somebody_here(hook, place, wait)
     left = lifecycle.prepare_retry(home, store, book, failed)
     if not left:
         screen.print(f"job {job_id}: nothing is left to do; failed pairs: retry --failed")
         _, shown = _state_of(home, store, book)
         exit_if(shown != "succeeded")
         return
-    driver = drivers.start(home, store, book, number_of_actors(actors, place), place)
+    driver = drivers.start(home, store, book, number_of_actors(actors, place), place, hook)
     if not wait:
         screen.print(f"job {job_id}: {left} pairs to do; see: nst-batch status {job_id}")
         return
-    see_through(home, store, book, driver, screen, out, passphrases)
+    see_through(home, store, home.book(job_id), driver, screen, out, passphrases, hook)
 
 
 @click.command(epilog=examples("delete 0f3c9a", "delete 0f3c9a --yes"))

@@ -29,7 +29,7 @@ from jobs.cli.estimate import (
 )
 from jobs.cli.evaluate import evaluate, export
 from jobs.cli.examples import examples
-from jobs.cli.job import COMMANDS, UNREACHABLE, see_through
+from jobs.cli.job import COMMANDS, UNREACHABLE, require_somebody_here, see_through
 from jobs.cli.keys import Passphrases, keys
 from jobs.cli.options import (
     actors_option,
@@ -39,6 +39,7 @@ from jobs.cli.options import (
     fit_option,
     force_option,
     grid_option,
+    notify_options,
     number_of_actors,
     quality_option,
     require_auto,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from jobs.client.home import Home
     from jobs.client.pairs import Skipped
     from jobs.client.preparation import PreparedPair
+    from jobs.execution.notify import Hook
     from jobs.storage.s3_address import S3Options
     from nst.integer import IntegerNetwork
     from nst.levels import QualityLevel
@@ -141,6 +143,7 @@ for _command in COMMANDS:
 @fit_option
 @actors_option
 @cluster_options
+@notify_options
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Stay until it is done.")
 @click.option("--out", type=click.Path(path_type=Path), help="Fetch the results into this folder.")
 @click.option("--store", "store_url", help=f"{STORE_HELP}  [default: a folder of yours]")
@@ -156,6 +159,7 @@ def submit(
     fit: str,
     actors: int | None,
     place: Place | None,
+    hook: Hook,
     wait: bool,
     out: Path | None,
     store_url: str | None,
@@ -184,6 +188,7 @@ def submit(
     place = place or Place()
     if place.cluster and store_url is None:
         raise click.UsageError("--cluster needs --store: s3://bucket/prefix, or a shared folder")
+    require_somebody_here(hook, place, wait)
     home, console = Home.default(), new_console()
     store_url = s3.fold(store_url or str(home.store))
     require_auto(quality)
@@ -215,6 +220,7 @@ def submit(
         wait,
         out,
         keep_days,
+        hook,
     )
 
 
@@ -231,6 +237,7 @@ def _submit(
     wait: bool,
     out: Path | None,
     keep_days: int | None = None,
+    hook: Hook | None = None,
 ) -> None:
     """Encrypt, start a driver, and with `wait` see it through; exits 1 if pairs failed."""
     from jobs.client import drivers
@@ -247,12 +254,14 @@ def _submit(
             home, store, level, network, prepared, skipped, progress, ask, keep_days
         )
     console.print(f"job {book.job_id}: {len(prepared)} pairs encrypted at {level.name}")
-    driver = drivers.start(home, store, book, number_of_actors(actors, place), place)
+    hook = hook or drivers.NOBODY
+    driver = drivers.start(home, store, book, number_of_actors(actors, place), place, hook)
     if not wait:
         console.print(f"running; see: nst-batch status {book.job_id}")
         exit_if(bool(skipped))
         return
-    see_through(home, store, book, driver, console, out, passphrases)
+    book = home.book(book.job_id)  # knows its driver now
+    see_through(home, store, book, driver, console, out, passphrases, hook)
 
 
 @main.command(

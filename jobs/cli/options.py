@@ -112,6 +112,28 @@ def require_auto(quality: str) -> None:
         raise click.UsageError("--budget needs --quality auto")
 
 
+def notify_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add whom to tell of a job's end; the command gets `hook: Hook`, checked."""
+
+    @click.option(
+        "--notify-command",
+        metavar="COMMAND",
+        help="Run this here at the end, without a shell; job, state and counts as JSON on stdin.",
+    )
+    @click.option("--notify-url", metavar="URL", help="Post the same to this address.")
+    @wraps(command)
+    def folded(
+        *arguments: Any, notify_command: str | None, notify_url: str | None, **options: Any
+    ) -> Any:
+        from jobs.execution.notify import Hook
+
+        hook = Hook(notify_command or "", notify_url or "")
+        hook.check()
+        return command(*arguments, hook=hook, **options)
+
+    return folded
+
+
 def number_of_actors(asked: int | None, place: Place) -> int:
     """How many actors to start: on a cluster, 0 leaves it to the driver."""
     return place.actors(asked)

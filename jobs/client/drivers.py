@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from jobs.client.home import PASSPHRASE_VARIABLE, Home, JobBook
+from jobs.execution.notify import COMMAND_VARIABLE, URL_VARIABLE, Hook
 from jobs.storage import layout
 from jobs.storage.records import JobState, write_record
 from jobs.storage.s3_address import without_profile
@@ -28,6 +29,7 @@ from nst.errors import ClusterError, InputError
 MODULE = "jobs.execution.driver"
 PYTHON = "python"
 """A cluster's interpreter, if none is named: the one that its nodes find by themselves."""
+NOBODY = Hook()
 CONNECT_SECONDS = 10.0
 STOP_SECONDS = 10.0
 """For a driver to end by itself before it is killed."""
@@ -68,7 +70,14 @@ class Driver(Protocol):
         ...
 
 
-def start(home: Home, store: Store, book: JobBook, actors: int, place: Place) -> Driver:
+def start(
+    home: Home,
+    store: Store,
+    book: JobBook,
+    actors: int,
+    place: Place,
+    hook: Hook = NOBODY,
+) -> Driver:
     """Start a driver for a job, whose state says `queued` from here on.
 
     Args:
@@ -77,6 +86,7 @@ def start(home: Home, store: Store, book: JobBook, actors: int, place: Place) ->
         book: The job; what tells of its driver is saved with it.
         actors: How many actors; on a cluster, 0 is one a CPU.
         place: Where.
+        hook: Whom the driver tells of the end; a cluster runs no commands of the user's.
 
     Raises:
         ClusterError: if a cluster does not answer or refuses.
@@ -86,8 +96,8 @@ def start(home: Home, store: Store, book: JobBook, actors: int, place: Place) ->
     write_record(store, layout.state(book.job_id), state)
     try:
         if place.cluster:
-            return _start_on_cluster(home, book, actors, place)
-        start_here(home, book, actors)
+            return _start_on_cluster(home, book, actors, place, hook)
+        start_here(home, book, actors, hook)
     except Exception:
         store.delete(layout.state(book.job_id))
         raise
@@ -99,11 +109,14 @@ def driver_of(home: Home, book: JobBook) -> Driver:
     return ClusterDriver(book) if book.cluster else LocalDriver(home, book)
 
 
-def start_here(home: Home, book: JobBook, actors: int) -> subprocess.Popen[bytes]:
+def start_here(
+    home: Home, book: JobBook, actors: int, hook: Hook = NOBODY
+) -> subprocess.Popen[bytes]:
     """Start a job's driver on this machine, in a session of its own so that Ctrl-C spares it."""
     log = home.driver_log(book.job_id)
     # The driver is a server: what opens the secret key is none of its business.
-    environment = {k: v for k, v in os.environ.items() if k != PASSPHRASE_VARIABLE}
+    kept = (PASSPHRASE_VARIABLE, COMMAND_VARIABLE, URL_VARIABLE)
+    environment = {k: v for k, v in os.environ.items() if k not in kept} | hook.to_environment()
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", MODULE, book.store, book.job_id, "--actors", str(actors)],
@@ -182,9 +195,12 @@ class ClusterDriver:
             client.stop_job(self.submission)
 
 
-def _start_on_cluster(home: Home, book: JobBook, actors: int, place: Place) -> Driver:
+def _start_on_cluster(home: Home, book: JobBook, actors: int, place: Place, hook: Hook) -> Driver:
     submission = f"nst-{book.job_id}-{secrets.token_hex(3)}"
-    # No environment goes along: the cluster has its own credentials, and the passphrase stays.
+    # No environment goes along but the webhook: the cluster has its own credentials, and the
+    # passphrase stays.
+    variables = Hook(url=hook.url).to_environment()
+    extra = {"runtime_env": {"env_vars": variables}} if variables else {}
     entrypoint = shlex.join(
         [
             place.python, "-m", MODULE, without_profile(book.store), book.job_id,
@@ -192,7 +208,7 @@ def _start_on_cluster(home: Home, book: JobBook, actors: int, place: Place) -> D
         ]
     )  # fmt: skip
     with _jobs_api(place.cluster) as client:
-        client.submit_job(entrypoint=entrypoint, submission_id=submission)
+        client.submit_job(entrypoint=entrypoint, submission_id=submission, **extra)
     changed = {
         "driver_pid": 0,
         "cluster": place.cluster,

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from jobs.execution.checkpoints import checkpointed
 from jobs.execution.graph import build_graph
 from jobs.execution.loading import EvaluatorLoader, read_plan
+from jobs.execution.notify import Hook, message, notify
 from jobs.execution.observed import ObservedExecutor
 from jobs.execution.saved import Checkpoints
 from jobs.execution.scheduler import Completion, Executor, LostError, run_graph
@@ -121,6 +122,14 @@ def _ray_executor(writer: JobWriter) -> Executor:
     return RayExecutor(writer.state.actors, loader, Completion, LostError)
 
 
+def tell_the_end(writer: JobWriter) -> None:
+    """Call the hook that this process was started with; what goes wrong is logged."""
+    if not writer.state.finished:
+        return  # Another driver goes on with it.
+    for problem in notify(Hook.from_environment(), message(writer.job.job_id, writer.state)):
+        log.warning("%s", problem)
+
+
 def log_to_stderr() -> None:
     """Print what happens to pairs; `nst-batch logs` shows it."""
     handler = logging.StreamHandler()
@@ -146,7 +155,10 @@ def main() -> None:
         store = open_store(arguments.store)
         job = read_record(store, layout.job(arguments.job_id), JobRecord)
         writer = JobWriter(store, job, arguments.actors)
-        drive(writer, on_running_ray if arguments.cluster else on_local_ray)
+        try:
+            drive(writer, on_running_ray if arguments.cluster else on_local_ray)
+        finally:
+            tell_the_end(writer)
     except NstBatchError as error:
         sys.exit(f"error: {error}")
 
