@@ -9,6 +9,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from cluster.metrics import ActorMetrics
 from nst.server import Evaluator, seal
 
 Blob = NDArray[np.uint8]
@@ -25,6 +26,7 @@ class RowActor:
     def __init__(self, load: Callable[[], Evaluator]) -> None:
         seal()
         self.evaluator = load()
+        self.metrics = ActorMetrics()
 
     def ready(self) -> str:
         """The id of its node; answers once circuits and keys are loaded."""
@@ -39,6 +41,8 @@ class RowActor:
         start, cpu = time.time(), time.process_time()
         result = self.evaluator.run(stage, [row.tobytes() for row in rows])
         took = {"start": start, "end": time.time(), "cpu_s": time.process_time() - cpu}
+        size = sum(row.nbytes for row in rows)
+        self.metrics.task_done(stage, took["end"] - start, size, len(result))
         return np.frombuffer(result, dtype=np.uint8), took
 
 

@@ -116,8 +116,10 @@ def on_running_ray(writer: JobWriter) -> Iterator[Executor]:
 
 def _ray_executor(writer: JobWriter) -> Executor:
     from cluster.executor import RayExecutor
+    from cluster.metrics import DriverMetrics
 
     job = writer.job
+    writer.meter = DriverMetrics(job.job_id)
     loader = EvaluatorLoader(writer.store.url, job.circuit_id, job.key_id)
     return RayExecutor(writer.state.actors, loader, Completion, LostError)
 

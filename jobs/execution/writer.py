@@ -11,6 +11,7 @@ import contextlib
 import logging
 import secrets
 import time
+from typing import TYPE_CHECKING
 
 from jobs.execution.checkpoints import without_done
 from jobs.execution.graph import Task, TaskGraph, pair_group
@@ -33,6 +34,9 @@ from nst.errors import StoreError
 from nst.plan import CircuitPlan
 from nst.switching import switched, word_bits
 
+if TYPE_CHECKING:
+    from cluster.metrics import DriverMetrics
+
 log = logging.getLogger("nst-batch.driver")
 """What a driver prints: ids and reasons, which is all that it knows."""
 STATE_EVERY = 2.0
@@ -54,6 +58,8 @@ class JobWriter:
         """
         self.store, self.job = store, job
         self.attempt = secrets.token_hex(6)
+        self.meter: DriverMetrics | None = None
+        self._tasks_under_way = 0
         self.trace: list[TaskTrace] = []
         marks = read_marks(store, job)
         self.ended, self.cancelled = marks.ended, marks.cancelled
@@ -113,6 +119,7 @@ class JobWriter:
             self._read_marks()
         if time.monotonic() - self._written > STATE_EVERY:
             self.write_state()
+            self._measure(live_bytes)
         return Orders(self.cancelled, frozenset(set(self.ended) - before))
 
     def task_started(self, task: Task) -> None:
@@ -125,11 +132,13 @@ class JobWriter:
 
     def under_way(self, tasks: int, nodes: int) -> None:
         """See `Observer`."""
-        self.state.nodes = nodes
+        self.state.nodes, self._tasks_under_way = nodes, tasks
 
     def attempt_failed(self, task: Task, reason: str) -> None:
         """See `Observer`."""
         self.state.attempts_failed += 1
+        if self.meter:
+            self.meter.attempt_failed()
         for pair_id in self.graph.pairs_of[task.group]:
             log.info("pair %s: task %s row %d: %s", pair_id, task.stage, task.row, reason)
 
@@ -146,6 +155,8 @@ class JobWriter:
                 cpu_s=completion.cpu_s,
             )
         )
+        if self.meter:
+            self.meter.task_done(task.stage, task.pbs)
         self.checkpoints.offer(task, completion.handle)
         state = self.state
         if task.index not in self._counted:
@@ -218,6 +229,22 @@ class JobWriter:
         self.state.heartbeat = self._now()
         write_record(self.store, layout.state(self.job.job_id), self.state)
         self._written = time.monotonic()
+
+    def _measure(self, live_bytes: int) -> None:
+        """Tell Prometheus how far the job is."""
+        if self.meter is None:
+            return
+        state = self.state
+        running = len(state.pairs_running)
+        pairs = {
+            "succeeded": state.pairs_done,
+            "failed": state.pairs_failed,
+            "running": running,
+            "queued": state.pairs_total - state.pairs_done - state.pairs_failed - running,
+        }
+        self.meter.progress(
+            state.pbs_done, state.pbs_total, self._tasks_under_way, live_bytes, pairs
+        )
 
     def _now(self) -> float:
         """Seconds since the epoch by the store's clock."""

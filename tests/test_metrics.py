@@ -1,0 +1,132 @@
+"""Metrics for Prometheus: what is counted, what labels tell, and that the dashboard fits."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cluster
+from cluster import metrics
+from cluster.metrics import DEFINITIONS, ActorMetrics, DriverMetrics
+from jobs.execution import writer as writing
+from jobs.execution.driver import walk_job
+from jobs.execution.graph import build_graph
+from jobs.execution.writer import JobWriter
+from jobs.storage.store import open_store
+from tests.fakes import PLAN, Meddling, fake_job, plain_results  # noqa: F401
+
+DASHBOARD = Path(cluster.__file__).parent / "grafana" / "nst-batch.json"
+
+Values = dict[tuple[str, ...], float]
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Values]:
+    """By metric, values by labels: what Ray would be told."""
+    told: dict[str, Values] = defaultdict(dict)
+
+    class Recorder:
+        def __init__(self, name: str, description: str, tag_keys: Any, **more: Any) -> None:
+            assert description
+            self.name, self.keys = name, tag_keys
+
+        def _at(self, tags: dict[str, str]) -> tuple[str, ...]:
+            assert set(tags) == set(self.keys)
+            return tuple(tags[key] for key in self.keys)
+
+        def set(self, value: float, tags: dict[str, str]) -> None:
+            told[self.name][self._at(tags)] = value
+
+        def inc(self, value: float, tags: dict[str, str]) -> None:
+            assert value > 0
+            told[self.name][self._at(tags)] = told[self.name].get(self._at(tags), 0) + value
+
+        observe = inc
+
+    for kind in ("Counter", "Gauge", "Histogram"):
+        monkeypatch.setattr(f"ray.util.metrics.{kind}", Recorder)
+    return told
+
+
+def test_an_actor_counts_time_and_bytes_by_stage(recorded: dict[str, Values]) -> None:
+    actor = ActorMetrics()
+    actor.task_done("up", 2.0, 300, 100)
+    actor.task_done("stem", 1.0, 100, 50)
+    assert recorded["nst_batch_task_seconds"] == {("up",): 2.0, ("stem",): 1.0}
+    actor.task_done("up", 0.5, 0, 0)  # Ray's counters would raise
+    assert recorded["nst_batch_task_seconds"]["up",] == 2.5
+    assert recorded["nst_batch_ciphertext_bytes_total"] == {("in",): 400, ("out",): 150}
+
+
+def test_a_driver_counts_pbs_pairs_and_what_was_in_vain(
+    recorded: dict[str, Values], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "STATE_EVERY", 0.0)
+    monkeypatch.setattr(metrics, "RATE_SECONDS", 0.0)
+    store = open_store(str(tmp_path))
+    job = fake_job(store, poisoned="c0")
+    writer = JobWriter(store, job, 1)
+    writer.meter = DriverMetrics(job.job_id)
+    middle: dict[str, Values] = {}
+    executor = Meddling(60, lambda: middle.update({k: dict(v) for k, v in recorded.items()}))
+    state = walk_job(writer, executor)
+    assert state.pairs_failed == 2
+    by_stage = recorded["nst_batch_pbs_total"]
+    assert sum(by_stage.values()) == state.pbs_done
+    whole = build_graph(PLAN, job.pairs)
+    assert by_stage["job", "up"] < sum(t.pbs for t in whole.tasks if t.stage == "up")
+    assert recorded["nst_batch_attempts_failed_total"] == {("job",): state.attempts_failed}
+    assert state.attempts_failed >= 1
+    assert middle["nst_batch_pairs"]["job", "queued"] > 0
+    assert 0 < middle["nst_batch_pbs_left"]["job",] < whole.pbs
+    assert middle["nst_batch_pbs_per_second"]["job",] > 0
+    assert middle["nst_batch_live_bytes"]["job",] > 0
+    assert middle["nst_batch_tasks_under_way"]["job",] <= 1
+
+
+def test_labels_are_stages_ids_and_states() -> None:
+    """No name of a pair or a file could get into one: a label of another kind needs a look."""
+    assert {label for d in DEFINITIONS for label in d.labels} == {
+        "job", "stage", "direction", "state",
+    }  # fmt: skip
+    for definition in DEFINITIONS:
+        # Prometheus appends it to counters that lack it, and dashboards would look in vain.
+        assert definition.name.endswith("_total") == (definition.kind == "Counter")
+
+
+def test_the_dashboard_shows_all_metrics_and_no_others() -> None:
+    board = json.loads(DASHBOARD.read_text())
+    queries = [t["expr"] for panel in board["panels"] for t in panel["targets"]]
+    queries += [v["query"]["query"] for v in board["templating"]["list"] if v["type"] == "query"]
+    known = {f"ray_{d.name}": d for d in DEFINITIONS}
+    series = {name: d for name, d in known.items() if d.kind != "Histogram"}
+    series |= {
+        f"{name}_{part}": d
+        for name, d in known.items()
+        if d.kind == "Histogram"
+        for part in ("bucket", "sum", "count")
+    }
+    used = set()
+    for query in queries:
+        named = re.findall(r"\bray_\w+", query)
+        assert named and set(named) <= set(series), query
+        used |= {series[name].name for name in named}
+        labels = {label for name in named for label in series[name].labels} | {"le"}
+        grouped = [x.strip() for part in re.findall(r"by \(([^)]*)\)", query)
+                   for x in part.split(",")]  # fmt: skip
+        matched = re.findall(r"[{,](\w+)=", query)
+        assert set(grouped + matched) <= labels, query
+    assert used == {d.name for d in DEFINITIONS}
+    for panel in board["panels"]:
+        for target in panel["targets"]:
+            shown = re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])
+            assert all(re.search(rf"by \([^)]*\b{x}\b", target["expr"]) for x in shown)
+    # What a panel asks of a job it asks of the chosen ones.
+    for query in queries:
+        named = [n for n in re.findall(r"\bray_\w+", query) if "job" in series[n].labels]
+        assert query.startswith("label_values") or query.count('job=~"$job"') == len(named)
