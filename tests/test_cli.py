@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -150,6 +151,45 @@ def test_unusable_stores(tmp_path: Path) -> None:
     (other / "store.json").write_text('{"format": 99}')
     refused(run("submit", source, *QUALITY, "--store", other), 3, "99")
     refused(run("submit", source, *QUALITY, "--store", "gs://bucket"), 3, "gs://bucket")
+
+
+@pytest.fixture
+def no_aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has told this machine any credentials, and nothing is waited for."""
+    for name in [n for n in os.environ if n.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setattr("jobs.storage.store.FIRST_PATIENCE", 0.1)
+
+
+SILENT = "http://127.0.0.1:1"
+
+
+@pytest.mark.usefixtures("no_aws")
+def test_missing_credentials_and_stores_that_do_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = folder_of(tmp_path / "pairs", ("sea",))
+    there = ["--store", "s3://bucket/prefix", "--endpoint-url", SILENT, "--region", "r"]
+    submit = ["submit", source, *QUALITY, "--yes", *there]
+    refused(run(*submit), 3, "s3://bucket/prefix", "no complete credentials", "AWS_ACCESS_KEY_ID")
+    refused(run(*submit, "--profile", "nosuch"), 3, "nosuch")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")
+    refused(run(*submit), 3, "s3://bucket/prefix", SILENT)
+    assert not (Path(os.environ["NST_BATCH_HOME"]) / "jobs").exists()
+
+
+def test_a_cluster_that_does_not_answer_is_noticed_before_anything_is_encrypted(
+    tmp_path: Path, shared_home: Path
+) -> None:
+    source = folder_of(tmp_path / "pairs", ("sea",))
+    submit = ["submit", source, *QUALITY, "--yes", "--store", tmp_path / "store"]
+    refused(run(*submit, "--cluster", SILENT), 3, SILENT, "--cluster", "that it runs")
+    refused(run(*submit, "--cluster", "ftp://x"), 2, "ftp://x", "http://host:8265")
+    assert not (shared_home / "jobs").exists() and not (tmp_path / "store" / "jobs").exists()
 
 
 def test_unknown_job(tmp_path: Path) -> None:

@@ -94,7 +94,8 @@ def test_what_is_completed(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
         Home(tmp_path).save_book(book)
     assert completed("") == set(main.commands)
     assert completed("keys", "") == {"create", "list", "protect", "unprotect"}
-    assert completed("submit", "--quality", "m") == {"mid"}
+    assert completed("submit", "--quality", "m") == completed("preview", "-q", "m") == {"mid"}
+    assert completed("submit", "--quality", "a") == {"auto"}
     assert completed("submit", "--no") >= {"--no-wait"}
     assert completed("fetch", "a") == completed("status", "a") == {"aa11", "ab22"}
     assert completed("logs", "ab") == {"ab22"}

@@ -52,6 +52,7 @@ class DroppingExecutor(Meddling):
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     monkeypatch.setenv("NST_BATCH_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(watch, "POLL", 0.0)
+    monkeypatch.setenv("TERM", "xterm")
     return Home(tmp_path / "home")
 
 
@@ -108,9 +109,7 @@ def steps(store: Store, book: JobBook) -> Iterator[bool]:
 def follow(store: Store, book: JobBook, terminal: bool) -> str:
     """All that watching those steps prints."""
     out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=90, color_system=None)
-    if terminal:
-        console = Console(file=out, force_terminal=True, width=90)
+    console = Console(file=out, force_terminal=terminal, width=90)
     happening = steps(store, book)
     state = watch.watch(store, book, console, lambda _: next(happening))
     assert state.status == "cancelled"

@@ -244,6 +244,7 @@ def _submit(
     from jobs.client import submit as jobs_submit
 
     store, passphrases = open_for_user(store_url), Passphrases()
+    drivers.require_reachable(place)
     with console.status("building circuits and keys") as status:
 
         def progress(done: int, total: int) -> None:

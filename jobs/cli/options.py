@@ -24,6 +24,11 @@ def complete_quality(_: click.Context, __: click.Parameter, begun: str) -> list[
     return [name for name in LEVELS if name.startswith(begun)]
 
 
+def complete_auto_quality(ctx: click.Context, option: click.Parameter, begun: str) -> list[str]:
+    """The same where the best level can be chosen."""
+    return complete_quality(ctx, option, begun) + ["auto"] * "auto".startswith(begun)
+
+
 def complete_job(_: click.Context, __: click.Parameter, begun: str) -> list[CompletionItem]:
     """Jobs of this machine for a shell."""
     from jobs.client.home import Home
@@ -52,7 +57,7 @@ auto_quality_option = click.option(
     "-q",
     default="low",
     show_default=True,
-    shell_complete=lambda *about: [*complete_quality(*about), "auto"],
+    shell_complete=complete_auto_quality,
     help="draft 32, low 64, mid 128, high 192; auto is the best that --budget allows.",
 )
 

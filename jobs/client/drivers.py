@@ -54,6 +54,13 @@ class Place:
         return asked or (0 if self.cluster else os.cpu_count() or 1)
 
 
+def require_reachable(place: Place) -> None:
+    """Raise ClusterError if a cluster does not answer: before hours of encryption, not after."""
+    if place.cluster:
+        with _jobs_api(place.cluster):
+            pass
+
+
 class Driver(Protocol):
     """The driver that was started last for a job."""
 
