@@ -6,7 +6,7 @@ from statistics import NormalDist
 
 from benchmarks.measure import provenance, write_result
 from benchmarks.run import load
-from nst.circuits import compile_module
+from nst.compilation import compile_module
 
 VALUES = (0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 0.0003, 0.0001)
 

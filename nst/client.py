@@ -1,19 +1,22 @@
-"""The client's side: key sets, encryption and decryption. Never imported by a server process."""
+"""The client's side: key sets, encryption and decryption. Never imported by a server process.
+
+Uses Concrete's runtime as `concrete.fhe` does, without importing that: it brings PyTorch along,
+seconds for every command that encrypts or decrypts.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from concrete import fhe
-from concrete.compiler import ClientProgram, TransportValue
+from concrete.compiler import ClientProgram, Keyset, ProgramInfo, TransportValue
 from concrete.compiler import Value as NativeValue
 from numpy.typing import NDArray
 
@@ -33,6 +36,8 @@ ENTRY = {CONTENT: "stem", STYLE: "style_stem"}
 """Circuit function whose input each kind of picture is."""
 ROW_ARGUMENT = 1
 """A row is encrypted as the middle one of three; all three share one encoding."""
+SPECS_FILE = "client.specs.json"
+"""Concrete's description of inputs and outputs, in the circuits' archive."""
 SECRET_FILE, EVALUATION_FILE, CARD_FILE = "secret.key", "evaluation.key", "key.json"
 
 
@@ -65,16 +70,16 @@ class KeyRing:
             InputError: if the passphrase is too short.
         """
         plan = load_plan(circuits)
-        client = fhe.Client(_specs(circuits))
-        client.keygen()
-        evaluation = client.evaluation_keys.serialize()
+        # No cache, and no seeds of ours: zeros stand for the system's randomness.
+        keys = Keyset(_program_info(circuits), None, 0, 0, 0, 0, None)
+        evaluation = bytes(keys.get_server_keys().serialize())
         card = KeyCard(
             key_id=key_set_id(evaluation),
             circuit_id=plan.circuit_id,
             quality=quality,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        secret = client.keys.serialize()
+        secret = bytes(keys.serialize())
         if passphrase is not None:
             secret = lock(secret, passphrase, _label(card.key_id))
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -182,7 +187,7 @@ class KeyRing:
                 f"key {key_id} was made for circuits {card.circuit_id}, not {plan.circuit_id}; "
                 f"create one: nst-batch keys create --quality {card.quality}"
             )
-        return Cipher(key_id, plan.circuit_id, _specs(circuits), self.secret(key_id, ask))
+        return Cipher(key_id, plan.circuit_id, _program_info(circuits), self.secret(key_id, ask))
 
     def _replace_secret(self, key_id: str, stored: bytes) -> None:
         target = self.folder / key_id / SECRET_FILE
@@ -213,17 +218,15 @@ class KeyRing:
 class Cipher:
     """Encrypts pictures and decrypts results under one key set."""
 
-    def __init__(self, key_id: str, circuit_id: str, specs: fhe.ClientSpecs, secret: bytes) -> None:
+    def __init__(self, key_id: str, circuit_id: str, program: ProgramInfo, secret: bytes) -> None:
         self.key_id, self.circuit_id = key_id, circuit_id
         try:
-            keys = fhe.Keys.deserialize(secret)
-            program = ClientProgram.create_encrypted(specs.program_info, keys._keyset)
+            self._program = ClientProgram.create_encrypted(program, Keyset.deserialize(secret))
         except (RuntimeError, ValueError) as error:
             raise CircuitError(
                 f"secret key {key_id} is damaged ({str(error).splitlines()[0]}); "
                 "restore it from your backup"
             ) from error
-        self._program = program
 
     def encrypt(self, pixels: Ints, kind: str) -> Envelope:
         """Quantized pixels `[3, S, S]` of a content or a style, row by row of 4-pixel cells."""
@@ -288,13 +291,12 @@ def _label(key_id: str) -> str:
     return f"secret key {key_id}"
 
 
-def _specs(circuits: Path) -> fhe.ClientSpecs:
-    """Client specs out of a built circuit's archive."""
+def _program_info(circuits: Path) -> ProgramInfo:
+    """What a client must know of built circuits, out of their archive."""
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            shutil.unpack_archive(circuits / SERVER_FILE, folder, "zip")
-            return fhe.ClientSpecs.deserialize((Path(folder) / "client.specs.json").read_bytes())
-    except (OSError, shutil.ReadError) as error:
+        with zipfile.ZipFile(circuits / SERVER_FILE) as archive:
+            return ProgramInfo.deserialize(archive.read(SPECS_FILE))
+    except (OSError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
         raise CircuitError(f"circuits {circuits} are damaged; build them again") from error
 
 

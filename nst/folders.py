@@ -8,6 +8,8 @@ from pathlib import Path
 from platformdirs import user_data_path
 
 HOME_VARIABLE = "NST_BATCH_HOME"
+PASSPHRASE_VARIABLE = "NST_BATCH_PASSPHRASE"
+"""Passphrase of secret keys, for those who cannot be asked."""
 
 
 def default_folder() -> Path:

@@ -20,7 +20,13 @@ from nst.errors import CircuitError
 from nst.fft_plan import fix_fft_plan
 from nst.plan import CircuitPlan
 
-FORBIDDEN_MODULES = ("concrete.fhe", "concrete.ml", "nst.client", "nst.circuits")
+FORBIDDEN_MODULES = (
+    "concrete.fhe",
+    "concrete.ml",
+    "nst.client",
+    "nst.circuits",
+    "nst.compilation",
+)
 FORBIDDEN_NAMES = (
     "ClientCircuit",
     "ClientKeyset",

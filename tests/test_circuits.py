@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from nst import circuits as circuits_module
+from nst import compilation
 from nst.architecture import ACCUMULATOR_MAX, CONTENT, LEVEL, STYLE, grids
 from nst.ciphertext import Envelope
 from nst.circuits import PLAN_FILE, SERVER_FILE, build, circuit_id, load_plan
@@ -233,7 +234,7 @@ def test_circuits_are_compiled_once(
     def compile_again(*_: object) -> None:
         raise AssertionError("compiled again")
 
-    monkeypatch.setattr(circuits_module, "compile_module", compile_again)
+    monkeypatch.setattr(compilation, "compile_module", compile_again)
     assert build(network, TOY_SIZE, TOY_P_ERROR, circuits.parent) == circuits
     with pytest.raises(AssertionError, match="compiled again"):
         build(network, TOY_SIZE, TOY_P_ERROR / 2, circuits.parent)

@@ -16,7 +16,7 @@ import pytest
 
 import nst.errors
 from jobs.cli.main import main
-from jobs.client.home import HOME_VARIABLE, PASSPHRASE_VARIABLE
+from nst.folders import HOME_VARIABLE, PASSPHRASE_VARIABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [

@@ -17,12 +17,12 @@ from PIL import Image
 from jobs.cli import keys as cli_keys
 from jobs.cli.main import main
 from jobs.client import drivers
-from jobs.client.home import PASSPHRASE_VARIABLE
 from nst import client as nst_client
 from nst import levels
 from nst.architecture import STYLE
 from nst.client import EVALUATION_FILE, SECRET_FILE, KeyCard, KeyRing
 from nst.errors import InputError
+from nst.folders import PASSPHRASE_VARIABLE
 from nst.levels import QualityLevel
 from nst.secret_box import FORMAT, MAGIC, SHORTEST, is_box, lock, unlock
 from tests.toy import TOY_P_ERROR, TOY_SIZE, noise_pixels, toy_weights

@@ -10,8 +10,8 @@ import click
 
 from jobs.cli.configured import ConfiguredGroup
 from jobs.cli.examples import examples
-from jobs.client.home import PASSPHRASE_VARIABLE
 from nst.errors import InputError
+from nst.folders import PASSPHRASE_VARIABLE
 
 if TYPE_CHECKING:
     from rich.status import Status

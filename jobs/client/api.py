@@ -14,7 +14,7 @@ from PIL.Image import Image
 from jobs.client import drivers, lifecycle
 from jobs.client.drivers import PYTHON, Driver, Place
 from jobs.client.fetch import Fetched, decrypted, fetch
-from jobs.client.home import PASSPHRASE_VARIABLE, Home, JobBook
+from jobs.client.home import Home, JobBook
 from jobs.client.pairs import Pair, find_pairs, named_pairs
 from jobs.client.pictures import Fit
 from jobs.client.preparation import prepare
@@ -23,6 +23,7 @@ from jobs.storage.records import JobState, Status, read_state
 from jobs.storage.store import FIRST_PATIENCE, Store, open_store
 from nst.client import AskPassphrase
 from nst.errors import ClusterError, InputError
+from nst.folders import PASSPHRASE_VARIABLE
 from nst.integer import IntegerNetwork
 from nst.levels import QualityLevel, get_level
 from nst.stylize import to_image

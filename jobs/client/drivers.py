@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from jobs.client.home import PASSPHRASE_VARIABLE, Home, JobBook
+from jobs.client.home import Home, JobBook
 from jobs.execution.notify import COMMAND_VARIABLE, URL_VARIABLE, Hook
 from jobs.storage import layout
 from jobs.storage.records import JobState, write_record
 from jobs.storage.s3_address import without_profile
 from jobs.storage.store import Store
 from nst.errors import ClusterError, InputError
+from nst.folders import PASSPHRASE_VARIABLE
 
 MODULE = "jobs.execution.driver"
 PYTHON = "python"

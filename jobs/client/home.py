@@ -20,8 +20,6 @@ from nst.stylize import Picture
 
 FORMAT = 1
 BOOK = "book.json"
-PASSPHRASE_VARIABLE = "NST_BATCH_PASSPHRASE"
-"""Passphrase of secret keys, for those who cannot be asked."""
 
 
 class BookPair(BaseModel):
