@@ -91,7 +91,8 @@ def test_ids_and_counts_are_told_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a file"
     with webhook() as server:
         told = message("0f3c9a", STATE)
-        assert list(notify(Hook(writes_to(path), server.url), told)) == []
+        hook = Hook(writes_to(Path("a file")), server.url, str(tmp_path))
+        assert list(notify(hook, told)) == []
     assert server.got == [TOLD]
     assert json.loads(path.read_text()) == TOLD
 
@@ -183,11 +184,12 @@ def test_a_local_driver_gets_the_hook_and_no_other_process_sees_it(
     script.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(script))
     monkeypatch.setenv("NST_BATCH_NOTIFY_COMMAND", "another one")
-    hook = Hook(url="https://host/T0K3N")
+    hook = Hook(url="https://host/T0K3N", folder="/home/me")
     assert drivers.start_here(home, book, 1, hook).wait() == 0
     arguments, *environment = home.driver_log("job").read_text().splitlines()
     assert "T0K3N" not in arguments
     assert f"NST_BATCH_NOTIFY_URL={hook.url}" in environment
+    assert "NST_BATCH_NOTIFY_FOLDER=/home/me" in environment
     assert "another one" not in str(environment), "a flag decides, or the variable through it"
 
 

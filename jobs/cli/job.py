@@ -102,7 +102,7 @@ def _tell(hook: Hook, book: JobBook, state: JobState) -> None:
     if not state.finished:
         told = message(book.job_id, state, "stopped")
     elif book.cluster:
-        hook, told = Hook(command=hook.command), message(book.job_id, state)
+        hook, told = Hook(hook.command), message(book.job_id, state)
     else:
         return
     for problem in notify(hook, told):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -132,7 +133,8 @@ def notify_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         from jobs.execution.notify import Hook
 
-        hook = Hook(notify_command or "", notify_url or "")
+        # The driver of a job has another working directory.
+        hook = Hook(notify_command or "", notify_url or "", str(Path.cwd()))
         hook.check()
         return command(*arguments, hook=hook, **options)
 

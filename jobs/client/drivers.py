@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from jobs.client.home import Home, JobBook
-from jobs.execution.notify import COMMAND_VARIABLE, URL_VARIABLE, Hook
+from jobs.execution.notify import VARIABLES, Hook
 from jobs.storage import layout
 from jobs.storage.records import JobState, write_record
 from jobs.storage.s3_address import without_profile
@@ -123,7 +123,7 @@ def start_here(
     """Start a job's driver on this machine, in a session of its own so that Ctrl-C spares it."""
     log = home.driver_log(book.job_id)
     # The driver is a server: what opens the secret key is none of its business.
-    kept = (PASSPHRASE_VARIABLE, COMMAND_VARIABLE, URL_VARIABLE)
+    kept = (PASSPHRASE_VARIABLE, *VARIABLES)
     environment = {k: v for k, v in os.environ.items() if k not in kept} | hook.to_environment()
     with log.open("ab") as output:
         process = subprocess.Popen(

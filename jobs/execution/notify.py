@@ -22,7 +22,9 @@ from jobs.storage.records import JobState
 from nst.errors import InputError
 
 COMMAND_VARIABLE, URL_VARIABLE = "NST_BATCH_NOTIFY_COMMAND", "NST_BATCH_NOTIFY_URL"
+FOLDER_VARIABLE = "NST_BATCH_NOTIFY_FOLDER"
 """How a driver is told: its command line can be read by everybody on its machine."""
+VARIABLES = (COMMAND_VARIABLE, URL_VARIABLE, FOLDER_VARIABLE)
 ATTEMPTS, PAUSE = 4, 1.0
 """How often a webhook is called that does not answer, and seconds before the second time."""
 TIMEOUT = 10.0
@@ -39,20 +41,22 @@ class Hook:
         command: A program with arguments, run without a shell; gets the message as JSON on its
             standard input. Empty for none.
         url: Where the message is posted as JSON. Empty for nowhere.
+        folder: Where the command runs: paths in it are the user's. Empty for the process's own.
     """
 
     command: str = ""
     url: str = ""
+    folder: str = ""
 
     @staticmethod
     def from_environment() -> Hook:
         """What this process was started with."""
-        return Hook(os.environ.get(COMMAND_VARIABLE, ""), os.environ.get(URL_VARIABLE, ""))
+        return Hook(*(os.environ.get(name, "") for name in VARIABLES))
 
     def to_environment(self) -> dict[str, str]:
         """The variables for a process that is to tell."""
-        named = {COMMAND_VARIABLE: self.command, URL_VARIABLE: self.url}
-        return {name: value for name, value in named.items() if value}
+        values = (self.command, self.url, self.folder)
+        return {name: value for name, value in zip(VARIABLES, values, strict=True) if value}
 
     def check(self) -> None:
         """Raise InputError if this can never work, so that nobody finds out in the morning."""
@@ -94,14 +98,15 @@ def notify(hook: Hook, told: dict[str, str | int]) -> Iterator[str]:
     ):
         try:
             if given:
-                tell(given, body)
+                tell(hook, body)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             yield f"{what}: {_reason(error)}"
 
 
-def _run(command: str, body: str) -> None:
+def _run(hook: Hook, body: str) -> None:
     subprocess.run(
-        shlex.split(command),
+        shlex.split(hook.command),
+        cwd=hook.folder or None,
         input=body,
         text=True,
         check=True,
@@ -111,9 +116,9 @@ def _run(command: str, body: str) -> None:
     )
 
 
-def _post(url: str, body: str) -> None:
+def _post(hook: Hook, body: str) -> None:
     request = urllib.request.Request(
-        url,
+        hook.url,
         data=body.encode(),
         headers={"Content-Type": "application/json", "User-Agent": "nst-batch"},
         method="POST",
