@@ -158,10 +158,11 @@ def test_what_failed_is_shown_first_and_long_jobs_are_cut(book: JobBook) -> None
              enumerate(book.pairs * 10)]  # fmt: skip
     ended = {"59": PairEnd(pair_id="59", status="failed", reason="boom")}
     long = book.model_copy(update={"pairs": pairs})
-    state = JobState(status="running", pairs_running=["3"])
+    state = JobState(status="running", pairs_running=["3"], pbs_total=4, pbs_done=1)
     out = io.StringIO()
     Console(file=out, width=90).print(table(Snapshot(long, state, ended, "words")))
     rows = [line.split()[1] for line in out.getvalue().splitlines() if "│ n" in line]
+    assert any(line.startswith("┏") for line in out.getvalue().splitlines())
     assert rows[:2] == ["n59", "n3"] and len(rows) == MOST_ROWS
     assert "60 pairs: 1 failed, 1 running, 58 queued" in out.getvalue()
 

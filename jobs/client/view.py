@@ -62,7 +62,10 @@ def table(snapshot: Snapshot) -> RenderableType:
         known = _many(state.actors, "actor") + nodes
         parts.append(Text(known + (again if state.attempts_failed else ""), "dim"))
     if state.pbs_total:
-        parts.append(ProgressBar(total=state.pbs_total, completed=state.pbs_done, width=60))
+        # A bar does not end its line: without a frame the table would begin beside it.
+        bar = Table.grid()
+        bar.add_row(ProgressBar(total=state.pbs_total, completed=state.pbs_done, width=60))
+        parts.append(bar)
     parts.append(grid)
     if len(pairs) > len(shown):
         rest = Counter(pair.status for _, _, pair in pairs)
