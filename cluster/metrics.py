@@ -1,7 +1,8 @@
 """What Prometheus gets to see of actors and drivers, through Ray's agent on every node.
 
 Labels hold stages of the network and ids of jobs; there are no names here to hold. Ray puts `ray_`
-in front of each name. `cluster/grafana/nst-batch.json` shows all of them.
+in front of each name. The label of a job is not `job`, which is what Prometheus calls its targets.
+`cluster/grafana/nst-batch.json` shows all of them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Definition:
         return kind(self.name, self.description, tag_keys=self.labels, **more)
 
 
-PBS = Definition("Counter", "nst_batch_pbs_total", "PBS done", ("job", "stage"))
+PBS = Definition("Counter", "nst_batch_pbs_total", "PBS done", ("job_id", "stage"))
 BYTES = Definition(
     "Counter",
     "nst_batch_ciphertext_bytes_total",
@@ -44,15 +45,15 @@ BYTES = Definition(
 TASK = Definition(
     "Histogram", "nst_batch_task_seconds", "How long row tasks take on their core", ("stage",)
 )
-RATE = Definition("Gauge", "nst_batch_pbs_per_second", "PBS a second of a job, now", ("job",))
+RATE = Definition("Gauge", "nst_batch_pbs_per_second", "PBS a second of a job, now", ("job_id",))
 QUEUE = Definition(
-    "Gauge", "nst_batch_tasks_under_way", "Row tasks that run or wait for an actor", ("job",)
+    "Gauge", "nst_batch_tasks_under_way", "Row tasks that run or wait for an actor", ("job_id",)
 )
-LEFT = Definition("Gauge", "nst_batch_pbs_left", "PBS that a job has before it", ("job",))
-PAIRS = Definition("Gauge", "nst_batch_pairs", "Pairs of a job by state", ("job", "state"))
-HELD = Definition("Gauge", "nst_batch_live_bytes", "Ciphertexts that a job holds", ("job",))
+LEFT = Definition("Gauge", "nst_batch_pbs_left", "PBS that a job has before it", ("job_id",))
+PAIRS = Definition("Gauge", "nst_batch_pairs", "Pairs of a job by state", ("job_id", "state"))
+HELD = Definition("Gauge", "nst_batch_live_bytes", "Ciphertexts that a job holds", ("job_id",))
 RETRIES = Definition(
-    "Counter", "nst_batch_attempts_failed_total", "Row tasks that did not end well", ("job",)
+    "Counter", "nst_batch_attempts_failed_total", "Row tasks that did not end well", ("job_id",)
 )
 DEFINITIONS = (PBS, BYTES, TASK, RATE, QUEUE, LEFT, PAIRS, HELD, RETRIES)
 
@@ -75,7 +76,7 @@ class DriverMetrics:
     """How far one job is."""
 
     def __init__(self, job_id: str) -> None:
-        self._job = {"job": job_id}
+        self._job = {"job_id": job_id}
         self._gauges = {each.name: each.make() for each in (RATE, QUEUE, LEFT, PAIRS, HELD)}
         self._pbs_done, self._retries = PBS.make(), RETRIES.make()
         self._since, self._pbs = time.monotonic(), 0

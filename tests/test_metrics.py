@@ -83,6 +83,8 @@ def test_a_driver_counts_pbs_pairs_and_what_was_in_vain(
     assert recorded["nst_batch_attempts_failed_total"] == {("job",): state.attempts_failed}
     assert state.attempts_failed >= 1
     assert middle["nst_batch_pairs"]["job", "queued"] > 0
+    ended = {state: count for (_, state), count in recorded["nst_batch_pairs"].items()}
+    assert ended == {"succeeded": 4, "failed": 2, "running": 0, "queued": 0}
     assert 0 < middle["nst_batch_pbs_left"]["job",] < whole.pbs
     assert middle["nst_batch_pbs_per_second"]["job",] > 0
     assert middle["nst_batch_live_bytes"]["job",] > 0
@@ -92,9 +94,10 @@ def test_a_driver_counts_pbs_pairs_and_what_was_in_vain(
 def test_labels_are_stages_ids_and_states() -> None:
     """No name of a pair or a file could get into one: a label of another kind needs a look."""
     assert {label for d in DEFINITIONS for label in d.labels} == {
-        "job", "stage", "direction", "state",
+        "job_id", "stage", "direction", "state",
     }  # fmt: skip
     for definition in DEFINITIONS:
+        assert not {"job", "instance"} & set(definition.labels), "Prometheus's own"
         # Prometheus appends it to counters that lack it, and dashboards would look in vain.
         assert definition.name.endswith("_total") == (definition.kind == "Counter")
 
@@ -128,5 +131,5 @@ def test_the_dashboard_shows_all_metrics_and_no_others() -> None:
             assert all(re.search(rf"by \([^)]*\b{x}\b", target["expr"]) for x in shown)
     # What a panel asks of a job it asks of the chosen ones.
     for query in queries:
-        named = [n for n in re.findall(r"\bray_\w+", query) if "job" in series[n].labels]
-        assert query.startswith("label_values") or query.count('job=~"$job"') == len(named)
+        named = [n for n in re.findall(r"\bray_\w+", query) if "job_id" in series[n].labels]
+        assert query.startswith("label_values") or query.count('job_id=~"$job"') == len(named)

@@ -205,6 +205,8 @@ class JobWriter:
             self.state.status = "failed" if self.state.pairs_failed else "succeeded"
         # The state before the marker: who sees the marker must find no driver at work.
         self.write_state()
+        self._tasks_under_way = 0
+        self._measure(live_bytes=0)
         if not self.left:
             self.checkpoints.drop_all()
             self.store.create(
