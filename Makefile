@@ -1,7 +1,7 @@
 # Everything runs from .venv; `make venv` builds it, and the targets that need it ask for it.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint docs bench-low bench-batch bench-grid bench-p-error bench-estimate bench-bytes bench-architecture bench-quality bench-faults lock clean
+.PHONY: help venv demo test lint docs wheel bench-low bench-batch bench-grid bench-p-error bench-estimate bench-bytes bench-architecture bench-quality bench-faults lock clean
 .DELETE_ON_ERROR:
 
 SHELL := /bin/sh
@@ -58,6 +58,13 @@ lint: venv ## ruff (rules and format) and mypy
 
 docs: venv ## build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict $(ARGS)
+
+# What an earlier build has left in build/ would go into the wheel as well.
+wheel: venv ## build the package with its weights and examples into dist/
+	rm -rf build
+	$(PYTHON) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	rm -rf build
+	@ls -l dist/*.whl
 
 bench-low: venv ## one encrypted pair at low: time, memory, PSNR, parallel efficiency
 	$(PYTHON) -m benchmarks.low $(ARGS)

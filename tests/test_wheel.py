@@ -1,0 +1,60 @@
+"""What is installed without a checkout: all code, weights and examples, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from nst.levels import LEVELS
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("nst", "jobs", "cluster")
+DATA = ("weights", "examples")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel of this checkout, built in a copy: setuptools leaves things where it builds."""
+    copy, dist = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("dist")
+    for folder in (*PACKAGES, *DATA, "tests", "benchmarks"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE.md"):
+        shutil.copy(ROOT / name, copy)
+    subprocess.run(
+        [sys.executable, "-c", f"from setuptools.build_meta import *; build_wheel({str(dist)!r})"],
+        cwd=copy, capture_output=True, check=True,
+    )  # fmt: skip
+    (built,) = dist.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_what_a_user_needs(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        for level in LEVELS.values():
+            for path in (level.weights, level.weights.with_suffix(".json")):
+                assert archive.read(f"weights/{path.name}") == path.read_bytes()
+    code = {p.relative_to(ROOT).as_posix() for f in PACKAGES for p in (ROOT / f).rglob("*.py")}
+    assert code <= names
+    templates = {p.relative_to(ROOT).as_posix() for p in (ROOT / "jobs").glob("*/templates/*")}
+    examples = {p.relative_to(ROOT).as_posix() for p in (ROOT / "examples/pairs").rglob("*.jpg")}
+    assert templates and examples
+    assert templates | examples | {"jobs/execution/stage_times.json"} <= names
+    (information,) = {x.split("/")[0] for x in names if x.split("/")[0].endswith(".dist-info")}
+    assert {f"{information}/{x}" for x in ("LICENSE", "NOTICE.md", "entry_points.txt")} <= names
+
+
+def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = [PurePosixPath(name) for name in archive.namelist()]
+    folders = {name.parts[0] for name in names if not name.parts[0].endswith(".dist-info")}
+    assert folders == {*PACKAGES, *DATA}
+    # Weights that are not finished, and configurations that need a checkout anyway.
+    assert {name.parent.as_posix() for name in names if name.parts[0] == "weights"} == {"weights"}
+    assert {name.suffix for name in names if name.parts[0] == "cluster"} == {".py"}
+    assert wheel.stat().st_size < 10e6
