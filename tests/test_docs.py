@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import importlib
 import os
 import re
 import shlex
@@ -111,12 +112,20 @@ def test_the_map_of_the_house_names_every_folder() -> None:
         assert re.search(rf"^{target}:.*##", targets, flags=re.MULTILINE), target
 
 
-def test_examples_in_python_do_what_they_say() -> None:
+def test_examples_in_python_do_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     with_examples = [page for page in PAGES if ">>>" in page.read_text()]
     assert with_examples
     for page in with_examples:
         failed, tried = doctest.testfile(str(page), module_relative=False)
         assert tried and not failed, page.name
+    sources = [path for folder in ("nst", "jobs") for path in (ROOT / folder).rglob("*.py")]
+    shown = [path for path in sources if ">>>" in path.read_text()]
+    assert shown
+    for path in shown:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        failed, tried = doctest.testmod(importlib.import_module(name))
+        assert tried and not failed, name
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from nst.weights import load_weights
 Status = Literal["ok", "warn", "FAIL"]
 
 PYTHON = (3, 11)
+REINSTALL = "install nst-batch again (in a checkout: make venv)"
 PYARROW_END = 26
 """The first pyarrow that needs numpy 2, with which every Ray actor dies."""
 PATIENCE = 5.0
@@ -113,12 +114,12 @@ def check_versions() -> Iterator[Check]:
     if here[:2] == PYTHON:
         yield Check("ok", "python", found)
     else:
-        yield Check("FAIL", "python", found, "install Python 3.11 and run: make venv")
+        yield Check("FAIL", "python", found, f"install Python 3.11, then {REINSTALL}")
     for package in ("concrete-python", "ray", "pyarrow", "boto3"):
         try:
             found = version(package)
         except PackageNotFoundError:
-            yield Check("FAIL", package, "is not installed", "run: make venv")
+            yield Check("FAIL", package, "is not installed", REINSTALL)
             continue
         if package == "pyarrow" and int(found.split(".")[0]) >= PYARROW_END:
             advice = f"run: pip install 'pyarrow<{PYARROW_END}'"
@@ -132,7 +133,7 @@ def check_ray(address: str | None) -> Check:
     try:
         import ray
     except Exception as error:  # A broken installation raises anything.
-        return Check("FAIL", "ray", f"cannot be imported: {_line(error)}", "run: make venv")
+        return Check("FAIL", "ray", f"cannot be imported: {_line(error)}", REINSTALL)
     if address is None:
         if not os.access(SHARED_MEMORY, os.W_OK):
             return Check(
