@@ -1,0 +1,76 @@
+"""Work spread over forked processes: order, deaths, and randomness that is never used twice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from nst import client
+from nst.architecture import CONTENT
+from nst.ciphertext import Envelope
+from nst.client import Cipher
+from nst.forking import spread
+from tests.toy import TOY_SIZE
+
+
+def process_and_item() -> Callable[[int], bytes]:
+    return lambda item: f"{os.getpid()} {item}".encode()
+
+
+def test_results_come_in_order_from_several_processes() -> None:
+    out = [line.decode().split() for line in spread(range(7), process_and_item, 3)]
+    assert [int(item) for _, item in out] == list(range(7))
+    workers = {int(process) for process, _ in out}
+    assert len(workers) == 3 and os.getpid() not in workers
+
+
+def test_results_larger_than_a_pipe() -> None:
+    out = spread(range(6), lambda: lambda item: bytes([item]) * 300_000, 3)
+    assert out == [bytes([item]) * 300_000 for item in range(6)]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_little_work_stays_in_this_process(count: int) -> None:
+    out = spread(range(count), process_and_item, 8)
+    assert out == [f"{os.getpid()} {item}".encode() for item in range(count)]
+
+
+def test_a_process_that_dies_leaves_its_share_to_this_one() -> None:
+    here = os.getpid()
+
+    def dies_at_four() -> Callable[[int], bytes]:
+        def work(item: int) -> bytes:
+            if item == 4 and os.getpid() != here:
+                os.kill(os.getpid(), 9)
+            return bytes([item])
+
+        return work
+
+    assert spread(range(8), dies_at_four, 2) == [bytes([item]) for item in range(8)]
+
+
+def test_what_fails_in_a_process_is_raised_here() -> None:
+    def refuses() -> Callable[[int], bytes]:
+        def work(item: int) -> bytes:
+            raise ValueError(f"no {item}")
+
+        return work
+
+    with pytest.raises(ValueError, match="no 0"):
+        spread(range(4), refuses, 2)
+
+
+def test_no_process_repeats_the_randomness_of_another(
+    cipher: Cipher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blank = np.zeros((3, TOY_SIZE, TOY_SIZE), dtype=np.int64)
+    seen: set[bytes] = set()
+    for processes in (4, 4, 1):
+        monkeypatch.setattr(client, "cores", lambda processes=processes: processes)
+        envelope: Envelope = cipher.encrypt(blank, CONTENT)
+        # Equal rows: their ciphertexts differ by their randomness alone.
+        seen |= set(envelope.rows)
+    assert len(seen) == 3 * len(envelope.rows)
