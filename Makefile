@@ -1,7 +1,7 @@
 # Everything runs from .venv; `make venv` builds it, and the targets that need it ask for it.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint docs wheel bench-low bench-batch bench-grid bench-p-error bench-estimate bench-bytes bench-architecture bench-quality bench-faults lock clean
+.PHONY: help venv demo test lint docs wheel bench-low bench-batch bench-grid bench-pbs bench-monolithic bench-client bench-profile bench-estimate bench-bytes bench-architecture bench-quality bench-faults lock clean
 .DELETE_ON_ERROR:
 
 SHELL := /bin/sh
@@ -78,8 +78,17 @@ bench-grid: venv ## 3 contents x 2 styles at draft: each style computed once
 bench-faults: venv ## faults injected into jobs at draft; ARGS="--fault NAME" runs single ones
 	$(PYTHON) -m benchmarks.faults $(ARGS)
 
-bench-p-error: venv ## cost of a PBS by p_error
-	$(PYTHON) -m benchmarks.p_error $(ARGS)
+bench-pbs: venv ## cost of a PBS by kept bits and p_error, in operations and time (10 minutes)
+	$(PYTHON) -m benchmarks.pbs $(ARGS)
+
+bench-monolithic: venv ## a stage's row circuits against concrete-ml's monolithic circuit of it
+	$(PYTHON) -m benchmarks.monolithic $(ARGS)
+
+bench-client: venv ## seconds of the client's steps at every level; ARGS="--levels draft low"
+	$(PYTHON) -m benchmarks.client $(ARGS)
+
+bench-profile: venv ## where the time of a stage and of a job goes; ARGS="--native FILE.svg"
+	$(PYTHON) -m benchmarks.profile $(ARGS)
 
 bench-estimate: venv ## estimates against real runs; measures the stage times that ship (5 minutes)
 	$(PYTHON) -m benchmarks.estimate $(ARGS)

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from benchmarks.measure import provenance, write_result
-from nst.architecture import Architecture, grids
+from nst.architecture import Architecture
 from nst.checkpoint import Checkpoint, RunFolder
 from nst.levels import LEVELS
+from nst.plan import count_pbs
 from nst.training import Options, Run, Trainer, Worker
 
 FIRST: dict[str, Any] = {
@@ -46,13 +47,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
 }
 """Sizes that differ from `Architecture()`."""
-
-
-def pbs_of(architecture: Architecture, size: int) -> int:
-    """PBS of a pair, style branch included: one for each activation."""
-    stages = architecture.stages()
-    shapes = grids(stages, size)
-    return sum(s.out_channels * shapes[s.name].rows * shapes[s.name].width for s in stages)
 
 
 def main() -> None:
@@ -94,7 +88,7 @@ def main() -> None:
             {
                 "variant": name,
                 "sizes": VARIANTS[name],
-                "pbs": pbs_of(architecture, options.size),
+                "pbs": count_pbs(architecture, options.size),
                 "minutes": reached.seconds / 60,
                 **reached.validation,
             }

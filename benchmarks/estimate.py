@@ -48,6 +48,8 @@ from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_weights
 EXAMPLES = FOLDER.parent / "examples" / "pairs"
 TOY = "toy"
 CORES = (16, 96, 1024)
+ESTIMATED = (("low", 1), ("high", 1), ("low", 1000))
+"""Levels and numbers of pairs."""
 CALL_S = 0.05
 """Seconds of a call besides its PBS."""
 LOCAL = 1e9
@@ -79,16 +81,17 @@ def main() -> None:
             stages={},
         )
         runs = [compare(folder, actors, base, smoke) for actors in (1, 2)]
-        times = measured_times(folder, base, runs, "draft" if smoke else "low")
+        times = measured_times(folder, base, runs, TOY if smoke else "low")
+        estimates = [
+            estimated(times, quality, pairs, CORES)
+            for quality, pairs in (((TOY, 1), (TOY, 20)) if smoke else ESTIMATED)
+        ]
     result = {
         **provenance("make bench-estimate"),
         "runs": runs,
         "dispatch_s_by_actors": dispatch,
         "stage_times": times.model_dump(),
-        "estimates": [
-            estimated(times, quality, pairs, CORES)
-            for quality, pairs in (("low", 1), ("high", 1), ("low", 20 if smoke else 1000))
-        ],
+        "estimates": estimates,
     }
     if smoke:
         print(json.dumps(result, indent=2))

@@ -42,28 +42,28 @@ ACTORS = 2
 EXAMPLES = FOLDER.parent / "examples" / "pairs"
 
 
-def main() -> None:
+def main(quality: str = "draft") -> None:
     """Run, print and record; fails if a style was computed more than once."""
-    _, network = load("draft")
+    _, network = load(quality)
     with tempfile.TemporaryDirectory(prefix="nst-bench-") as name:
         folder = Path(name)
         for side, stems in (("content", CONTENTS), ("style", STYLES)):
             (folder / "pairs" / side).mkdir(parents=True)
             for stem in stems:
                 shutil.copy(EXAMPLES / side / f"{stem}.jpg", folder / "pairs" / side)
-        pairs = prepared(folder / "pairs", "draft", grid=True)
-        book, submit_s = submit_pairs(folder, pairs, "draft")
+        pairs = prepared(folder / "pairs", quality, grid=True)
+        book, submit_s = submit_pairs(folder, pairs, quality)
         store = open_store(book.store)
         plan = read_plan(store, book.circuit_id)
         job = run_submitted(folder, book, ACTORS, submit_s)
-        fetch_pictures(job, "draft", folder / "out")
+        fetch_pictures(job, quality, folder / "out")
         shutil.copy(folder / "out" / SHEET, FOLDER / "grid.png")
         decrypted = {p.name: load_png(folder / "out" / f"{p.name}.png") for p in pairs}
         counted = Counter[str]()
         for task in job.trace:
             counted["style" if task.group.startswith("style:") else "content"] += task.pbs
 
-        quality = {
+        decibels = {
             p.name: psnr(np.asarray(to_image(p.preview(network))), decrypted[p.name]) for p in pairs
         }
         expected = len(STYLES) * plan.pbs_style
@@ -76,7 +76,7 @@ def main() -> None:
             "pbs_style_if_once_a_pair": len(pairs) * plan.pbs_style,
             "pbs_content_counted": counted["content"],
             "pbs_content_expected": len(pairs) * plan.pbs_content,
-            "psnr_db_to_preview": quality,
+            "psnr_db_to_preview": decibels,
             "core_s": sum(t.cpu_s for t in job.trace),
             "actors": ACTORS,
             "peak_rss_bytes": job.memory.rss,
@@ -86,13 +86,13 @@ def main() -> None:
         if counted["style"] != expected:
             raise SystemExit("a style was computed more than once")
         first = book.pairs[0].name
-        lone = run_alone(folder, job)
+        lone = run_alone(folder, job, quality)
         result["pixels_equal_to_single_pair"] = float(np.mean(lone == decrypted[first]))
         result["psnr_db_to_single_pair"] = psnr(lone, decrypted[first])
         print(write_result("grid", result))
 
 
-def run_alone(folder: Path, job: Finished) -> NDArray[np.uint8]:
+def run_alone(folder: Path, job: Finished, quality: str) -> NDArray[np.uint8]:
     """The first pair of a job as a job of its own, on the very same ciphertexts."""
     store, book = job.store, job.book
     record = read_record(store, layout.job(book.job_id), JobRecord)
@@ -103,7 +103,7 @@ def run_alone(folder: Path, job: Finished) -> NDArray[np.uint8]:
     single = book.model_copy(update={"job_id": alone.job_id, "pairs": book.pairs[:1]})
     job.home.save_job(single, job.home.pictures(book.job_id))
     write_record(store, layout.job(alone.job_id), alone)
-    fetch_pictures(run_submitted(folder, single, ACTORS, 0.0), "draft", folder / "alone")
+    fetch_pictures(run_submitted(folder, single, ACTORS, 0.0), quality, folder / "alone")
     return load_png(folder / "alone" / f"{book.pairs[0].name}.png")
 
 

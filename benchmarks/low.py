@@ -30,17 +30,17 @@ ACTORS = 2
 EXAMPLES = FOLDER.parent / "examples" / "pairs"
 
 
-def main() -> None:
+def main(quality: str = "low") -> None:
     """Run, print and record."""
-    _, network = load("low")
-    pairs = [p for p in prepared(EXAMPLES, "low") if p.name == PAIR]
+    _, network = load(quality)
+    pairs = [p for p in prepared(EXAMPLES, quality) if p.name == PAIR]
     with tempfile.TemporaryDirectory(prefix="nst-bench-") as name:
         folder = Path(name)
-        book, submit_s = submit_pairs(folder, pairs, "low")
+        book, submit_s = submit_pairs(folder, pairs, quality)
         bare = bare_stage_seconds(book.store, book.job_id)
         job = run_submitted(folder, book, ACTORS, submit_s)
         stored = folder_bytes(Path(book.store) / "jobs")
-        fetch_s = fetch_pictures(job, "low", folder / "out")
+        fetch_s = fetch_pictures(job, quality, folder / "out")
         decrypted = load_png(folder / "out" / f"{PAIR}.png")
     pair = pairs[0]
     clear = np.asarray(to_image(pair.preview(network)))

@@ -5,10 +5,21 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nst.architecture import Architecture, grids
 from nst.errors import CircuitError
 from nst.integer import is_style
 
 FORMAT = 2
+
+
+def count_pbs(architecture: Architecture, size: int) -> int:
+    """PBS of a pair of so many pixels a side, style branch included: one for each activation.
+
+    Known before anything is compiled; compiled circuits have as many.
+    """
+    stages = architecture.stages()
+    shapes = grids(stages, size)
+    return sum(s.out_channels * shapes[s.name].rows * shapes[s.name].width for s in stages)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,197 @@
+"""Benchmarks run: its own code on the toy network, with nothing that takes long.
+
+Jobs are not run again. What they would have computed is taken from the one toy job of all tests,
+and their tasks' times are made up from the task graph.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import (
+    batch,
+    estimate,
+    faults,
+    grid,
+    low,
+    measure,
+    monolithic,
+    profile,
+    quality,
+    run,
+)
+from benchmarks import bytes as bytes_bench
+from benchmarks.measure import PeakMemory, RoleUse, time_stages
+from jobs.client.home import Home, JobBook
+from jobs.execution.graph import build_graph
+from jobs.execution.loading import read_plan
+from jobs.storage import layout
+from jobs.storage.records import JobRecord, TaskTrace, read_record, read_state
+from jobs.storage.store import open_store
+from nst import levels
+from nst.vgg import LAYERS_16
+from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_network
+from tests.toy_job import ToyJob
+from tests.training_data import make_pictures
+from tests.vggs import random_arrays, write_npz
+
+QUALITY = "toy"
+Stages = dict[str, dict[str, float]]
+
+
+@pytest.fixture(scope="module")
+def bare(toy_job: ToyJob) -> Stages:
+    """Bare calls of the toy's stages, once for all."""
+    return time_stages(toy_job.book.store, toy_job.book.job_id, 0)
+
+
+@pytest.fixture
+def record(
+    toy_job: ToyJob, bare: Stages, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[str], Any]:
+    """Benchmarks at toy size that write into a folder of the test's; reads what one recorded."""
+    results = tmp_path / "results"
+    results.mkdir()
+    for module in (batch, faults, grid, low, measure):
+        monkeypatch.setattr(module, "FOLDER", results)
+    monkeypatch.setitem(levels.LEVELS, QUALITY, toy_job.level)
+
+    def submit_pairs(folder: Path, *arguments: Any) -> tuple[JobBook, float]:
+        shutil.copytree(toy_job.home.keys, folder / "home" / "keys", dirs_exist_ok=True)
+        shutil.copytree(toy_job.home.circuits, folder / "home" / "circuits", dirs_exist_ok=True)
+        return real(folder, *arguments)
+
+    real = run.submit_pairs
+    for module in (batch, estimate, grid, low, profile):
+        monkeypatch.setattr(module, "submit_pairs", submit_pairs)
+        monkeypatch.setattr(module, "run_submitted", lambda *a: finished(toy_job, *a))
+    for module in (batch, low):
+        monkeypatch.setattr(module, "bare_stage_seconds", lambda *_: bare)
+
+    def read(name: str) -> Any:
+        return json.loads((results / f"{name}.json").read_text())
+
+    return read
+
+
+def finished(
+    toy_job: ToyJob, folder: Path, book: JobBook, actors: int, submit_s: float
+) -> run.Finished:
+    """A job as if it had run: a PBS took a millisecond, and one task followed the other."""
+    home, store = Home(folder / "home"), open_store(book.store)
+    toy_job.play_back()(home, book, actors)
+    pairs = read_record(store, layout.job(book.job_id), JobRecord).pairs
+    trace, now = [], 1000.0
+    for task in build_graph(read_plan(store, book.circuit_id), pairs).tasks:
+        spent = task.pbs / 1000
+        trace.append(
+            TaskTrace(
+                stage=task.stage, group=task.group, row=task.row, pbs=task.pbs,
+                start=now, end=now + spent, cpu_s=spent,
+            )
+        )  # fmt: skip
+        now += spent
+    state = read_state(store, book.job_id)
+    state = state.model_copy(update={"first_task": trace[0].start, "last_task": trace[-1].end})
+    memory = PeakMemory(2, 1, {"driver": RoleUse(1, 1, 1.0)})
+    return run.Finished(home, store, book, state, trace, memory, submit_s, 10.0)
+
+
+def argue(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmark", *map(str, arguments)])
+
+
+def test_low(record: Callable[[str], Any]) -> None:
+    low.main(QUALITY)
+    result = record("low")
+    assert result["pbs_per_s"] == pytest.approx(1000)
+    assert result["psnr_db"] > 0 and result["stored_bytes"] > 0
+
+
+def test_batch(record: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    argue(monkeypatch, "--quality", QUALITY, "--pairs", 2)
+    batch.main()
+    result = record("batch")
+    # One task after the other, on what should be two actors.
+    assert result["idle_share"] == pytest.approx(0.5)
+    tasks = record("batch_tasks")
+    assert sum(map(len, tasks.values())) > 0
+
+
+def test_grid(record: Callable[[str], Any]) -> None:
+    grid.main(QUALITY)
+    result = record("grid")
+    assert result["pbs_style_counted"] == result["pbs_style_if_once_each"] > 0
+    # Results of all jobs are those of the one that has run.
+    assert result["pixels_equal_to_single_pair"] == 1
+
+
+def test_faults(record: Callable[[str], Any], tmp_path: Path) -> None:
+    # The faults themselves are injected by tests/test_faults.py.
+    assert len(faults.pairs_of_examples(tmp_path / "pairs", 3).read_text().splitlines()) == 4
+    first, second = list(faults.FAULTS)[:2]
+    for name in (second, first, second):
+        faults.merge({"fault": name})
+    assert [entry["fault"] for entry in record("faults")["faults"]] == [first, second]
+
+
+def test_bytes(
+    record: Callable[[str], Any], toy_job: ToyJob, circuits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bytes_bench, "LEVELS", {QUALITY: toy_job.level})
+    monkeypatch.setattr(bytes_bench, "CHECKED", QUALITY)
+    monkeypatch.setattr(bytes_bench, "build", lambda *_: circuits)
+    bytes_bench.main()
+    checked = record("bytes")["checked_on_ciphertexts"]
+    assert all(0.9 < size["real_over_planned"] < 1.2 for size in checked.values())
+
+
+def test_monolithic(record: Callable[[str], Any]) -> None:
+    result = monolithic.compared(toy_network(), TOY_SIZE, TOY_P_ERROR, "stem", 3, False)
+    assert result["monolithic"]["pbs"] == toy_network().stages["stem"].stage.out_channels
+    assert result["monolithic_over_staged"]["operations_per_pbs"] > 1
+
+
+def test_profile(
+    record: Callable[[str], Any],
+    circuits: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(profile, "build", lambda *_: circuits)
+    monkeypatch.setattr(profile, "CALLS", 1)
+    argue(monkeypatch, "--stage-quality", QUALITY, "--job-quality", QUALITY)
+    profile.main()
+    result = record("profile")
+    parts = result["stage"]["call_s"]
+    assert parts["evaluate"] > parts["read ciphertexts"] > 0
+    assert result["job"]["actor_s"]["without a task"] > 0
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """Options that name pictures and a VGG of random weights."""
+    folder = tmp_path_factory.mktemp("data")
+    return [
+        *("--content-dir", make_pictures(folder / "content", 1)),
+        *("--style-dir", make_pictures(folder / "style", 2)),
+        *("--vgg", write_npz(folder / "vgg.npz", random_arrays(LAYERS_16))),
+    ]
+
+
+def test_quality(
+    record: Callable[[str], Any],
+    toy_job: ToyJob,
+    data: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quality, "LEVELS", {QUALITY: toy_job.level})
+    argue(monkeypatch, *data, "--count", 2)
+    quality.main()
+    (row,) = record("quality")["rows"]
+    assert row["quality"] == QUALITY and row["pairs"] + row["failed"] == 2
