@@ -17,7 +17,7 @@ from concrete.ml.quantization import QuantizedModule
 from concrete.ml.torch.compile import compile_brevitas_qat_model
 from torch import nn
 
-from nst.architecture import CONTENT, LEVEL, STYLE
+from nst.architecture import CONTENT, LEAK, LEVEL, STYLE
 from nst.client import Cipher
 from nst.integer import IntegerNetwork, Ints, is_style
 from nst.server import Evaluator
@@ -54,7 +54,11 @@ def check_clear(network: IntegerNetwork, name: str, clear: Clear) -> None:
     if np.unique(expected).size == 1:
         pytest.skip(f"{name} of the installed weights is constant here: agreement proves nothing")
     module = compile_oracle(oracle, source[None], 0.01)
-    np.testing.assert_array_equal(oracle_levels(module, source, "disable"), expected)
+    levels = oracle_levels(module, source, "disable")
+    if stage.activation == "leaky":
+        # Brevitas knows no leak between integers: the oracle gives the signed levels before it.
+        levels = np.where(levels < 0, np.floor(levels / LEAK + 0.5), levels).astype(np.int64)
+    np.testing.assert_array_equal(levels, expected)
 
 
 @pytest.fixture(scope="module")
