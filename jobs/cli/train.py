@@ -102,7 +102,7 @@ _weight = click.FloatRange(min=0)
 @click.option(
     "--overflow-weight",
     type=_weight,
-    default=0.3,
+    default=2.0,
     show_default=True,
     help="Accumulators that leave their 10 bits.",
 )
