@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -196,9 +198,16 @@ def test_a_dry_run_as_json_and_on_a_cluster(source: Path, home: Path, tmp_path: 
 
 
 @pytest.fixture
-def only_toy(monkeypatch: pytest.MonkeyPatch) -> None:
+def only_toy(some_levels: None) -> None:
     for name in set(levels.LEVELS) - {"toy"}:
-        monkeypatch.delitem(levels.LEVELS, name)
+        del levels.LEVELS[name]
+
+
+@pytest.fixture
+def some_levels() -> Iterator[None]:
+    """Levels may be changed; afterwards they are all there again, in their order."""
+    with mock.patch.dict(levels.LEVELS):
+        yield
 
 
 AUTO = ["--quality", "auto", "--actors", 2]
@@ -233,13 +242,13 @@ def test_when_there_is_no_best_level(source: Path, call: list[str], words: list[
         refused(run("estimate", source, "-q", "auto"), "one number of --cores")
 
 
-def test_the_best_level_is_the_largest_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("some_levels")
+def test_the_best_level_is_the_largest_that_fits() -> None:
     sizes = {"s": 32, "m": 64, "l": 128}
-    for name in list(levels.LEVELS):
-        monkeypatch.delitem(levels.LEVELS, name)
+    levels.LEVELS.clear()
     for name, size in sizes.items():
         weights = Path(__file__) if name != "l" else Path("nowhere")
-        monkeypatch.setitem(levels.LEVELS, name, QualityLevel(name, size, weights))
+        levels.LEVELS[name] = QualityLevel(name, size, weights)
     plans = {
         name: replace(made_up_plan(size=size), input_ciphertext_bytes=10**6)
         for name, size in sizes.items()
