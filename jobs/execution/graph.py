@@ -77,9 +77,10 @@ class TaskGraph:
 
     def bytes_by_group(self) -> dict[str, int]:
         """By group, the bytes of all results that its tasks read: the most it can ever hold."""
+        read = {s for task in self.tasks for s in task.sources if isinstance(s, int)}
         out = dict.fromkeys(self.pairs_of, 0)
-        for task, readers in zip(self.tasks, self.readers(), strict=True):
-            out[task.group] += task.output_bytes if readers else 0
+        for index in read:
+            out[self.tasks[index].group] += self.tasks[index].output_bytes
         return out
 
     def readers(self) -> list[list[int]]:
