@@ -29,9 +29,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.measure import FOLDER, provenance, time_stages, write_result
+from benchmarks.bare import environment, time_stages
+from benchmarks.measure import FOLDER, provenance, write_result
 from benchmarks.run import load, prepared, run_submitted, submit_pairs
-from cluster.local import HUGE_PAGES
 from jobs.execution.forecast import Forecaster, Offer, distinct_pairs, largest_call
 from jobs.execution.graph import build_graph
 from jobs.execution.loading import read_plan
@@ -164,7 +164,7 @@ def bare_calls(store_url: str, job_id: str, processes: int) -> tuple[dict[str, f
             text=True,
             check=True,
             cwd=FOLDER.parent,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "GLIBC_TUNABLES": HUGE_PAGES},
+            env=environment(),
         )
         return json.loads(done.stdout.splitlines()[-1])
 
@@ -177,7 +177,7 @@ def bare_calls(store_url: str, job_id: str, processes: int) -> tuple[dict[str, f
 
 def print_calls(store_url: str, job_id: str) -> None:
     """Body of `bare_calls`."""
-    stages = time_stages(store_url, job_id, repeats=0)
+    stages = time_stages(store_url, job_id)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"seconds": {n: s["seconds"] for n, s in stages.items()}, "peak": peak}))
 

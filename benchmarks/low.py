@@ -1,7 +1,7 @@
 """One 64 x 64 photograph x painting, encrypted, on local Ray with 2 actors: `make bench-low`.
 
-In the same run, before the job, each stage is called bare in a fresh process on one core; the
-job's PBS/s from first to last row task is compared with that rate times the actors.
+In pauses of the job each stage is called bare on one core; the job's PBS/s from first to last row
+task is compared with that rate times the actors.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.bare import BareCalls, efficiency
 from benchmarks.measure import (
     FOLDER,
-    bare_rate,
-    bare_stage_seconds,
     folder_bytes,
     load_png,
     provenance,
@@ -37,8 +36,8 @@ def main(quality: str = "low") -> None:
     with tempfile.TemporaryDirectory(prefix="nst-bench-") as name:
         folder = Path(name)
         book, submit_s = submit_pairs(folder, pairs, quality)
-        bare = bare_stage_seconds(book.store, book.job_id)
-        job = run_submitted(folder, book, ACTORS, submit_s)
+        with BareCalls(book.store, book.job_id, ACTORS) as bare:
+            job = run_submitted(folder, book, ACTORS, submit_s, bare.watch)
         stored = folder_bytes(Path(book.store) / "jobs")
         fetch_s = fetch_pictures(job, quality, folder / "out")
         decrypted = load_png(folder / "out" / f"{PAIR}.png")
@@ -46,15 +45,10 @@ def main(quality: str = "low") -> None:
     clear = np.asarray(to_image(pair.preview(network)))
     pictures = [np.asarray(to_image(p)) for p in (pair.content.rgb, pair.style.rgb)]
     side_by_side([*pictures, clear, decrypted], FOLDER / "low.png")
-    one_core = bare_rate(bare)
     result = {
         **provenance("make bench-low"),
         "pair": PAIR,
-        "actors": ACTORS,
-        "wall_s": job.state.last_task - job.state.first_task,
         "core_s": sum(t.cpu_s for t in job.trace),
-        "pbs": sum(t.pbs for t in job.trace),
-        "pbs_per_s": job.pbs_per_s,
         "peak_rss_bytes": job.memory.rss,
         "largest_process_rss_bytes": job.memory.largest,
         "processes": {role: vars(use) for role, use in job.memory.roles.items()},
@@ -64,9 +58,7 @@ def main(quality: str = "low") -> None:
         "submit_s": submit_s,
         "fetch_s": fetch_s,
         "driver_s": job.driver_s,
-        "bare_pbs_per_s_one_core": one_core,
-        "parallel_efficiency": job.pbs_per_s / (ACTORS * one_core),
-        "bare_stages": bare,
+        **efficiency(job.trace, bare.found, ACTORS),
         "note": "low.png: content, style, preview, decrypted result",
     }
     print(write_result("low", result))

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,8 +19,6 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 from PIL import Image
-
-from cluster.local import HUGE_PAGES
 
 FOLDER = Path(__file__).resolve().parent
 SAMPLE_EVERY = 2.0
@@ -127,10 +123,10 @@ def peak_memory(pid: int) -> Iterator[PeakMemory]:
     def sample() -> None:
         while not stop.wait(SAMPLE_EVERY):
             now: dict[str, list[int]] = {}
-            for process in _session(pid):
+            for process in session_of(pid):
                 # A process may end at any time, and between any two of these calls.
                 with suppress(psutil.Error):
-                    role, size = _role(process), process.memory_info().rss
+                    role, size = role_of(process), process.memory_info().rss
                     times = process.cpu_times()
                     cpu[process.pid] = role, times.user + times.system
                     now.setdefault(role, []).append(size)
@@ -153,7 +149,7 @@ def peak_memory(pid: int) -> Iterator[PeakMemory]:
             peak.roles[role].cpu_s += seconds
 
 
-def _session(root: int) -> list[psutil.Process]:
+def session_of(root: int) -> list[psutil.Process]:
     """A process and whatever else lives in its session: drivers lead one of their own."""
     found = []
     for pid in psutil.pids():
@@ -163,85 +159,9 @@ def _session(root: int) -> list[psutil.Process]:
     return found
 
 
-def _role(process: psutil.Process) -> str:
+def role_of(process: psutil.Process) -> str:
     command = " ".join(process.cmdline())
     for role, mark in ROLES.items():
         if mark in command:
             return role
     return "other"
-
-
-def bare_stage_seconds(
-    store_url: str, job_id: str, repeats: int = 1
-) -> dict[str, dict[str, float]]:
-    """Seconds of one bare call of each stage, one core, in a fresh process with nothing else.
-
-    Values do not matter for the time, so one row stands in for all arguments of a stage.
-    """
-    code = (
-        "import json, sys; from benchmarks.measure import time_stages; "
-        "print(json.dumps(time_stages(sys.argv[1], sys.argv[2], int(sys.argv[3]))))"
-    )
-    import sys
-
-    done = subprocess.run(
-        [sys.executable, "-c", code, store_url, job_id, str(repeats)],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=FOLDER.parent,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLIBC_TUNABLES": HUGE_PAGES},
-    )
-    result: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
-def time_stages(store_url: str, job_id: str, repeats: int) -> dict[str, dict[str, float]]:
-    """Body of `bare_stage_seconds`: by stage, PBS and the median seconds of a call.
-
-    With no repeats it is the one call that makes the stage's result.
-    """
-    from jobs.execution.loading import EvaluatorLoader, read_plan
-    from jobs.storage import layout
-    from jobs.storage.records import JobRecord, read_record
-    from jobs.storage.store import open_store
-    from nst.architecture import CONTENT, STYLE
-    from nst.ciphertext import Envelope
-
-    store = open_store(store_url)
-    job = read_record(store, layout.job(job_id), JobRecord)
-    plan = read_plan(store, job.circuit_id)
-    evaluator = EvaluatorLoader(store_url, job.circuit_id, job.key_id)()
-    rows: dict[str, bytes] = {}
-    for name, input_id in ((CONTENT, job.pairs[0].content), (STYLE, job.pairs[0].style)):
-        blob = store.read(layout.encrypted_input(job_id, input_id))
-        rows[name] = Envelope.unpack(blob, name).rows[0]
-    counts = {stage.name: stage.rows for stage in plan.stages}
-    out = {}
-    for stage in plan.stages:
-        each = {"conv": 3, "row_pool": 1, "pool": counts.get(stage.sources[0], 0)}[stage.kind]
-        arguments = [rows[source] for source in stage.sources for _ in range(each)]
-        if stage.modulated:
-            arguments.append(rows["style_code"])
-        if not out:
-            evaluator.run(stage.name, arguments)  # Unpacks the keys.
-        start = time.perf_counter()
-        rows[stage.name] = evaluator.run(stage.name, arguments)
-        first = time.perf_counter() - start
-        seconds = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            evaluator.run(stage.name, arguments)
-            seconds.append(time.perf_counter() - start)
-        out[stage.name] = {
-            "pbs": stage.pbs_per_row,
-            "rows": stage.rows,
-            "seconds": statistics.median(seconds or [first]),
-        }
-    return out
-
-
-def bare_rate(stages: dict[str, dict[str, float]]) -> float:
-    """PBS/s of one core on a pair's own mix of stages."""
-    pbs = sum(s["pbs"] * s["rows"] for s in stages.values())
-    return pbs / sum(s["seconds"] * s["rows"] for s in stages.values())

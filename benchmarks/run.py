@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.measure import PeakMemory, peak_memory
 from jobs.client.drivers import start_here
@@ -66,13 +69,27 @@ def submit_pairs(folder: Path, pairs: list[PreparedPair], quality: str) -> tuple
     return book, time.perf_counter() - start
 
 
-def run_submitted(folder: Path, book: JobBook, actors: int, submit_s: float) -> Finished:
-    """Run a submitted job to its end; raises RuntimeError if it did not succeed."""
+def run_submitted(
+    folder: Path,
+    book: JobBook,
+    actors: int,
+    submit_s: float,
+    watch: Callable[[int], AbstractContextManager[Any]] = lambda pid: nullcontext(),
+) -> Finished:
+    """Run a submitted job to its end; raises RuntimeError if it did not succeed.
+
+    Args:
+        folder: Where `submit_pairs` put it.
+        book: The job.
+        actors: How many it has.
+        submit_s: What `submit_pairs` took.
+        watch: Entered while the job runs, with the driver's process id.
+    """
     home = Home(folder / "home")
     store = open_store(book.store)
     start = time.perf_counter()
     process = start_here(home, book, actors)
-    with peak_memory(process.pid) as memory:
+    with peak_memory(process.pid) as memory, watch(process.pid):
         code = process.wait()
     driver_s = time.perf_counter() - start
     state = read_state(store, book.job_id)

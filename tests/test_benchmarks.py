@@ -7,11 +7,17 @@ and their tasks' times are made up from the task graph.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from benchmarks import (
@@ -27,7 +33,8 @@ from benchmarks import (
     run,
 )
 from benchmarks import bytes as bytes_bench
-from benchmarks.measure import PeakMemory, RoleUse, time_stages
+from benchmarks.bare import BareCalls, Stages, time_stages
+from benchmarks.measure import PeakMemory, RoleUse
 from jobs.client.home import Home, JobBook
 from jobs.execution.graph import build_graph
 from jobs.execution.loading import read_plan
@@ -42,13 +49,12 @@ from tests.training_data import make_pictures
 from tests.vggs import random_arrays, write_npz
 
 QUALITY = "toy"
-Stages = dict[str, dict[str, float]]
 
 
 @pytest.fixture(scope="module")
 def bare(toy_job: ToyJob) -> Stages:
     """Bare calls of the toy's stages, once for all."""
-    return time_stages(toy_job.book.store, toy_job.book.job_id, 0)
+    return time_stages(toy_job.book.store, toy_job.book.job_id)
 
 
 @pytest.fixture
@@ -71,8 +77,7 @@ def record(
     for module in (batch, estimate, grid, low, profile):
         monkeypatch.setattr(module, "submit_pairs", submit_pairs)
         monkeypatch.setattr(module, "run_submitted", lambda *a: finished(toy_job, *a))
-    for module in (batch, low):
-        monkeypatch.setattr(module, "bare_stage_seconds", lambda *_: bare)
+    monkeypatch.setattr("benchmarks.bare.BareProcess", lambda *_: FakeProcess(bare))
 
     def read(name: str) -> Any:
         return json.loads((results / f"{name}.json").read_text())
@@ -80,10 +85,33 @@ def record(
     return read
 
 
+class FakeProcess:
+    """Answers with what a bare process has measured, at once."""
+
+    def __init__(self, bare: Stages) -> None:
+        self.bare, self.answers = bare, list[Any]([bare])
+
+    def ask(self, stage: str) -> None:
+        self.answers.append(self.bare[stage]["seconds"])
+
+    def answer(self) -> Any:
+        return self.answers.pop(0)
+
+    def close(self) -> None:
+        pass
+
+
 def finished(
-    toy_job: ToyJob, folder: Path, book: JobBook, actors: int, submit_s: float
+    toy_job: ToyJob,
+    folder: Path,
+    book: JobBook,
+    actors: int,
+    submit_s: float,
+    watch: Callable[[int], AbstractContextManager[Any]] = lambda pid: nullcontext(),
 ) -> run.Finished:
     """A job as if it had run: a PBS took a millisecond, and one task followed the other."""
+    with watch(os.getpid()):
+        pass
     home, store = Home(folder / "home"), open_store(book.store)
     toy_job.play_back()(home, book, actors)
     pairs = read_record(store, layout.job(book.job_id), JobRecord).pairs
@@ -120,8 +148,52 @@ def test_batch(record: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) ->
     result = record("batch")
     # One task after the other, on what should be two actors.
     assert result["idle_share"] == pytest.approx(0.5)
+    assert result["parallel_efficiency"] == pytest.approx(result["of_bare_together"])
     tasks = record("batch_tasks")
     assert sum(map(len, tasks.values())) > 0
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_bare_calls_let_the_actors_stand_still(
+    bare: Stages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And only them, and only while something is measured; time in a pause does not count."""
+    seen = []
+
+    class Looks(FakeProcess):
+        def ask(self, stage: str) -> None:
+            seen.append([p.status() for p in (actor, other)])
+            super().ask(stage)
+
+    monkeypatch.setattr("benchmarks.bare.BareProcess", lambda *_: Looks(bare))
+    loop = "sleep 60; true"
+    driver = subprocess.Popen(
+        ["sh", "-c", f"sh -c '{loop}' ray::RowActor & sh -c '{loop}' raylet/raylet & wait"],
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: len(psutil.Process(driver.pid).children()) == 2)
+        actor, other = sorted(
+            psutil.Process(driver.pid).children(), key=lambda p: "raylet" in p.cmdline()[-1]
+        )
+        with BareCalls("", "", 2, every=0.05) as calls, calls.watch(driver.pid):
+            wait_for(lambda: len(calls.found.pauses) >= 2)
+        assert psutil.STATUS_STOPPED not in (actor.status(), other.status())
+    finally:
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+    assert psutil.STATUS_STOPPED not in [of_other for _, of_other in seen]
+    assert sum(of_actor == psutil.STATUS_STOPPED for of_actor, _ in seen) >= 6
+    found = calls.found
+    assert set(found.alone) == set(found.together) == set(bare)
+    start, end = found.pauses[0]
+    assert found.running(start - 1, end) == pytest.approx(1)
 
 
 def test_grid(record: Callable[[str], Any]) -> None:

@@ -1,0 +1,284 @@
+"""Bare calls of a job's circuits: no Ray, no driver, one process on one core.
+
+A machine that shares its cores with others is faster and slower from minute to minute, by more
+than what a scheduler loses. `BareCalls` therefore calls the circuits bare while the job runs, again
+and again, and lets the job's actors stand still meanwhile: both meet the same minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+
+from benchmarks.measure import FOLDER, role_of, session_of
+from cluster.local import HUGE_PAGES
+from jobs.execution.loading import EvaluatorLoader, read_plan
+from jobs.storage import layout
+from jobs.storage.records import JobRecord, TaskTrace, read_record
+from jobs.storage.store import open_store
+from nst.architecture import CONTENT, STYLE
+from nst.ciphertext import Envelope
+
+EVERY_S = 15.0
+"""Seconds of the job between two pauses."""
+
+Stages = dict[str, dict[str, float]]
+"""By stage: `pbs` of one call, `rows` a pair has, `seconds` of one call."""
+
+
+class Calls:
+    """A job's circuits and keys, with arguments for every stage.
+
+    Values do not matter for the time, so one row stands in for all arguments of a stage.
+
+    Attributes:
+        first: By stage, seconds of the call that made its result.
+    """
+
+    def __init__(self, store_url: str, job_id: str) -> None:
+        store = open_store(store_url)
+        job = read_record(store, layout.job(job_id), JobRecord)
+        self.plan = read_plan(store, job.circuit_id)
+        self._evaluator = EvaluatorLoader(store_url, job.circuit_id, job.key_id)()
+        rows: dict[str, bytes] = {}
+        for name, input_id in ((CONTENT, job.pairs[0].content), (STYLE, job.pairs[0].style)):
+            blob = store.read(layout.encrypted_input(job_id, input_id))
+            rows[name] = Envelope.unpack(blob, name).rows[0]
+        self._arguments: dict[str, list[bytes]] = {}
+        self.first: dict[str, float] = {}
+        counts = {stage.name: stage.rows for stage in self.plan.stages}
+        for stage in self.plan.stages:
+            each = {"conv": 3, "row_pool": 1, "pool": counts.get(stage.sources[0], 0)}[stage.kind]
+            arguments = [rows[source] for source in stage.sources for _ in range(each)]
+            if stage.modulated:
+                arguments.append(rows["style_code"])
+            self._arguments[stage.name] = arguments
+            if not self.first:
+                self._evaluator.run(stage.name, arguments)  # Unpacks the keys.
+            start = time.perf_counter()
+            rows[stage.name] = self._evaluator.run(stage.name, arguments)
+            self.first[stage.name] = time.perf_counter() - start
+
+    def seconds(self, stage: str) -> float:
+        """Call a stage once."""
+        start = time.perf_counter()
+        self._evaluator.run(stage, self._arguments[stage])
+        return time.perf_counter() - start
+
+    def stages(self, seconds: dict[str, float]) -> Stages:
+        """Seconds of a call beside what the plan says of the stage."""
+        return {
+            stage.name: {
+                "pbs": stage.pbs_per_row,
+                "rows": stage.rows,
+                "seconds": seconds[stage.name],
+            }
+            for stage in self.plan.stages
+        }
+
+
+def time_stages(store_url: str, job_id: str) -> Stages:
+    """Seconds of one bare call of each stage in this process."""
+    calls = Calls(store_url, job_id)
+    return calls.stages(calls.first)
+
+
+def bare_rate(stages: Stages) -> float:
+    """PBS/s of one core on a pair's own mix of stages."""
+    pbs = sum(s["pbs"] * s["rows"] for s in stages.values())
+    return pbs / sum(s["seconds"] * s["rows"] for s in stages.values())
+
+
+def environment() -> dict[str, str]:
+    """Environment of a process that calls circuits as an actor does."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "GLIBC_TUNABLES": HUGE_PAGES}
+
+
+class BareProcess:
+    """A process that calls a stage when it is asked to, and uses no core in between."""
+
+    def __init__(self, store_url: str, job_id: str) -> None:
+        code = "import sys; from benchmarks.bare import serve; serve(sys.argv[1], sys.argv[2])"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code, store_url, job_id],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=FOLDER.parent,
+            env=environment(),
+        )
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.communicate()
+
+    def ask(self, stage: str) -> None:
+        """Start a call."""
+        assert self._process.stdin is not None
+        print(stage, file=self._process.stdin, flush=True)
+
+    def answer(self) -> Any:
+        """Seconds of the call; first of all, of the calls that made every stage's arguments."""
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+
+def serve(store_url: str, job_id: str) -> None:
+    """Body of a `BareProcess`."""
+    calls = Calls(store_url, job_id)
+    print(json.dumps(calls.stages(calls.first)), flush=True)
+    for line in sys.stdin:
+        print(calls.seconds(line.strip()), flush=True)
+
+
+@dataclass
+class Beside:
+    """Bare calls made while a job stood still.
+
+    Attributes:
+        stages: PBS and rows of every stage; `seconds` are of its first call.
+        alone: By stage, seconds of calls by the only process at work on the machine.
+        together: The same with all processes at work at once.
+        pauses: Unix times between which the job's actors stood still.
+    """
+
+    stages: Stages
+    alone: dict[str, list[float]] = field(default_factory=dict)
+    together: dict[str, list[float]] = field(default_factory=dict)
+    pauses: list[tuple[float, float]] = field(default_factory=list)
+
+    def running(self, start: float, end: float) -> float:
+        """Seconds between two Unix times in which the job did not stand still."""
+        paused = sum(max(0.0, min(end, b) - max(start, a)) for a, b in self.pauses)
+        return end - start - paused
+
+    def mean(self, calls: dict[str, list[float]]) -> Stages:
+        """Mean seconds of `alone` or `together`."""
+        return {
+            name: {**stage, "seconds": statistics.fmean(calls[name])}
+            for name, stage in self.stages.items()
+        }
+
+    def next_stage(self) -> str:
+        """The stage whose calls so far stand for the largest part of a pair's time each."""
+
+        def part(name: str) -> float:
+            stage = self.stages[name]
+            return stage["rows"] * stage["seconds"] / (len(self.alone.get(name, [])) + 0.5)
+
+        return max(self.stages, key=part)
+
+
+class BareCalls:
+    """Bare calls beside a job of as many actors as there are processes here.
+
+    Attributes:
+        found: What was measured, after `watch`.
+    """
+
+    def __init__(self, store_url: str, job_id: str, count: int, every: float = EVERY_S) -> None:
+        self._processes = [BareProcess(store_url, job_id) for _ in range(count)]
+        self._every = every
+        first = [process.answer() for process in self._processes]
+        self.found = Beside(first[0])
+
+    def __enter__(self) -> BareCalls:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.close()
+
+    @contextmanager
+    def watch(self, session: int) -> Iterator[None]:
+        """Call circuits bare again and again until the block ends.
+
+        Args:
+            session: Process id of the job's driver, which leads a session of its own.
+        """
+        stop = threading.Event()
+
+        def work() -> None:
+            while not stop.wait(self._every):
+                self._in_a_pause_of(session)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+        for stage in self.found.stages:
+            if stage not in self.found.alone:
+                self._measure(stage)
+
+    def _in_a_pause_of(self, session: int) -> None:
+        actors = [p for p in session_of(session) if role_of(p) == "actor"]
+        start = time.time()
+        for actor in actors:
+            with suppress(psutil.Error):
+                actor.suspend()
+        try:
+            self._measure(self.found.next_stage())
+        finally:
+            for actor in actors:
+                with suppress(psutil.Error):
+                    actor.resume()
+        self.found.pauses.append((start, time.time()))
+
+    def _measure(self, stage: str) -> None:
+        """Call a stage in one process and then in all at once."""
+        first = self._processes[:1]
+        for some, kept in ((first, self.found.alone), (self._processes, self.found.together)):
+            for process in some:
+                process.ask(stage)
+            kept.setdefault(stage, []).extend(process.answer() for process in some)
+
+
+def efficiency(trace: Sequence[TaskTrace], found: Beside, actors: int) -> dict[str, Any]:
+    """A job against bare calls of the same tasks; times do not count pauses.
+
+    Returns:
+        `parallel_efficiency`: what the tasks take bare and alone on one core, over actors x the
+        time from the first to the last task. `of_bare_together`: the same of bare calls in as many
+        processes at once, the most that this machine's cores give beside each other.
+        `idle_share`: of that time, when actors had no task. `slower_calls_share`: by how much
+        the calls took longer than bare ones alone; `cpu_share` how much of their time they
+        computed, the rest was other processes'.
+    """
+    wall = found.running(min(t.start for t in trace), max(t.end for t in trace))
+    alone, together = (found.mean(calls) for calls in (found.alone, found.together))
+    alone_s, together_s = (sum(s[t.stage]["seconds"] for t in trace) for s in (alone, together))
+    busy = sum(found.running(task.start, task.end) for task in trace)
+    pbs = sum(task.pbs for task in trace)
+    return {
+        "actors": actors,
+        "wall_s": wall,
+        "pbs": pbs,
+        "pbs_per_s": pbs / wall,
+        "bare_s": alone_s,
+        "busy_s": busy,
+        "parallel_efficiency": alone_s / (actors * wall),
+        "of_bare_together": together_s / (actors * wall),
+        "idle_share": 1 - busy / (actors * wall),
+        "slower_calls_share": busy / alone_s - 1,
+        "cpu_share": sum(task.cpu_s for task in trace) / busy,
+        "bare_pbs_per_s_one_core": bare_rate(alone),
+        "bare_pbs_per_s_a_core_together": bare_rate(together),
+        "bare_calls_s": {"alone": found.alone, "together": found.together},
+        "paused_s": sum(end - start for start, end in found.pauses),
+        "bare_stages": alone,
+    }
