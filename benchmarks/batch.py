@@ -33,7 +33,8 @@ def main() -> None:
     quality = arguments.quality
     with tempfile.TemporaryDirectory(prefix="nst-bench-") as name:
         folder = Path(name)
-        pairs = prepared(pairs_of_examples(folder / "listed", arguments.pairs), quality)
+        listed = pairs_of_examples(folder / "listed", arguments.pairs, shared_styles=False)
+        pairs = prepared(listed, quality)
         book, submit_s = submit_pairs(folder, pairs, quality)
         with BareCalls(book.store, book.job_id, ACTORS, arguments.every) as bare:
             job = run_submitted(folder, book, ACTORS, submit_s, bare.watch)

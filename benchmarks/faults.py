@@ -38,17 +38,25 @@ FAULTS = {**injections.FAULTS, "store_full_for_long": injections.store_full_for_
 EXAMPLES = FOLDER.parent / "examples" / "pairs"
 
 
-def pairs_of_examples(folder: Path, count: int) -> Path:
-    """A CSV file of so many pairs of the bundled pictures, a style shared by several contents."""
+def pairs_of_examples(folder: Path, count: int, shared_styles: bool = True) -> Path:
+    """A CSV file of so many pairs of the bundled pictures.
+
+    Args:
+        folder: Made for it.
+        count: How many pairs.
+        shared_styles: Whether the first pairs have all one style, or each another.
+    """
     styles = sorted((EXAMPLES / "style").glob("*.jpg"))
     contents = sorted((EXAMPLES / "content").glob("*.jpg")) + styles
-    chosen = list(product(styles, contents))[:count]
+    chosen = list(product(styles, contents))
+    if not shared_styles:
+        chosen = [(style, content) for content, style in product(contents, styles)]
     folder.mkdir()
     listed = folder / "pairs.csv"
     with listed.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["content", "style", "name"])
-        for style, content in chosen:
+        for style, content in chosen[:count]:
             name = f"{content.parent.name}-{content.stem}--{style.stem}"
             rows.writerow([content, style, name])
     return listed
