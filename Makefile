@@ -1,7 +1,7 @@
 # Everything runs from .venv; `make venv` builds it, and the targets that need it ask for it.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint docs wheel bench-low bench-batch bench-grid bench-pbs bench-monolithic bench-client bench-profile bench-estimate bench-bytes bench-architecture bench-quality bench-faults lock clean
+.PHONY: help venv demo test lint docs wheel bench-low bench-batch bench-grid bench-pbs bench-monolithic bench-client bench-sharing bench-profile bench-estimate bench-bytes bench-architecture bench-quality bench-faults lock clean
 .DELETE_ON_ERROR:
 
 SHELL := /bin/sh
@@ -86,6 +86,9 @@ bench-monolithic: venv ## a stage's row circuits against concrete-ml's monolithi
 
 bench-client: venv ## seconds of the client's steps at every level; ARGS="--levels draft low"
 	$(PYTHON) -m benchmarks.client $(ARGS)
+
+bench-sharing: venv ## workers as threads with one key set against processes: time and memory
+	$(PYTHON) -m benchmarks.sharing $(ARGS)
 
 bench-profile: venv ## where the time of a stage and of a job goes; ARGS="--native FILE.svg"
 	$(PYTHON) -m benchmarks.profile $(ARGS)

@@ -70,10 +70,14 @@ class Calls:
             rows[stage.name] = self._evaluator.run(stage.name, arguments)
             self.first[stage.name] = time.perf_counter() - start
 
+    def run(self, stage: str) -> bytes:
+        """Call a stage once; its serialized result."""
+        return self._evaluator.run(stage, self._arguments[stage])
+
     def seconds(self, stage: str) -> float:
-        """Call a stage once."""
+        """Time of one call of a stage."""
         start = time.perf_counter()
-        self._evaluator.run(stage, self._arguments[stage])
+        self.run(stage)
         return time.perf_counter() - start
 
     def stages(self, seconds: dict[str, float]) -> Stages:

@@ -31,6 +31,7 @@ from benchmarks import (
     profile,
     quality,
     run,
+    sharing,
 )
 from benchmarks import bytes as bytes_bench
 from benchmarks.bare import BareCalls, Stages, time_stages
@@ -194,6 +195,13 @@ def test_bare_calls_let_the_actors_stand_still(
     assert set(found.alone) == set(found.together) == set(bare)
     start, end = found.pauses[0]
     assert found.running(start - 1, end) == pytest.approx(1)
+
+
+def test_sharing(toy_job: ToyJob) -> None:
+    """Real processes and threads: several threads in Concrete at once must get the same bits."""
+    result = sharing.compare(toy_job.book.store, toy_job.book.job_id, 1)
+    assert len(result["calls_s"]["threads"]) == len(result["calls_s"]["processes"]) > 0
+    assert min(result["rss_bytes"].values()) > 0
 
 
 def test_grid(record: Callable[[str], Any]) -> None:

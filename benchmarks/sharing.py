@@ -1,0 +1,127 @@
+"""Threads that share circuits and keys against processes with their own: `make bench-sharing`.
+
+A node's workers could be threads of one process, with one set of evaluation keys for all. The same
+stage is called by as many threads as there are cores and by as many processes, in turn; figures
+are seconds of a call, which thread or process whatever, and resident memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import psutil
+
+from benchmarks.bare import Calls, environment
+from benchmarks.measure import FOLDER, provenance, write_result
+from benchmarks.run import prepared, submit_pairs
+
+EXAMPLES = FOLDER.parent / "examples" / "pairs"
+STAGE = "body1"
+ROUNDS = 4
+WORKERS = os.cpu_count() or 1
+
+
+def main() -> None:
+    """Run, print and record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quality", default="draft")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="nst-bench-") as name:
+        folder = Path(name)
+        pairs = prepared(EXAMPLES, arguments.quality)[:1]
+        book, _ = submit_pairs(folder, pairs, arguments.quality)
+        compared = compare(book.store, book.job_id, arguments.rounds)
+    result = {
+        **provenance("make bench-sharing"),
+        "quality": arguments.quality,
+        "stage": STAGE,
+        "workers": WORKERS,
+        **compared,
+    }
+    print(write_result("sharing", result))
+    print(json.dumps(compared, indent=2))
+
+
+def compare(store_url: str, job_id: str, rounds: int) -> dict[str, Any]:
+    """Both ways in turn, each as many calls at once as there are workers."""
+    kinds = {"processes": [1] * WORKERS, "threads": [WORKERS]}
+    started = {
+        kind: [_Server(store_url, job_id, threads) for threads in each]
+        for kind, each in kinds.items()
+    }
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    try:
+        for _ in range(rounds):
+            for kind, servers in started.items():
+                for server in servers:
+                    server.ask()
+                seconds[kind] += [value for server in servers for value in server.answer()]
+        memory = {kind: sum(s.memory() for s in servers) for kind, servers in started.items()}
+    finally:
+        for servers in started.values():
+            for server in servers:
+                server.close()
+    return {
+        "seconds_a_call": {kind: fmean(each) for kind, each in seconds.items()},
+        "calls_s": seconds,
+        "rss_bytes": memory,
+    }
+
+
+class _Server:
+    """A process that calls the stage with so many threads at once when it is asked to."""
+
+    def __init__(self, store_url: str, job_id: str, threads: int) -> None:
+        code = "import sys; from benchmarks.sharing import serve; serve(*sys.argv[1:])"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code, store_url, job_id, str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=FOLDER.parent,
+            env=environment(),
+        )
+        self.answer()
+
+    def ask(self) -> None:
+        assert self._process.stdin is not None
+        print(file=self._process.stdin, flush=True)
+
+    def answer(self) -> list[float]:
+        assert self._process.stdout is not None
+        values: list[float] = json.loads(self._process.stdout.readline())
+        return values
+
+    def memory(self) -> int:
+        size: int = psutil.Process(self._process.pid).memory_info().rss
+        return size
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def serve(store_url: str, job_id: str, threads: str) -> None:
+    """Body of a `_Server`; ends with an error if two threads get other bits than one."""
+    calls = Calls(store_url, job_id)
+    with ThreadPoolExecutor(int(threads)) as pool:
+        results = set(pool.map(calls.run, [STAGE] * int(threads)))
+        if results != {calls.run(STAGE)}:
+            raise RuntimeError("threads beside each other give other results than one alone")
+        print([], flush=True)
+        for _ in sys.stdin:
+            print(list(pool.map(calls.seconds, [STAGE] * int(threads))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
