@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -123,6 +124,11 @@ class BareProcess:
             env=environment(),
         )
 
+    def peak_rss(self) -> int:
+        """Largest resident memory so far in bytes, most of it circuits and keys."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if "VmHWM" in line)
+
     def close(self) -> None:
         """End it."""
         self._process.kill()
@@ -225,9 +231,18 @@ class BareCalls:
         finally:
             stop.set()
             thread.join()
-        for stage in self.found.stages:
-            if stage not in self.found.alone:
-                self._measure(stage)
+        self.measure_rest(1)
+
+    def measure_rest(self, rounds: int) -> None:
+        """Call every stage until it has been called so many times."""
+        for _ in range(rounds):
+            for stage in self.found.stages:
+                if len(self.found.alone.get(stage, [])) < rounds:
+                    self._measure(stage)
+
+    def peak_rss(self) -> int:
+        """Largest resident memory of one process so far, in bytes."""
+        return max(process.peak_rss() for process in self._processes)
 
     def _in_a_pause_of(self, session: int) -> None:
         actors = [p for p in session_of(session) if role_of(p) == "actor"]

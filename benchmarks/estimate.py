@@ -1,9 +1,10 @@
 """Estimates against real runs, and what they say of machines that are not here: `make
 bench-estimate`.
 
-1. A job at toy size (the network of the tests) runs on local Ray with 1 and then 2 actors. Before
-   each run its stages are called bare in as many processes at once as the run has actors (cores of
-   one machine share its caches and its clock), and from these seconds alone the run is predicted.
+1. A job at toy size (the network of the tests) runs on local Ray with 1 and then 2 actors. In
+   pauses of it its stages are called bare in as many processes at once as the run has actors
+   (cores of one machine share its caches and its clock), and from these seconds alone the run is
+   predicted.
 2. The stages of low are called bare, on all cores at once: these are the times that ship as
    `jobs/execution/stage_times.json`.
 3. With them, 1 low, 1 high and 1,000 low pairs are estimated on 16, 96 and 1,024 cores.
@@ -17,25 +18,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from benchmarks.bare import environment, time_stages
+from benchmarks.bare import BareCalls, Stages, bare_rate
 from benchmarks.measure import FOLDER, provenance, write_result
 from benchmarks.run import load, prepared, run_submitted, submit_pairs
 from jobs.execution.forecast import Forecaster, Offer, distinct_pairs, largest_call
 from jobs.execution.graph import build_graph
 from jobs.execution.loading import read_plan
-from jobs.execution.stage_times import SHIPPED, StageTimes, times_of
+from jobs.execution.stage_times import SHIPPED, StageTime, StageTimes, times_of
 from jobs.storage import layout
 from jobs.storage.records import JobRecord, read_record
 from jobs.storage.store import open_store
@@ -50,6 +48,10 @@ TOY = "toy"
 CORES = (16, 96, 1024)
 ESTIMATED = (("low", 1), ("high", 1), ("low", 1000))
 """Levels and numbers of pairs."""
+EVERY_S = 4.0
+"""Seconds of a job between two pauses."""
+ROUNDS = 1
+"""Bare calls of every stage whose times ship."""
 CALL_S = 0.05
 """Seconds of a call besides its PBS."""
 LOCAL = 1e9
@@ -103,25 +105,28 @@ def main() -> None:
 
 
 def compare(folder: Path, actors: int, base: StageTimes, smoke: bool) -> dict[str, Any]:
-    """A real run and its prediction from bare calls made just before it."""
+    """A real run and its prediction from bare calls made in pauses of it."""
     pairs = prepared(EXAMPLES, TOY)[: 1 if smoke else 3]
     book, _ = submit_pairs(folder, pairs, TOY)
     store = open_store(book.store)
     plan = read_plan(store, book.circuit_id)
-    bare, peak = bare_calls(book.store, book.job_id, actors)
-    times = base.model_copy(update={"stages": times_of(plan, bare)})
+    with BareCalls(book.store, book.job_id, actors, EVERY_S) as bare:
+        job = run_submitted(folder, book, actors, 0.0, bare.watch)
+        peak = bare.peak_rss()
+    seconds = bare.found.mean(bare.found.together)
+    times = base.model_copy(update={"stages": _times(plan, seconds)})
     record = read_record(store, layout.job(book.job_id), JobRecord)
     offer = Offer(cores_per_node=actors, bandwidth=LOCAL)
     predicted = Forecaster(plan, times, offer).simulate(build_graph(plan, record.pairs), actors)
-    job = run_submitted(folder, book, actors, 0.0)
-    wall_s = job.state.last_task - job.state.first_task
+    wall_s = bare.found.running(job.state.first_task, job.state.last_task)
     pbs = sum(task.pbs for task in job.trace)
     return {
         "actors": actors,
         "pairs": len(pairs),
         "tasks": len(job.trace),
         "pbs": pbs,
-        "bare_pbs_per_s_one_core": _rate(plan, bare),
+        "bare_pbs_per_s_a_core": bare_rate(seconds),
+        "bare_calls_s": bare.found.together,
         "pbs_per_s": pbs / wall_s,
         "predicted_s": predicted.wall_s,
         "wall_s": wall_s,
@@ -137,49 +142,23 @@ def measured_times(
     """Stage times of a level with all cores of this machine busy."""
     book, _ = submit_pairs(folder, prepared(EXAMPLES, quality)[:1], quality)
     plan = read_plan(open_store(book.store), book.circuit_id)
-    bare, peak = bare_calls(book.store, book.job_id, os.cpu_count() or 1)
+    with BareCalls(book.store, book.job_id, os.cpu_count() or 1) as bare:
+        bare.measure_rest(ROUNDS)
+        peak = bare.peak_rss()
     # A process at toy size holds circuits and keys and hardly any ciphertexts.
     worker_bytes = max(run["bare_peak_rss_bytes"] for run in runs)
     largest = largest_call(build_graph(plan, distinct_pairs(1)))
     return base.model_copy(
         update={
-            "stages": times_of(plan, bare),
+            "stages": _times(plan, bare.found.mean(bare.found.together)),
             "worker_bytes": worker_bytes,
             "bytes_per_source_byte": max(peak - worker_bytes, 0) / largest,
         }
     )
 
 
-def bare_calls(store_url: str, job_id: str, processes: int) -> tuple[dict[str, float], int]:
-    """By stage, mean seconds of a bare call in so many processes at once; their peak memory."""
-    code = (
-        "import sys; from benchmarks.estimate import print_calls; "
-        "print_calls(sys.argv[1], sys.argv[2])"
-    )
-
-    def one(_: int) -> dict[str, Any]:
-        done = subprocess.run(
-            [sys.executable, "-c", code, store_url, job_id],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=FOLDER.parent,
-            env=environment(),
-        )
-        return json.loads(done.stdout.splitlines()[-1])
-
-    with ThreadPoolExecutor(processes) as pool:
-        all_calls = list(pool.map(one, range(processes)))
-    stages = all_calls[0]["seconds"]
-    seconds = {stage: fmean(calls["seconds"][stage] for calls in all_calls) for stage in stages}
-    return seconds, max(calls["peak"] for calls in all_calls)
-
-
-def print_calls(store_url: str, job_id: str) -> None:
-    """Body of `bare_calls`."""
-    stages = time_stages(store_url, job_id)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": {n: s["seconds"] for n, s in stages.items()}, "peak": peak}))
+def _times(plan: CircuitPlan, stages: Stages) -> dict[str, StageTime]:
+    return times_of(plan, {name: stage["seconds"] for name, stage in stages.items()})
 
 
 def dispatch_seconds(actors: int, smoke: bool) -> float:
@@ -209,11 +188,6 @@ def estimated(times: StageTimes, quality: str, pairs: int, cores: Sequence[int])
         **estimate.to_dict(),
         "simulated_in_s": time.perf_counter() - start,
     }
-
-
-def _rate(plan: CircuitPlan, seconds: dict[str, float]) -> float:
-    """PBS/s of one core on a pair's own mix of stages."""
-    return sum(s.pbs for s in plan.stages) / sum(seconds[s.name] * s.rows for s in plan.stages)
 
 
 def _machine() -> str:
