@@ -179,10 +179,16 @@ def test_bare_calls_let_the_actors_stand_still(
         start_new_session=True,
     )
     try:
-        wait_for(lambda: len(psutil.Process(driver.pid).children()) == 2)
-        actor, other = sorted(
-            psutil.Process(driver.pid).children(), key=lambda p: "raylet" in p.cmdline()[-1]
-        )
+        leader = psutil.Process(driver.pid)
+        children: dict[str, psutil.Process] = {}
+
+        def both() -> bool:
+            # Before its exec a child has its parent's command line.
+            children.update({p.cmdline()[-1]: p for p in leader.children() if p.cmdline()})
+            return {"ray::RowActor", "raylet/raylet"} <= set(children)
+
+        wait_for(both)
+        actor, other = children["ray::RowActor"], children["raylet/raylet"]
         with BareCalls("", "", 2, every=0.05) as calls, calls.watch(driver.pid):
             wait_for(lambda: len(calls.found.pauses) >= 2)
         assert psutil.STATUS_STOPPED not in (actor.status(), other.status())
