@@ -17,5 +17,9 @@ class StoreError(NstBatchError):
     """The store cannot be read or written, or what it holds is not what it should be."""
 
 
+class StoreAddressError(StoreError):
+    """A store's name cannot be right, whatever answers there: wrong usage."""
+
+
 class ClusterError(NstBatchError):
     """A Ray cluster cannot be reached, or refuses a job."""

@@ -151,7 +151,7 @@ def test_what_is_configured_for_a_cluster_or_s3_does_not_stop_this_machine(
     folder = str(tmp_path / "store")
     refused(run("submit", "nowhere", "--store", folder, "--here"), "'nowhere' does not exist")
     result = run("submit", "nowhere", "--store", folder, "--here", "--profile", "studio")
-    assert result.exit_code == 3 and "takes no" in result.output
+    assert result.exit_code == 2 and "takes no" in result.output
 
 
 def test_the_text_tells_what_differs_from_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,7 +127,7 @@ def test_stores_out_of_reach(s3_server: S3Server, monkeypatch: pytest.MonkeyPatc
 
 def test_options_of_s3_need_a_store_in_s3() -> None:
     result = run("--profile", "studio")
-    assert result.exit_code == 3
+    assert result.exit_code == 2
     assert result.output.startswith("error: ") and "profile" in result.output
 
 

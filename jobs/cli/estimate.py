@@ -10,6 +10,7 @@ import click
 
 from jobs.cli.examples import examples
 from jobs.cli.options import auto_quality_option, budget_option, grid_option, require_auto
+from jobs.client.wording import many
 from nst.errors import InputError
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def estimate(
         click.echo(json.dumps(record, indent=2))
         return
     click.echo(
-        f"{_many(forecast.pairs, 'pair')} at {quality}, {_many(forecast.styles, 'style')}: "
+        f"{many(forecast.pairs, 'pair')} at {quality}, {many(forecast.styles, 'style')}: "
         f"{forecast.pbs:,} PBS, "
         f"{forecast.work_core_hours:,.2f} core-hours"
     )
@@ -218,7 +219,7 @@ def best_quality(
             return _built(level, load_weights(level.weights))[0]
 
         choice = choose(records, cores, budget, times, offer, plan_of, uploads)
-    why = f"about {hours(choice.seconds)} of {hours(budget)} on {_many(cores, 'core')}"
+    why = f"about {hours(choice.seconds)} of {hours(budget)} on {many(cores, 'core')}"
     if choice.better:
         why += f"; {choice.better[0].name} would take {hours(choice.better[1])}"
     click.echo(f"quality {choice.level.name}: {why}", err=True)
@@ -276,7 +277,7 @@ def require_within_limit(
     hours = core_hours(plan, read_times(), records_of_pictures(prepared))
     if hours <= limit:
         return
-    what = f"{_many(len(prepared), 'pair')} at {level.name}: about {hours:.3g} core-hours"
+    what = f"{many(len(prepared), 'pair')} at {level.name}: about {hours:.3g} core-hours"
     try:
         agreed = click.confirm(f"{what}, more than the limit of {limit:g}. Submit them?", err=True)
     except click.Abort as error:
@@ -338,11 +339,11 @@ def print_dry_run(
         click.echo(json.dumps(record, indent=2))
         return
     lines = {
-        "pairs": f"{forecast.pairs:,} at {level.name}, {_many(forecast.styles, 'style')}; "
+        "pairs": f"{forecast.pairs:,} at {level.name}, {many(forecast.styles, 'style')}; "
         f"{len(skipped):,} skipped",
         "PBS": f"{forecast.pbs:,}",
         "core-hours": f"{on.core_hours:,.3g}",
-        "wall time": f"{duration(on.job_s)} on {_many(actors, 'core')}",
+        "wall time": f"{duration(on.job_s)} on {many(actors, 'core')}",
         "bytes up": f"{wire.up:,}, and {once:,} of circuits and keys once"
         + (f"; {duration(up_s)} at {offer.uplink / 1e6:g} MB/s" if remote else ""),
         "bytes down": f"{wire.down:,}" + (f"; {duration(down_s)}" if remote else ""),
@@ -403,20 +404,16 @@ def _source(times: StageTimes) -> str:
     return ", ".join(x for x in (times.machine, times.date[:10], times.command) if x)
 
 
-def _many(count: int, what: str) -> str:
-    return f"1 {what}" if count == 1 else f"{count:,} {what}s"
-
-
 def _print_one_pair(one: OnePair) -> None:
     from jobs.client.watch import duration
 
     click.echo(
         f"one pair: at least {duration(one.critical_path_s)} (critical path) on any number of "
-        f"cores; more than {_many(one.useful_cores, 'core')} are of no use to it"
+        f"cores; more than {many(one.useful_cores, 'core')} are of no use to it"
     )
     for stage, seconds in one.path_s.items():
         click.echo(
-            f"  {stage:12} {seconds:7.1f} s, {_many(one.rows[stage], 'row')} at the same time"
+            f"  {stage:12} {seconds:7.1f} s, {many(one.rows[stage], 'row')} at the same time"
         )
     click.echo(
         f"  halving the tasks of {one.longest} would make it {duration(one.halved_s)}, "
@@ -437,7 +434,7 @@ def _print_table(forecast: Estimate) -> None:
     line("cores", *(f"{x.cores:,}" for x in on))
     line("one pair", *(duration(x.pair_s) for x in on))
     line("  with upload, download", *(duration(x.pair_at_client_s) for x in on))
-    line(_many(forecast.pairs, "pair"), *(duration(x.job_s) for x in on))
+    line(many(forecast.pairs, "pair"), *(duration(x.job_s) for x in on))
     line("pairs a night (8 h)", *(f"{x.pairs_a_night:,}" for x in on))
     line("core-hours paid for", *(f"{x.core_hours:,.2f}" for x in on))
     line("  of them used", *(f"{x.utilization:.0%}" for x in on))
@@ -445,7 +442,7 @@ def _print_table(forecast: Estimate) -> None:
     line("memory", *(size(x.memory_bytes) for x in on))
     line("between nodes", *(size(x.bytes_between_nodes) for x in on))
     for each in on:
-        click.echo(f"limited on {_many(each.cores, 'core')} by {ADVICE[each.limit]}")
+        click.echo(f"limited on {many(each.cores, 'core')} by {ADVICE[each.limit]}")
 
 
 def size(count: float) -> str:

@@ -46,7 +46,8 @@ from jobs.cli.options import (
 )
 from jobs.cli.store import STORE_HELP, s3_options
 from jobs.cli.train import train
-from nst.errors import InputError, NstBatchError
+from jobs.client.wording import many
+from nst.errors import InputError, NstBatchError, StoreAddressError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,7 +82,8 @@ class _Commands(ConfiguredGroup):
             raise
         except UNREACHABLE as error:
             click.echo(f"error: {error}", err=True)
-            ctx.exit(EXIT_UNREACHABLE)
+            wrong = isinstance(error, StoreAddressError)
+            ctx.exit(EXIT_USAGE if wrong else EXIT_UNREACHABLE)
         except NstBatchError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(EXIT_USAGE)
@@ -254,7 +256,7 @@ def _submit(
         book = jobs_submit.submit(
             home, store, level, network, prepared, skipped, progress, ask, keep_days
         )
-    console.print(f"job {book.job_id}: {len(prepared)} pairs encrypted at {level.name}")
+    console.print(f"job {book.job_id}: {many(len(prepared), 'pair')} encrypted at {level.name}")
     hook = hook or drivers.NOBODY
     driver = drivers.start(home, store, book, number_of_actors(actors, place), place, hook)
     if not wait:
@@ -299,7 +301,7 @@ def preview(pairs: Path, quality: str, grid: bool, fit: str, out: Path, force: b
     summary = Summary("Previews, computed in the clear", (("quality", quality_fact(level)),))
     write_gallery(entries, summary, out / GALLERY)
     write_contact_sheet(entries, out / SHEET)
-    console.print(f"{len(prepared)} previews in {out}", highlight=False)
+    console.print(f"{many(len(prepared), 'preview')} in {out}", highlight=False)
     console.print(f"gallery: {(out / GALLERY).resolve()}", highlight=False, soft_wrap=True)
     exit_if(bool(skipped))
 
@@ -331,8 +333,8 @@ def demo(out: Path, count: int, actors: int | None) -> None:
     level, network = level_and_network("draft")
     pairs, skipped = find_pairs(EXAMPLES)
     console.print(
-        f"{count} pictures of {level.size} x {level.size} pixels are encrypted here, stylized "
-        f"by {number_of_actors(actors, place)} Ray actors that cannot decrypt them, and decrypted "
+        f"{many(count, 'pair')} of {level.size} x {level.size} pixels: encrypted here, stylized "
+        f"by {number_of_actors(actors, place)} Ray actors, which cannot decrypt, and decrypted "
         "here.",
         highlight=False,
     )
@@ -393,7 +395,8 @@ def circuits_inspect(quality: str, as_json: bool) -> None:
         return
     for key, value in summary.items():
         if key != "stages":
-            click.echo(f"{key:24} {value:,}" if isinstance(value, int) else f"{key:24} {value}")
+            form = {int: ",", float: ".4g"}.get(type(value), "")
+            click.echo(f"{key:24} {value:{form}}")
     for stage in summary["stages"]:
         click.echo(
             f"  {stage['name']:12} {stage['rows']:4} rows {stage['pbs']:8,} PBS "

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.client.home import JobBook
+from jobs.client.wording import many
 from jobs.storage.records import JobState, PairEnd, PairState, Status, pair_states
 
 MOST_ROWS = 16
@@ -57,9 +58,9 @@ def table(snapshot: Snapshot) -> RenderableType:
         grid.add_row(Text(name), Text(pair.status, style), stage, Text(pair.reason))
     parts: list[RenderableType] = [head, Text(snapshot.line)]
     if state.actors:
-        nodes = f" on {_many(state.nodes, 'node')}" if state.nodes else ""
-        again = f", {_many(state.attempts_failed, 'task')} to be begun again"
-        known = _many(state.actors, "actor") + nodes
+        nodes = f" on {many(state.nodes, 'node')}" if state.nodes else ""
+        again = f", {many(state.attempts_failed, 'task')} to be begun again"
+        known = many(state.actors, "actor") + nodes
         parts.append(Text(known + (again if state.attempts_failed else ""), "dim"))
     if state.pbs_total:
         # A bar does not end its line: without a frame the table would begin beside it.
@@ -91,7 +92,3 @@ class Lines:
             if pair != self._pairs.get(name) and pair.status not in quiet:
                 self._pairs[name] = pair
                 yield ": ".join(x for x in (name, pair.status, pair.reason) if x)
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"

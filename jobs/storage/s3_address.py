@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, fields, replace
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
-from nst.errors import StoreError
+from nst.errors import StoreAddressError
 
 SCHEME = "s3://"
 PATIENCE = 75.0
@@ -51,12 +51,12 @@ class S3Options:
         is, and tomorrow's shell may not have it.
 
         Raises:
-            StoreError: if the URL is wrong, or options are given for a folder.
+            StoreAddressError: if the URL is wrong, or options are given for a folder.
         """
         if not url.startswith(SCHEME):
             if self.given():
                 names = ", ".join(name.replace("_", " ") for name in self.given())
-                raise StoreError(
+                raise StoreAddressError(
                     f"store {without_secrets(url)} is a folder and takes no {names}; "
                     "give --store s3://bucket/prefix"
                 )
@@ -79,7 +79,7 @@ class S3Address:
         options: Server, profile, encryption.
 
     Raises:
-        StoreError: on creation, if a part cannot be right.
+        StoreAddressError: on creation, if a part cannot be right.
     """
 
     bucket: str
@@ -88,28 +88,34 @@ class S3Address:
 
     def __post_init__(self) -> None:
         if not _BUCKET.fullmatch(self.bucket):
-            raise StoreError(
+            raise StoreAddressError(
                 f"store {SCHEME}{self.bucket}: that is no name of a bucket; "
                 "give s3://bucket/prefix with 3 to 63 letters, digits, dots and hyphens"
             )
         if self.prefix and any(part in ("", ".", "..") for part in self.prefix.split("/")):
-            raise StoreError(f"store {self.name}: the prefix has an empty part; give s3://bucket/a")
+            raise StoreAddressError(
+                f"store {self.name}: the prefix has an empty part; give s3://bucket/a"
+            )
         self._check_options()
 
     def _check_options(self) -> None:
         options = self.options
         for name, value in options.given().items():
             if not value or not value.isprintable():
-                raise StoreError(f"store {self.name}: {name} is empty; leave it out or give one")
+                raise StoreAddressError(
+                    f"store {self.name}: {name} is empty; leave it out or give one"
+                )
         if options.endpoint is not None:
             _check_endpoint(self.name, options.endpoint)
         if options.sse is not None and options.sse not in ENCRYPTIONS:
-            raise StoreError(
+            raise StoreAddressError(
                 f"store {self.name}: no encryption {options.sse!r}; choose one of "
                 + ", ".join(ENCRYPTIONS)
             )
         if options.kms_key_id is not None and not (options.sse or "").startswith("aws:kms"):
-            raise StoreError(f"store {self.name}: a KMS key needs aws:kms; add --sse aws:kms")
+            raise StoreAddressError(
+                f"store {self.name}: a KMS key needs aws:kms; add --sse aws:kms"
+            )
 
     @property
     def name(self) -> str:
@@ -131,29 +137,29 @@ class S3Address:
         """The address that a URL names.
 
         Raises:
-            StoreError: if it is malformed. The message shows no more of it than bucket and prefix:
-                somebody may have put a password into it.
+            StoreAddressError: if it is malformed. The message shows no more of it than bucket
+                and prefix: somebody may have put a password into it.
         """
         try:
             parts = urlsplit(url)
             query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
         except ValueError as error:
-            raise StoreError(
+            raise StoreAddressError(
                 f"store {without_secrets(url)} is malformed; give s3://bucket/prefix"
             ) from error
         if "@" in parts.netloc:
-            raise StoreError(
+            raise StoreAddressError(
                 f"store {without_secrets(url)}: credentials do not belong into a URL; "
                 "use --profile or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
         if parts.fragment:
-            raise StoreError(f"store {without_secrets(url)}: write # in a prefix as %23")
+            raise StoreAddressError(f"store {without_secrets(url)}: write # in a prefix as %23")
         known = [field.name for field in fields(S3Options)]
         names = [name for name, _ in query]
         for name in names:
             if name not in known or names.count(name) > 1:
                 problem = "given twice" if name in known else "unknown"
-                raise StoreError(
+                raise StoreAddressError(
                     f"store {without_secrets(url)}: option {name!r} is {problem}; "
                     f"there are {', '.join(known)}, and credentials come from the environment"
                 )
@@ -182,8 +188,10 @@ def _check_endpoint(name: str, endpoint: str) -> None:
     except ValueError:
         right = False
     if "@" in endpoint:
-        raise StoreError(f"store {name}: credentials do not belong into an endpoint; {advice}")
+        raise StoreAddressError(
+            f"store {name}: credentials do not belong into an endpoint; {advice}"
+        )
     if not right or parts.query or parts.fragment:
-        raise StoreError(
+        raise StoreAddressError(
             f"store {name}: {without_secrets(endpoint)!r} is no endpoint of a server; {advice}"
         )

@@ -12,7 +12,7 @@ from typing import Protocol
 from jobs.storage import layout
 from jobs.storage.layout import require_folder, require_key
 from jobs.storage.s3_address import PATIENCE, SCHEME, S3Address, without_secrets
-from nst.errors import StoreError
+from nst.errors import StoreAddressError, StoreError
 
 FORMAT = 1
 FIRST_PATIENCE = 10.0
@@ -197,7 +197,8 @@ def connect(url: str, patience: float = PATIENCE) -> Store:
         patience: Seconds for which a server that does not answer is asked again.
 
     Raises:
-        StoreError: if the URL is wrong or a bucket cannot be reached.
+        StoreAddressError: if the URL is wrong.
+        StoreError: if a bucket cannot be reached.
     """
     if url.startswith(SCHEME):
         from jobs.storage.s3_store import S3Store
@@ -206,7 +207,7 @@ def connect(url: str, patience: float = PATIENCE) -> Store:
         store.check(patience)
         return store
     if "://" in url:
-        raise StoreError(
+        raise StoreAddressError(
             f"store {without_secrets(url)}: only folders and s3://bucket/prefix are supported"
         )
     return LocalStore(Path(url).expanduser())
