@@ -61,6 +61,16 @@ def test_every_option_says_what_it_is_for() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "call",
+    ["list", "status", "logs", "prune", "keys list", "circuits inspect", "config show", "doctor",
+     "estimate", "evaluate"],
+)  # fmt: skip
+def test_what_lists_something_lists_it_for_programs_too(call: str) -> None:
+    options = COMMANDS[tuple(call.split())].params
+    assert any("--json" in option.opts for option in options)
+
+
 def test_the_version_names_what_keys_and_jobs_depend_on() -> None:
     first, second, third = run("--version").splitlines()
     assert first == f"nst-batch {version('nst-batch')}"

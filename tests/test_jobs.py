@@ -125,7 +125,9 @@ def test_a_job_from_retry_to_its_end(home: Home, book: JobBook, drive: list[int]
     assert (row["job"], row["status"], row["pairs_done"]) == ("job", "succeeded", 2)
     assert run("status", "job", "--watch").exit_code == 0
     # Nothing is left to do, so nothing is started.
-    assert run("retry", "job").exit_code == 0 and drive == [3]
+    again = run("retry", "job", "--failed")
+    assert again.exit_code == 0 and drive == [3]
+    assert again.output == "job job: nothing is left to do\n"
 
 
 def test_failed_pairs_are_tried_again_only_if_asked(
@@ -138,7 +140,9 @@ def test_failed_pairs_are_tried_again_only_if_asked(
     assert "refused" in run("status", "job").output
     assert run("status", "job").exit_code == 1
     kept = read_marks(store, fake_job(store, pairs=pairs)).ended["p00"]
-    assert run("retry", "job").exit_code == 1 and len(drive) == 1
+    again = run("retry", "job")
+    assert again.exit_code == 1 and len(drive) == 1
+    assert "failed pairs: nst-batch retry job --failed" in again.output
     assert run("retry", "job", "--failed").exit_code == 0 and len(drive) == 2
     assert set(shown().values()) == {"succeeded"}
     assert read_marks(store, fake_job(store, pairs=pairs)).ended["p00"] == kept
@@ -341,6 +345,17 @@ def test_missing_shared_objects_are_uploaded_again(
 @pytest.mark.parametrize("command", [("retry",), ("cancel",), ("delete", "--yes"), ("logs",)])
 def test_unknown_jobs(home: Home, command: tuple[str, ...]) -> None:
     refused(run(*command, "nothing"), 2, "nothing", "nst-batch list")
+
+
+def test_the_list_says_when_jobs_were_made_and_what_to_do_without_any(
+    home: Home, store: Store, book: JobBook
+) -> None:
+    book = book.model_copy(update={"created": "2026-11-26T13:32:59+00:00"})
+    home.save_book(book)
+    assert "2026-11-26 13:32" in run("list").output
+    home.forget("job")
+    assert "nst-batch submit" in run("list").output
+    assert json.loads(run("list", "--json").stdout) == []
 
 
 def test_watching_needs_a_job(home: Home) -> None:

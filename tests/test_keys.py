@@ -386,7 +386,7 @@ def test_fetch_and_retry_ask_for_the_passphrase(
     out = ("--out", tmp_path / "out")
     refused(run("fetch", job, *out, typed="wrong wrong\n"), "wrong passphrase", key_card.key_id)
     result = run("fetch", job, *out, typed=f"{PASSPHRASE}\n")
-    assert result.exit_code == 0 and "1 pairs are not done yet" in result.output
+    assert result.exit_code == 0 and "not done yet: 1 pair" in result.output
     # Retrying asks before the driver starts, not when the job has ended.
     refused(run("retry", job, *out, typed="wrong wrong\n"), "wrong passphrase")
     assert len(driver.environments) == 1

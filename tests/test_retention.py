@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -76,6 +77,23 @@ def test_the_command_says_what_it_did(tmp_path: Path, monkeypatch: pytest.Monkey
     assert home.books() == []
     again = CliRunner().invoke(main, ["prune"])
     assert again.exit_code == 0 and "nothing" in again.output
+
+
+def test_json_says_what_is_deleted_and_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
+    home = Home(tmp_path / "home")
+    kept(home, "0ld", tmp_path / "store", 3)
+    kept(home, "gone", tmp_path / "gone", 3)
+    (tmp_path / "gone" / "store.json").write_text("something else")
+    done = CliRunner().invoke(main, ["prune", "--json"])
+    assert done.exit_code == 1
+    report = json.loads(done.stdout)
+    assert report["deleted"] == {"0ld": 2} and "is damaged" in report["left"]["gone"]
+    home.forget("gone")
+    none = CliRunner().invoke(main, ["prune", "--json"])
+    assert (none.exit_code, json.loads(none.stdout)) == (0, {"deleted": {}, "left": {}})
 
 
 def test_a_job_that_runs_is_left(tmp_path: Path) -> None:

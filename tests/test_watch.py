@@ -261,6 +261,19 @@ def test_logs_of_a_pair_by_its_name(store: Store, driver_log: Path, book: JobBoo
     assert any(" up: 8 rows, " in line for line in own)
 
 
+def test_logs_as_json_are_what_is_printed(driver_log: Path, book: JobBook) -> None:
+    whole = json.loads(run("logs", "job", "--json").stdout)
+    assert whole == {"job": "job", "lines": run("logs", "job").stdout.splitlines()}
+    own = json.loads(run("logs", "job", "--pair", "n5", "--json").stdout)
+    assert (own["job"], own["pair"]) == ("job", "n5")
+    printed = run("logs", "job", "--pair", "n5").stdout.splitlines()
+    assert own["lines"] == printed[: len(own["lines"])] != []
+    assert len(printed) == len(own["lines"]) + len(own["stages"])
+    last = own["stages"][-1]
+    assert (last["stage"], last["rows"]) == ("up", 8)
+    assert last["pbs"] > 0 and last["end"] >= last["start"] and last["core_s"] >= 0
+
+
 @pytest.mark.parametrize(
     ("name", "words"), [("n55", "did you mean n5"), ("text", "was not submitted: is no picture")]
 )

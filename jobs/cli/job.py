@@ -25,6 +25,7 @@ from jobs.cli.options import (
     notify_options,
     number_of_actors,
 )
+from jobs.client.wording import many
 from nst.errors import ClusterError, InputError, StoreError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ JOB = click.argument("job_id", metavar="JOB", shell_complete=complete_job)
 OUT = click.option(
     "--out", type=click.Path(path_type=Path), help="Fetch the results into this folder."
 )
+JSON = click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 
 
 def _opened(job_id: str) -> tuple[Home, Store, JobBook]:
@@ -136,7 +138,7 @@ def _require_end(book: JobBook, state: JobState) -> None:
 
 
 @click.command("list", epilog=examples("list", "list --json"))
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@JSON
 def list_jobs(as_json: bool) -> None:
     """Show all jobs of this machine."""
     show_all(as_json)
@@ -154,7 +156,7 @@ def show_all(as_json: bool) -> None:
     home = Home.default()
     stores: dict[str, Store | str] = {}
     rows: list[dict[str, Any]] = []
-    table = Table("job", "created", "quality", "state", "progress")
+    table = Table("job", "created (UTC)", "quality", "state", "progress")
     for book in home.books():
         if book.store not in stores:
             try:
@@ -162,6 +164,7 @@ def show_all(as_json: bool) -> None:
             except StoreError as error:
                 stores[book.store] = str(error)
         store = stores[book.store]
+        created = book.created[:16].replace("T", " ")
         row: dict[str, Any] = {
             "job": book.job_id,
             "created": book.created,
@@ -169,17 +172,19 @@ def show_all(as_json: bool) -> None:
         }
         if isinstance(store, str):
             row |= {"status": "unknown", "reason": store}
-            table.add_row(book.job_id, book.created, book.quality, "unknown", "store out of reach")
+            table.add_row(book.job_id, created, book.quality, "unknown", "store out of reach")
         else:
             state, shown = _state_of(home, store, book)
             row |= state.model_dump()
             progress = describe(state, time.time())
-            table.add_row(book.job_id, book.created, book.quality, shown, progress)
+            table.add_row(book.job_id, created, book.quality, shown, progress)
         rows.append(row)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
-    else:
+    elif rows:
         new_console().print(table)
+    else:
+        click.echo(f"no jobs yet in {home.root}; begin with: nst-batch submit PAIRS")
     for problem in stores.values():
         if isinstance(problem, str):
             click.echo(f"error: {problem}", err=True)
@@ -206,7 +211,7 @@ def _state_of(home: Home, store: Store, book: JobBook) -> tuple[JobState, str]:
 @click.command(epilog=examples("status", "status 0f3c9a --watch", "status 0f3c9a --json"))
 @click.argument("job_id", metavar="[JOB]", required=False, shell_complete=complete_job)
 @click.option("--watch", "watching", is_flag=True, help="Stay until JOB ends.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@JSON
 def status(job_id: str | None, watching: bool, as_json: bool) -> None:
     """Show all jobs, or one JOB with its pairs.
 
@@ -268,14 +273,19 @@ def status(job_id: str | None, watching: bool, as_json: bool) -> None:
     exit_if(any(p["status"] in ("failed", "cancelled", "skipped") for p in pairs))
 
 
-@click.command(epilog=examples("logs 0f3c9a", "logs 0f3c9a --pair sea"))
+@click.command(
+    epilog=examples("logs 0f3c9a", "logs 0f3c9a --pair sea", "logs 0f3c9a --pair sea --json")
+)
 @JOB
 @click.option("--pair", "name", help="What concerns this pair, and when its stages ran.")
-def logs(job_id: str, name: str | None) -> None:
+@JSON
+def logs(job_id: str, name: str | None, as_json: bool) -> None:
     """Show what the driver of JOB printed.
 
     The driver knows ids only; the names of pairs are added here.
     """
+    from dataclasses import asdict
+
     from jobs.client.costs import read_trace
     from jobs.client.drivers import driver_of
     from jobs.client.home import Home
@@ -286,10 +296,20 @@ def logs(job_id: str, name: str | None) -> None:
     pair = None if name is None else pair_named(book, name)
     text = driver_of(home, book).logs()
     if pair is None:
-        click.echo(with_names(text, book), nl=False)
+        shown = with_names(text, book)
+        if as_json:
+            click.echo(json.dumps({"job": job_id, "lines": shown.splitlines()}, indent=2))
+        else:
+            click.echo(shown, nl=False)
         return
-    trace = read_trace(open_for_user(book.store), job_id)
-    found = [with_names(line, book) for line in lines_of(text, pair)] + [*stages_of(trace, pair)]
+    lines = [with_names(line, book) for line in lines_of(text, pair)]
+    stages = [*stages_of(read_trace(open_for_user(book.store), job_id), pair)]
+    if as_json:
+        runs = [asdict(run) for run in stages]
+        record = {"job": job_id, "pair": name, "lines": lines, "stages": runs}
+        click.echo(json.dumps(record, indent=2))
+        return
+    found = lines + [run.line() for run in stages]
     click.echo("\n".join(found) if found else f"pair {name}: nothing yet")
 
 
@@ -348,13 +368,14 @@ def retry(
     require_somebody_here(hook, place, wait)
     left = lifecycle.prepare_retry(home, store, book, failed)
     if not left:
-        screen.print(f"job {job_id}: nothing is left to do; failed pairs: retry --failed")
-        _, shown = _state_of(home, store, book)
+        state, shown = _state_of(home, store, book)
+        hint = f"; failed pairs: nst-batch retry {job_id} --failed" if state.pairs_failed else ""
+        screen.print(f"job {job_id}: nothing is left to do{hint}")
         exit_if(shown != "succeeded")
         return
     driver = drivers.start(home, store, book, number_of_actors(actors, place), place, hook)
     if not wait:
-        screen.print(f"job {job_id}: {left} pairs to do; see: nst-batch status {job_id}")
+        screen.print(f"job {job_id}: {many(left, 'pair')} to do; see: nst-batch status {job_id}")
         return
     see_through(home, store, home.book(job_id), driver, screen, out, passphrases, hook)
 
@@ -376,23 +397,30 @@ def delete(job_id: str, yes: bool) -> None:
     if not yes:
         if not is_terminal():
             raise InputError(f"job {job_id}: nobody can confirm it here; delete it with --yes")
-        click.confirm(f"Delete job {job_id} with its {len(book.pairs)} pairs?", abort=True)
+        click.confirm(f"Delete job {job_id} with its {many(len(book.pairs), 'pair')}?", abort=True)
     count = lifecycle.delete(home, store, book)
-    new_console().print(f"job {job_id}: {count} objects deleted", highlight=False)
+    new_console().print(f"job {job_id}: {many(count, 'object')} deleted", highlight=False)
 
 
-@click.command(epilog=examples("prune"))
-def prune() -> None:
+@click.command(epilog=examples("prune", "prune --json"))
+@JSON
+def prune(as_json: bool) -> None:
     """Delete jobs of this machine that were to be kept for some days only (`--keep-days`).
 
     Those at work are left. Exits with 1 if a job whose time is over is still there.
     """
+    from dataclasses import asdict
+
     from jobs.client import retention
     from jobs.client.home import Home
 
     console, report = new_console(), retention.prune(Home.default(), open_for_user)
+    if as_json:
+        click.echo(json.dumps(asdict(report), indent=2))
+        exit_if(bool(report.left))
+        return
     for job_id, count in report.deleted.items():
-        console.print(f"job {job_id}: {count} objects deleted", highlight=False)
+        console.print(f"job {job_id}: {many(count, 'object')} deleted", highlight=False)
     for job_id, reason in report.left.items():
         console.print(f"job {job_id}: {reason}", style="red", highlight=False, markup=False)
     if not report.deleted and not report.left:
@@ -430,8 +458,8 @@ def fetch_pictures(
     for name, reason in report.failed.items():
         console.print(f"{name}: {reason}", style="red", highlight=False, markup=False)
     if report.waiting:
-        console.print(f"{len(report.waiting)} pairs are not done yet")
-    console.print(f"{len(report.done)} pictures in {out}", highlight=False)
+        console.print(f"not done yet: {many(len(report.waiting), 'pair')}")
+    console.print(f"{many(len(report.done), 'picture')} in {out}", highlight=False)
     console.print(f"gallery: {report.gallery.resolve()}", highlight=False, soft_wrap=True)
     exit_if(bool(report.failed))
 

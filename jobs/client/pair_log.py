@@ -6,6 +6,7 @@ import difflib
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 
 from jobs.client.home import BookPair, JobBook
@@ -48,16 +49,47 @@ def lines_of(text: str, pair: BookPair) -> list[str]:
     return [line for line in text.splitlines() if re.search(rf"\b{pair.pair_id}\b", line)]
 
 
-def stages_of(trace: list[TaskTrace], pair: BookPair) -> Iterator[str]:
-    """A line for every stage of a pair that has run, in the order of their first tasks."""
+@dataclass(frozen=True)
+class StageRun:
+    """When a stage of a pair ran, and what it cost.
+
+    Attributes:
+        stage: Its name.
+        start: Beginning of its first task, in seconds since the epoch.
+        end: End of its last.
+        rows: How many of its rows were computed.
+        pbs: Of them together.
+        core_s: Seconds of a core, of them together.
+    """
+
+    stage: str
+    start: float
+    end: float
+    rows: int
+    pbs: int
+    core_s: float
+
+    def line(self) -> str:
+        """The same for people, in local time."""
+        return (
+            f"{datetime.fromtimestamp(self.start):%Y-%m-%d %H:%M:%S} {self.stage}: "
+            f"{self.rows} rows, {self.pbs:,} PBS, "
+            f"{self.core_s:.1f} core-seconds in {self.end - self.start:.1f} s"
+        )
+
+
+def stages_of(trace: list[TaskTrace], pair: BookPair) -> Iterator[StageRun]:
+    """Every stage of a pair that has run, in the order of their first tasks."""
     by_stage: defaultdict[str, list[TaskTrace]] = defaultdict(list)
     for task in sorted(trace, key=lambda task: task.start):
         if task.group == pair_group(pair.pair_id):
             by_stage[task.stage].append(task)
     for stage, tasks in by_stage.items():
-        start, end = min(t.start for t in tasks), max(t.end for t in tasks)
-        spent = sum(t.end - t.start for t in tasks)
-        yield (
-            f"{datetime.fromtimestamp(start):%Y-%m-%d %H:%M:%S} {stage}: {len(tasks)} rows, "
-            f"{sum(t.pbs for t in tasks):,} PBS, {spent:.1f} core-seconds in {end - start:.1f} s"
+        yield StageRun(
+            stage=stage,
+            start=min(t.start for t in tasks),
+            end=max(t.end for t in tasks),
+            rows=len(tasks),
+            pbs=sum(t.pbs for t in tasks),
+            core_s=sum(t.end - t.start for t in tasks),
         )
