@@ -71,6 +71,8 @@ def test_a_sound_machine_with_a_folder(home: Path) -> None:
     for word in ("python", "pyarrow", "ray", "keys", "memory", "disk", "conditional", "clock"):
         assert word in result.output
     assert LocalStore(home / "store").list("") == []
+    names = [check["what"] for check in json.loads(run("--json").stdout)["checks"]]
+    assert len(set(names)) == len(names), "each line says what it is about"
 
 
 def test_a_sound_machine_with_two_stores(s3_server: S3Server, tmp_path: Path) -> None:
@@ -293,7 +295,7 @@ def test_clusters() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         result = run("--ray-address", f"127.0.0.1:{port}")
-        assert result.exit_code == 0 and "answers" in result.output
+        assert result.exit_code == 0 and "ray cluster  127.0.0.1" in result.output
     for address in (f"127.0.0.1:{port}", f"http://127.0.0.1:{port}", "nonsense"):
         result = run("--ray-address", address)
         (line,) = findings(result)

@@ -130,24 +130,25 @@ def check_versions() -> Iterator[Check]:
 
 def check_ray(address: str | None) -> Check:
     """Whether Ray can be imported, has its shared memory, and a named cluster answers."""
+    what = "ray on this machine" if address is None else "ray cluster"
     try:
         import ray
     except Exception as error:  # A broken installation raises anything.
-        return Check("FAIL", "ray", f"cannot be imported: {_line(error)}", REINSTALL)
+        return Check("FAIL", what, f"cannot be imported: {_line(error)}", REINSTALL)
     if address is None:
         if not os.access(SHARED_MEMORY, os.W_OK):
             return Check(
-                "warn", "ray", f"{SHARED_MEMORY} cannot be written", "in a container: --shm-size=2g"
+                "warn", what, f"{SHARED_MEMORY} cannot be written", "in a container: --shm-size=2g"
             )
-        return Check("ok", "ray", f"{ray.__version__} can be imported; jobs start it themselves")
+        return Check("ok", what, f"{ray.__version__} can be imported; jobs start it themselves")
     try:
         _call_cluster(address)
     except (OSError, ValueError) as error:
         return Check(
-            "FAIL", "ray", f"{address} does not answer: {_line(error)}",
+            "FAIL", what, f"{address} does not answer: {_line(error)}",
             "check the address and the network, or start it: ray start --head",
         )  # fmt: skip
-    return Check("ok", "ray", f"{address} answers")
+    return Check("ok", what, f"{address} answers")
 
 
 def check_keys(home: Home) -> Iterator[Check]:
