@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,13 @@ from PIL import Image
 
 import jobs
 import nst
-from jobs.client import api, drivers, lifecycle
+from jobs import api
+from jobs.cli.configured import FILE
+from jobs.client import drivers, lifecycle
 from jobs.client.home import Home, JobBook
 from jobs.client.pictures import read_picture
 from jobs.client.preparation import prepare
+from jobs.execution.notify import Hook
 from jobs.storage import layout
 from jobs.storage.records import JobState, write_record
 from jobs.storage.store import open_store
@@ -181,6 +186,144 @@ def test_what_is_wrong_is_named_before_anything_is_submitted(
     with pytest.raises(InputError, match="0f3c9a"):
         client.job("0f3c9a")
     assert started == []
+
+
+@dataclass
+class Started:
+    """What a driver was started with."""
+
+    book: JobBook
+    actors: int
+    hook: Hook
+
+
+@pytest.fixture
+def last(monkeypatch: pytest.MonkeyPatch) -> list[Started]:
+    """Drivers do nothing; this tells what they were given."""
+    seen: list[Started] = []
+
+    def start_here(home: Home, book: JobBook, actors: int, hook: Hook) -> None:
+        seen.append(Started(book, actors, hook))
+
+    monkeypatch.setattr(drivers, "start_here", start_here)
+    return seen
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """An empty working directory: where the project's file and the user's would be."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    user = tmp_path / "config" / "nst-batch"
+    for folder in (user, tmp_path / "here"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    return Path(FILE), user / FILE
+
+
+def test_what_is_not_given_is_configured_as_for_submit(
+    client: jobs.Client,
+    last: list[Started],
+    toy_job: ToyJob,
+    files: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    project, user = files
+    pairs = toy_job.folder / "pairs"
+    user.write_text('quality = "toy"\n[submit]\nactors = 3\nkeep-days = 7\n'
+                    'notify-url = "https://user.example"\n')  # fmt: skip
+    client.submit(pairs)
+    assert (last[-1].book.quality, last[-1].actors) == ("toy", 3)
+    assert last[-1].hook.url == "https://user.example" and last[-1].book.keep_until
+    project.write_text('actors = 4\nquality = "nosuch"')
+    client.submit(pairs, "toy")
+    assert last[-1].actors == 4
+    monkeypatch.setenv("NST_BATCH_ACTORS", "5")
+    client.submit(pairs, "toy")
+    assert last[-1].actors == 5
+    monkeypatch.setenv("NST_BATCH_SUBMIT_ACTORS", "6")
+    client.submit(pairs, "toy")
+    assert last[-1].actors == 6
+    client.submit(pairs, "toy", actors=7, notify_url="")
+    assert last[-1].actors == 7 and last[-1].hook.url == ""
+    with pytest.raises(InputError, match="nosuch"):
+        client.submit(pairs)
+    # `retry` has its own.
+    project.write_text("[retry]\nactors = 8")
+    monkeypatch.setattr(drivers.LocalDriver, "alive", lambda _: False)
+    monkeypatch.delenv("NST_BATCH_ACTORS")
+    job = client.job(last[-1].book.job_id)
+    assert job.retry() == 1 and last[-1].actors == 8
+    assert job.retry(actors=9, notify_url="https://now.example") == 1
+    assert (last[-1].actors, last[-1].hook.url) == (9, "https://now.example")
+
+
+def test_the_store_and_the_cluster_are_configured(
+    last: list[Started], toy_job: ToyJob, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    project, pairs, home = files[0], toy_job.folder / "pairs", toy_job.home.root
+    project.write_text(f'store = "{tmp_path / "configured"}"\nendpoint-url = "http://127.0.0.1:1"')
+    job = jobs.Client(home=home).submit(pairs, "toy")
+    assert last[-1].book.store == str(tmp_path / "configured")
+    job.delete()
+    project.write_text('cluster = "http://127.0.0.1:1"\nlimit = 1')
+    with pytest.raises(InputError, match="a cluster needs a store"):
+        jobs.Client(home=home).submit(pairs, "toy")
+    before = toy_job.home.books()
+    with pytest.raises(ClusterError, match=r"127\.0\.0\.1:1"):
+        jobs.Client(tmp_path / "store", home=home).submit(pairs, "toy")
+    assert toy_job.home.books() == before, "nothing is encrypted for a cluster that is not there"
+    with pytest.raises(InputError, match="notify_url="):
+        jobs.Client(tmp_path / "store", home=home).submit(pairs, "toy", notify_command="true")
+    jobs.Client(tmp_path / "store", cluster="", home=home).submit(pairs, "toy").delete()
+    # What is said of one place alone is a contradiction, as on the command line.
+    project.write_text('cluster = "http://127.0.0.1:1"\nhere = true')
+    with pytest.raises(InputError, match="exclude each other"):
+        jobs.Client(tmp_path / "store", home=home).submit(pairs, "toy")
+    project.write_text("[submit]\nlimt = 1")
+    with pytest.raises(InputError, match=r"submit\.limt: no option of submit; did you mean limit"):
+        jobs.Client(tmp_path / "store", home=home).submit(pairs, "toy")
+
+
+def test_a_job_over_the_limit_is_not_submitted(
+    client: jobs.Client,
+    last: list[Started],
+    toy_job: ToyJob,
+    files: tuple[Path, Path],
+) -> None:
+    pairs = toy_job.folder / "pairs"
+    files[0].write_text("limit = 1e-9")
+    with pytest.raises(InputError, match=r"core-hours, more than the limit of 1e-09: .* limit="):
+        client.submit(pairs, "toy")
+    assert last == []
+    client.submit(pairs, "toy", limit=math.inf)
+    assert len(last) == 1
+
+
+def test_auto_takes_the_best_level_that_the_budget_allows(
+    client: jobs.Client,
+    last: list[Started],
+    toy_job: ToyJob,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in set(levels.LEVELS) - {"toy"}:
+        monkeypatch.delitem(levels.LEVELS, name)
+    pairs = toy_job.folder / "pairs"
+    assert client.submit(pairs, "auto", budget=3600).quality == "toy"
+    with pytest.raises(InputError, match="no quality level fits"):
+        client.submit(pairs, "auto", budget=1e-3)
+
+
+def test_hooks_that_can_never_work_are_refused(
+    client: jobs.Client, last: list[Started], toy_job: ToyJob
+) -> None:
+    pairs = toy_job.folder / "pairs"
+    with pytest.raises(InputError, match="no program nosuchprogram"):
+        client.submit(pairs, "toy", notify_command="nosuchprogram")
+    with pytest.raises(InputError, match="is no address"):
+        client.submit(pairs, "toy", notify_url="nowhere")
+    assert last == []
+    client.submit(pairs, "toy", notify_command="true")
+    assert (last[-1].hook.command, last[-1].hook.folder) == ("true", str(Path.cwd()))
 
 
 def test_a_preview_is_that_of_the_command_line(toy_job: ToyJob, stylizer: nst.Stylizer) -> None:

@@ -58,7 +58,9 @@ def test_the_first_that_says_something_wins(
 ) -> None:
     where = str(user_file)
     assert shown("submit", "quality") == ("low", "default", "")
-    write('quality = "draft"', user_file)
+    assert shown("submit", "budget") == ("8 h", "default", ""), "as a file would say it"
+    write('quality = "draft"\nbudget = "90min"', user_file)
+    assert shown("submit", "budget") == ("90min", "user file", where)
     assert shown("submit", "quality") == ("draft", "user file", where)
     write('[submit]\nquality = "mid"\n[keys.create]\nquality = "high"', user_file)
     assert shown("submit", "quality") == ("mid", "user file", where)

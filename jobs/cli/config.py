@@ -9,23 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from jobs.cli.configured import (
     IN_ADDRESS,
     ConfiguredGroup,
     Words,
     all_commands,
-    check,
-    default_map,
     files,
-    found_in,
     layers_of,
-    name_variables,
-    options_of,
-    variables,
+    standing,
 )
 from jobs.cli.examples import examples
+from jobs.cli.options import Duration
 
 
 @dataclass(frozen=True)
@@ -53,32 +48,15 @@ def rows(ctx: click.Context, path: Words, command: click.Command) -> Iterator[Ro
     Raises:
         InputError: if a file or a variable says what an option does not take.
     """
-    name_variables(path, command)
-    layers = layers_of(ctx)
-    found = found_in(path, command, layers)
-    own = command.make_context(
-        path[-1],
-        [],
-        parent=ctx.find_root(),
-        resilient_parsing=True,  # what is required need not be there
-        default_map=default_map(path, command, layers),
-    )
-    name = " ".join(path)
-    for key, option in options_of(path, command).items():
-        source = own.get_parameter_source(option.name or "")
-        if source is ParameterSource.ENVIRONMENT:
-            variable = next(v for v in variables(path, key) if os.environ.get(v))
-            check(option, os.environ[variable], variable)
-            shown = own.params.get(option.name or "")
-            yield Row(name, key, shown_value(shown, key), "environment", variable)
-        elif source is ParameterSource.DEFAULT_MAP:
-            layer = found[key].layer
-            yield Row(name, key, shown_value(found[key].value, key), layer.kind, str(layer.path))
-        else:
-            shown = own.params.get(option.name or "")
-            if shown in (None, ()) and isinstance(option.show_default, str):
-                shown = option.show_default
-            yield Row(name, key, shown_value(shown, key), "default")
+    from jobs.client.auto import hours
+
+    for key, found in standing(ctx.find_root(), path, command).items():
+        value = found.said
+        if value in (None, ()) and isinstance(found.option.show_default, str):
+            value = found.option.show_default
+        if isinstance(found.option.type, Duration) and isinstance(value, float):
+            value = hours(value)
+        yield Row(" ".join(path), key, shown_value(value, key), found.source, found.where)
 
 
 def shown_value(value: Any, key: str = "") -> Any:

@@ -200,6 +200,61 @@ def found_in(path: Words, command: click.Command, layers: list[Layer]) -> dict[s
     return found
 
 
+@dataclass(frozen=True)
+class Standing:
+    """What an option is without any flag, and where that comes from.
+
+    Attributes:
+        option: Which.
+        value: As the command would get it.
+        said: The same as a file says it, if one does.
+        origin: Who said it, in click's terms.
+        source: `environment`, `project file`, `user file` or `default`.
+        where: The variable or the file.
+    """
+
+    option: click.Option
+    value: Any
+    said: Any
+    origin: ParameterSource
+    source: str
+    where: str = ""
+
+
+def standing(root: click.Context, path: Words, command: click.Command) -> dict[str, Standing]:
+    """By key, what a command's options are as things stand.
+
+    Raises:
+        InputError: if a file or a variable says what an option does not take.
+    """
+    name_variables(path, command)
+    layers = layers_of(root)
+    found = found_in(path, command, layers)
+    own = command.make_context(
+        path[-1],
+        [],
+        parent=root,
+        resilient_parsing=True,  # what is required need not be there
+        default_map=default_map(path, command, layers),
+    )
+    stands = {}
+    for key, option in options_of(path, command).items():
+        name = option.name or ""
+        value, origin = own.params.get(name), own.get_parameter_source(name)
+        said, source, where = value, "default", ""
+        if origin is ParameterSource.ENVIRONMENT:
+            where = next(v for v in variables(path, key) if os.environ.get(v))
+            check(option, os.environ[where], where)
+            source = "environment"
+        elif origin is ParameterSource.DEFAULT_MAP:
+            layer = found[key].layer
+            said, source, where = found[key].value, layer.kind, str(layer.path)
+        else:
+            origin = ParameterSource.DEFAULT
+        stands[key] = Standing(option, value, said, origin, source, where)
+    return stands
+
+
 def _key(option: click.Option) -> str:
     return next((o[2:] for o in option.opts if o.startswith("--")), option.name or "")
 

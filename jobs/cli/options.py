@@ -172,16 +172,31 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
         here: bool,
         **options: Any,
     ) -> Any:
-        from jobs.client.drivers import PYTHON, Place
-
-        stronger, weaker = _strength("here"), _strength("cluster")
-        if here and cluster and stronger == weaker:
-            raise click.UsageError("--here and --cluster exclude each other")
-        place = None
-        if cluster and not (here and stronger < weaker):
-            place = Place(cluster, cluster_python or PYTHON)
-        elif here:
-            place = Place()
+        strengths = _strength("here"), _strength("cluster")
+        place = place_of(here, cluster, cluster_python, *strengths)
         return command(*arguments, place=place, **options)
 
     return folded
+
+
+def place_of(
+    here: bool,
+    cluster: str | None,
+    cluster_python: str | None,
+    here_strength: int,
+    cluster_strength: int,
+) -> Place | None:
+    """Where a job is to run by these options, None if nobody said.
+
+    What was said more strongly wins, the smaller number.
+
+    Raises:
+        click.UsageError: if both were said in one place.
+    """
+    from jobs.client.drivers import PYTHON, Place
+
+    if here and cluster and here_strength == cluster_strength:
+        raise click.UsageError("--here and --cluster exclude each other")
+    if cluster and not (here and here_strength < cluster_strength):
+        return Place(cluster, cluster_python or PYTHON)
+    return Place() if here else None

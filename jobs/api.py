@@ -8,24 +8,38 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import click
 from PIL.Image import Image
 
+from jobs.cli.configured import Standing, standing
+from jobs.cli.main import main
+from jobs.cli.options import place_of
 from jobs.client import drivers, lifecycle
+from jobs.client.auto import AUTO, choose
 from jobs.client.drivers import PYTHON, Driver, Place
+from jobs.client.dry_run import core_hours, records_of_files, records_of_pictures
 from jobs.client.fetch import Fetched, decrypted, fetch
 from jobs.client.home import Home, JobBook
 from jobs.client.pairs import Pair, find_pairs, named_pairs
 from jobs.client.pictures import Fit
-from jobs.client.preparation import prepare
+from jobs.client.preparation import PreparedPair, prepare
 from jobs.client.submit import submit
+from jobs.client.wording import many
+from jobs.execution.forecast import Offer
+from jobs.execution.notify import Hook
+from jobs.execution.stage_times import read_times
 from jobs.storage.records import JobState, Status, read_state
+from jobs.storage.s3_address import SCHEME, S3Options
 from jobs.storage.store import FIRST_PATIENCE, Store, open_store
+from nst.circuits import build, load_plan
 from nst.client import AskPassphrase
 from nst.errors import ClusterError, InputError
 from nst.folders import PASSPHRASE_VARIABLE
 from nst.integer import IntegerNetwork
 from nst.levels import QualityLevel, get_level
+from nst.plan import CircuitPlan
 from nst.stylize import to_image
 from nst.weights import load_weights
 
@@ -63,6 +77,9 @@ class Results(Mapping[str, Image]):
 class Client:
     """Submits jobs to a store and a cluster, and finds them again.
 
+    What is not given is what `nst-batch submit` would take: from the environment, from
+    `nst-batch.toml` in the working directory, from that of the user, or its default.
+
     Example:
         >>> import jobs
         >>> client = jobs.Client()
@@ -83,69 +100,96 @@ class Client:
     def __init__(
         self,
         store: str | Path | None = None,
-        cluster: str = "",
-        cluster_python: str = PYTHON,
+        cluster: str | None = None,
+        cluster_python: str | None = None,
         home: Path | None = None,
         passphrase: str | None = None,
     ) -> None:
-        """Say where jobs go; nothing is opened before it is needed.
+        """Say where jobs go; nothing is opened or looked up before it is needed.
 
         Args:
-            store: Folder or `s3://bucket/prefix` for new jobs; None is a folder of the user's.
-            cluster: Address of a Ray cluster's Jobs API for new jobs; empty runs them here.
+            store: Folder or `s3://bucket/prefix` for new jobs; None is what is configured, else
+                a folder of the user's.
+            cluster: Address of a Ray cluster's Jobs API for new jobs; None is what is
+                configured, empty runs them here.
             cluster_python: The cluster's interpreter that has this package.
             home: Data directory with keys, circuits and names; None is that of `nst-batch`.
             passphrase: Of the key set, if it has one; None takes it from the environment.
         """
         self.home = Home(home) if home else Home.default()
-        self.place = Place(cluster, cluster_python)
         self._store = str(store) if store else None
+        self._cluster, self._cluster_python = cluster, cluster_python
         self._passphrase = passphrase
 
     def submit(
         self,
         pairs: str | Path | Iterable[Pair],
-        quality: str = "low",
+        quality: str | None = None,
         *,
-        grid: bool = False,
-        fit: Fit = "crop",
+        grid: bool | None = None,
+        fit: Fit | None = None,
         actors: int | None = None,
         keep_days: int | None = None,
+        limit: float | None = None,
+        budget: float | None = None,
+        notify_command: str | None = None,
+        notify_url: str | None = None,
     ) -> Job:
         """Encrypt pairs and start a job; returns when it is on its way.
 
+        None is what `nst-batch submit` would take: see `Client`.
+
         Args:
             pairs: A folder or CSV file as `nst-batch submit` takes it, or pairs of files.
-            quality: Name of the level.
+            quality: Name of the level; `auto` is the best that `budget` allows.
             grid: Take every content of the folder or file with every style.
             fit: How contents are made square.
-            actors: Ray actors; None is one a core here, one a CPU of a cluster.
-            keep_days: When the job may be pruned; None keeps it.
+            actors: Ray actors; by default one a core here, one a CPU of a cluster.
+            keep_days: When the job may be pruned; by default never.
+            limit: Core-hours above which nothing is submitted; `math.inf` allows everything.
+            budget: With `auto`: seconds there are.
+            notify_command: Run on this machine at the end; empty for none. Needs a driver here.
+            notify_url: Told at the end; empty for nobody.
 
         Raises:
-            InputError: if no pair can be used, or the passphrase is wrong or missing.
+            InputError: if no pair can be used, the job is over the limit, an option or what is
+                configured is wrong, or the passphrase is wrong or missing.
             CircuitError: if circuits or keys cannot be made.
             StoreError: if the store cannot be written.
-            ClusterError: if the cluster does not answer; the job is in the store by then, and
-                `client.jobs()[-1].retry()` starts it.
+            ClusterError: if the cluster does not answer; nothing is submitted then. If it refuses
+                the job, that is in the store, and `client.jobs()[-1].retry()` starts it.
         """
-        if self.place.cluster and self._store is None:
+        options = _Options("submit")
+        place = self._place(options)
+        url = self._store or options.of("store")
+        if place.cluster and not url:
             raise InputError("a cluster needs a store: s3://bucket/prefix, or a shared folder")
-        level, network = _level_and_network(quality)
+        url = _with_options_of_s3(url or str(self.home.store), options)
+        hook = _hook(options, place, notify_command, notify_url)
+        actors, quality = options.of("actors", actors), options.of("quality", quality)
+        if quality != AUTO:
+            get_level(quality)  # before files are looked for
         if isinstance(pairs, str | Path):
-            found, skipped = find_pairs(Path(pairs), grid)
+            found, skipped = find_pairs(Path(pairs), options.of("grid", grid))
         else:
             found, skipped = named_pairs(pairs), []
-        prepared, unreadable = prepare(found, network, level.size, fit)
+        if quality == AUTO:
+            budget = options.of("budget", budget)
+            quality = self._best(found, place, actors, budget, url.startswith(SCHEME))
+        level, network = _level_and_network(quality)
+        prepared, unreadable = prepare(found, network, level.size, options.of("fit", fit))
         skipped += unreadable
         if not prepared:
             reason = skipped[0].reason if skipped else "there is none"
             raise InputError(f"no pair can be used: {reason}")
-        store = open_store(self._store or str(self.home.store), FIRST_PATIENCE)
+        self._require_within(options.of("limit", limit), level, network, prepared)
+        store = open_store(url, FIRST_PATIENCE)
+        drivers.require_reachable(place)
+        days = options.of("keep-days", keep_days)
         book = submit(
-            self.home, store, level, network, prepared, skipped, _silent, self._ask(), keep_days
+            self.home, store, level, network, prepared, skipped, _silent, self._ask(), days
         )
-        drivers.start(self.home, store, book, self.place.actors(actors), self.place)
+        drivers.start(self.home, store, book, place.actors(actors), place, hook)
         return self.job(book.job_id)
 
     def job(self, job_id: str) -> Job:
@@ -161,6 +205,44 @@ class Client:
     def jobs(self) -> list[Job]:
         """All jobs of this data directory, oldest first; see `job` for errors."""
         return [self.job(book.job_id) for book in self.home.books()]
+
+    def _place(self, options: _Options) -> Place:
+        """Where a new job is to run."""
+        cluster, python = options["cluster"], options.of("cluster-python", self._cluster_python)
+        if self._cluster is not None:
+            return Place(self._cluster, python or PYTHON)
+        here = options["here"]
+        try:
+            place = place_of(here.value, cluster.value, python, here.origin, cluster.origin)
+        except click.UsageError as error:
+            raise InputError(error.message) from error
+        return place or Place()
+
+    def _best(
+        self, pairs: list[Pair], place: Place, actors: int | None, budget: float, uploads: bool
+    ) -> str:
+        """Name of the best level whose job fits a number of seconds."""
+        if place.cluster and actors is None:
+            raise InputError("how many cores a cluster gives is not known here: give actors=")
+        cores, records = place.actors(actors), records_of_files(pairs)
+        times, offer = read_times(), Offer(cores)
+        return choose(records, cores, budget, times, offer, self._plan_of, uploads).level.name
+
+    def _require_within(
+        self, limit: float, level: QualityLevel, network: IntegerNetwork, pairs: list[PreparedPair]
+    ) -> None:
+        """Raise InputError if these pairs take more core-hours than `limit`."""
+        hours = core_hours(self._plan_of(level, network), read_times(), records_of_pictures(pairs))
+        if hours > limit:
+            raise InputError(
+                f"{many(len(pairs), 'pair')} at {level.name}: about {hours:.3g} core-hours, "
+                f"more than the limit of {limit:g}: allow them with limit="
+            )
+
+    def _plan_of(self, level: QualityLevel, network: IntegerNetwork | None = None) -> CircuitPlan:
+        """Circuits of a level, compiled if need be."""
+        network = network or load_weights(level.weights)
+        return load_plan(build(network, level.size, level.p_error, self.home.circuits))
 
     def _ask(self) -> AskPassphrase | None:
         known = self._passphrase or os.environ.get(PASSPHRASE_VARIABLE)
@@ -267,22 +349,35 @@ class Job:
         out = Path(folder)
         return fetch(self._home, self._store, self._book, level, network, out, force, self._ask)
 
-    def retry(self, failed: bool = False, actors: int | None = None) -> int:
+    def retry(
+        self,
+        failed: bool = False,
+        actors: int | None = None,
+        *,
+        notify_command: str | None = None,
+        notify_url: str | None = None,
+    ) -> int:
         """Go on with a job that has stopped or was cancelled; returns the number of pairs to do.
+
+        It runs where it ran before. None is what `nst-batch retry` would take: see `Client`.
 
         Args:
             failed: Whether pairs that failed get another chance.
             actors: See `Client.submit`.
+            notify_command: See `Client.submit`.
+            notify_url: See `Client.submit`.
 
         Raises:
-            InputError: if a driver is at work on it.
+            InputError: if a driver is at work on it, or what is configured is wrong.
             ClusterError: if its cluster does not answer.
         """
-        book = self._book
+        book, options = self._book, _Options("retry")
+        place = Place(book.cluster, book.cluster_python or PYTHON)
+        hook = _hook(options, place, notify_command, notify_url)
         left = lifecycle.prepare_retry(self._home, self._store, book, failed)
         if left:
-            place = Place(book.cluster, book.cluster_python or PYTHON)
-            drivers.start(self._home, self._store, book, place.actors(actors), place)
+            actors = place.actors(options.of("actors", actors))
+            drivers.start(self._home, self._store, book, actors, place, hook)
         return left
 
     def logs(self) -> str:
@@ -310,6 +405,49 @@ class Job:
             # Kept as long as it is the last one: it does not ask a cluster too often.
             self._driver = (book, drivers.driver_of(self._home, book))
         return not lifecycle.at_work(self._store, book, state, self._driver[1])
+
+
+class _Options:
+    """What a command of `nst-batch` would take if it were called without flags."""
+
+    def __init__(self, command: str) -> None:
+        """Look the files and the environment through.
+
+        Raises:
+            InputError: if one of them says what an option does not take.
+        """
+        with click.Context(main, info_name="nst-batch") as root:
+            self._stands = standing(root, (command,), main.commands[command])
+
+    def __getitem__(self, key: str) -> Standing:
+        return self._stands[key]
+
+    def of(self, key: str, given: Any = None) -> Any:
+        """An option's value: what is given, else what is configured, else its default."""
+        return self._stands[key].value if given is None else given
+
+
+def _hook(options: _Options, place: Place, command: str | None, url: str | None) -> Hook:
+    """Whom the driver tells of the end, checked."""
+    hook = Hook(
+        options.of("notify-command", command) or "",
+        options.of("notify-url", url) or "",
+        str(Path.cwd()),
+    )
+    hook.check()
+    if hook.command and place.cluster:
+        raise InputError(
+            "a cluster's driver runs no command of yours: give notify_url=, or notify_command=''"
+        )
+    return hook
+
+
+def _with_options_of_s3(url: str, options: _Options) -> str:
+    """A store's URL with what is configured for stores in S3; a folder's as it is."""
+    if not url.startswith(SCHEME):
+        return url
+    keys = ("endpoint-url", "region", "profile", "sse", "sse-kms-key-id")
+    return S3Options(*(options.of(key) for key in keys)).fold(url)
 
 
 def _level_and_network(quality: str) -> tuple[QualityLevel, IntegerNetwork]:
