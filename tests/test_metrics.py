@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
 import cluster
 from cluster import metrics
+from cluster.local import local_ray
 from cluster.metrics import DEFINITIONS, ActorMetrics, DriverMetrics
 from jobs.execution import writer as writing
 from jobs.execution.driver import walk_job
@@ -102,10 +106,57 @@ def test_labels_are_stages_ids_and_states() -> None:
         assert definition.name.endswith("_total") == (definition.kind == "Counter")
 
 
+def queries_of(board: dict[str, Any]) -> list[str]:
+    """What a dashboard asks Prometheus."""
+    queries = [t["expr"] for panel in board["panels"] for t in panel["targets"]]
+    return queries + [
+        v["query"]["query"] for v in board["templating"]["list"] if v["type"] == "query"
+    ]
+
+
+@pytest.mark.slow
+def test_ray_exports_what_the_dashboard_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setenv("RAY_metrics_report_interval_ms", "500")
+    monkeypatch.setattr(metrics, "RATE_SECONDS", 0.0)
+    queries = queries_of(json.loads(DASHBOARD.read_text()))
+    asked = {name for query in queries for name in re.findall(r"\bray_\w+", query)}
+    with local_ray(1):
+        (node,) = ray.nodes()
+        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        actor, driver = ActorMetrics(), DriverMetrics("0f3c")
+        actor.task_done("up", 2.0, 300, 100)
+        driver.task_done("up", 700)
+        driver.attempt_failed()
+        driver.progress(700, 1000, 1, 400, {"running": 1, "failed": 2})
+        page, deadline = "", time.monotonic() + 60
+        while time.monotonic() < deadline and not asked <= set(samples_of(page)):
+            time.sleep(0.5)
+            with suppress(OSError), urlopen(url, timeout=10) as answer:
+                page = answer.read().decode()
+    samples = samples_of(page)
+    assert asked <= set(samples)
+    for definition in DEFINITIONS:
+        name = f"ray_{definition.name}"
+        assert f"# TYPE {name} {definition.kind.lower()}\n" in page
+        first = f"{name}_bucket" if definition.kind == "Histogram" else name
+        assert set(definition.labels) <= set(re.findall(r'(\w+)="', samples[first]))
+    # Counters count up and keep their names, and names are told apart by their labels.
+    assert samples["ray_nst_batch_pbs_total"].endswith(" 700.0")
+    assert 'job_id="0f3c"' in samples["ray_nst_batch_pbs_total"]
+    assert 'state="failed"' in page and 'le="2.5"' in page
+
+
+def samples_of(page: str) -> dict[str, str]:
+    """By name, the last sample of each series that Prometheus would read."""
+    lines = [line for line in page.splitlines() if line and not line.startswith("#")]
+    return {re.split(r"[{ ]", line, maxsplit=1)[0]: line for line in lines}
+
+
 def test_the_dashboard_shows_all_metrics_and_no_others() -> None:
     board = json.loads(DASHBOARD.read_text())
-    queries = [t["expr"] for panel in board["panels"] for t in panel["targets"]]
-    queries += [v["query"]["query"] for v in board["templating"]["list"] if v["type"] == "query"]
+    queries = queries_of(board)
     known = {f"ray_{d.name}": d for d in DEFINITIONS}
     series = {name: d for name, d in known.items() if d.kind != "Histogram"}
     series |= {
