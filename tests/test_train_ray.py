@@ -73,6 +73,18 @@ def saved_steps(out: Path) -> list[int]:
 # In one process, without Ray
 
 
+def test_gpus_that_are_not_there_are_not_waited_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    call = arguments(folder, tmp_path / "run", "--gpu", "--workers", "2")
+    result = CliRunner().invoke(main, call)
+    assert result.exit_code == 2
+    (line,) = result.output.splitlines()
+    assert line.startswith("error: --gpu wants a GPU for each of 2 workers") and "1 here" in line
+    assert not (tmp_path / "run").exists()
+
+
 def test_help_has_an_example_and_is_fast() -> None:
     code = f"import sys; sys.argv = ['nst-batch', 'train', '--help']; {PROGRAM}"
     began = time.process_time()

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from jobs.cli.examples import examples
+from jobs.client.wording import many
 from nst.errors import InputError
 
 EXIT_FAILED = 1
@@ -238,6 +239,8 @@ def train(
         precision=precision,
     )
     run.check()
+    if gpu and cluster is None:
+        _require_gpus(workers)
     try:
         ray = local_ray(workers * threads) if cluster is None else running_ray(cluster)
         with ray, _progress(out / "metrics.jsonl", max_iter):
@@ -246,6 +249,18 @@ def train(
         click.echo(f"error: {error}", err=True)
         raise SystemExit(EXIT_FAILED) from error
     click.echo(f"{steps} steps; {out / 'best.pt'} has the lowest score of held-out pictures")
+
+
+def _require_gpus(workers: int) -> None:
+    """Raise InputError if this machine has too few GPUs: Ray would wait for more, for ever."""
+    import torch
+
+    there = torch.cuda.device_count()
+    if there < workers:
+        raise InputError(
+            f"--gpu wants a GPU for each of {many(workers, 'worker')}, and PyTorch finds {there} "
+            "here: leave --gpu out, lower --workers, or name a --cluster"
+        )
 
 
 def _sizes(architecture: str) -> dict[str, Any]:
@@ -325,7 +340,7 @@ def _print(record: dict[str, Any], max_iter: int) -> None:
         click.echo(f"skipped: {reason}", err=True)
     at = f"step {record['step']} of {max_iter}"
     if "options" in record:
-        click.echo(f"{at}: starting, {record['workers']} workers")
+        click.echo(f"{at}: starting, {many(record['workers'], 'worker')}")
     if "style_told" in record:
         click.echo(f"{at}: the style code tells {record['style_told']:.0%} of a new style")
     if "calibration" in record:
