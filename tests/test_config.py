@@ -116,6 +116,15 @@ def test_a_wrong_file_is_one_line(text: str, words: list[str]) -> None:
     assert run("submit", "--help").exit_code == run("--version").exit_code == 0
 
 
+@pytest.mark.parametrize("text", ['limit = "many"', "keep-days = true", "[train]\nseed = 1.5"])
+def test_a_value_of_another_type_ends_every_command(text: str) -> None:
+    write(text)
+    refused(run("list"), f"{FILE}: ", "is not what it takes")
+    # What only one command can judge, it judges: a folder need not be there from everywhere.
+    write('[train]\ncontent-dir = "nowhere"\n[submit]\nbudget = "tomorrow"')
+    assert run("list").exit_code == 0
+
+
 def test_files_that_cannot_be_read(user_file: Path) -> None:
     Path(FILE).mkdir()
     refused(run("list"), f"{FILE}: cannot be read (Is a directory)")

@@ -276,7 +276,7 @@ def _check_table(
     path: Words,
     known: dict[Words, click.Command],
 ) -> None:
-    """Raise InputError if a table has keys that it should not have."""
+    """Raise InputError if a table has keys that it should not have, or values of other types."""
     commands = {p[len(path)] for p in known if p[: len(path)] == path and len(p) > len(path)}
     whose = [p for p in known if p == path or not path]
     keys = {key for p in whose for key in options_of(p, known[p])}
@@ -303,21 +303,30 @@ def _check_table(
                 f"{layer.path}: {name}: passwords in addresses do not belong into this file; "
                 "use the environment"
             )
+        else:
+            for p in whose:
+                option = options_of(p, known[p]).get(key)
+                if option and (path or (" ".join(p), key) not in OF_TABLES):
+                    _require_kind(option, Found(name, value, layer))
 
 
 def _parts(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _checked(option: click.Option, found: Found) -> Any:
-    """A value out of a file as click shall have it."""
+def _require_kind(option: click.Option, found: Found) -> None:
+    """Raise InputError if a value out of a file has another type than its option."""
     what, fits = _kind(option)
     parts = _parts(found.value) if option.multiple else [found.value]
     if not all(fits(part) for part in parts):
         raise InputError(
             f"{found.layer.path}: {found.key}: {found.value!r} is not what it takes; give {what}"
         )
-    value = parts if option.multiple else found.value
+
+
+def _checked(option: click.Option, found: Found) -> Any:
+    """A value out of a file as click shall have it; its type has been looked at."""
+    value = _parts(found.value) if option.multiple else found.value
     check(option, value, f"{found.layer.path}: {found.key}")
     return value
 
