@@ -1,7 +1,7 @@
 # Everything runs from .venv; `make venv` builds it, and the targets that need it ask for it.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint docs wheel bench-low bench-batch bench-grid bench-pbs bench-monolithic bench-client bench-sharing bench-profile bench-estimate bench-bytes bench-architecture bench-quality bench-faults lock clean
+.PHONY: help venv demo test lint docs pictures wheel bench-low bench-batch bench-grid bench-pbs bench-monolithic bench-client bench-sharing bench-profile bench-estimate bench-bytes bench-architecture bench-quality bench-faults lock clean
 .DELETE_ON_ERROR:
 
 SHELL := /bin/sh
@@ -58,6 +58,9 @@ lint: venv ## ruff (rules and format) and mypy
 
 docs: venv ## build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict $(ARGS)
+
+pictures: venv ## take the pictures of the pages anew, of a draft job that really runs (5 minutes)
+	$(PYTHON) -m docs.pictures $(ARGS)
 
 # What an earlier build has left in build/ would go into the wheel as well.
 wheel: venv ## build the package with its weights and examples into dist/
