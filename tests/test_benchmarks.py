@@ -21,13 +21,16 @@ import psutil
 import pytest
 
 from benchmarks import (
+    architecture,
     batch,
+    client,
     estimate,
     faults,
     grid,
     low,
     measure,
     monolithic,
+    pbs,
     profile,
     quality,
     run,
@@ -35,18 +38,22 @@ from benchmarks import (
 )
 from benchmarks import bytes as bytes_bench
 from benchmarks.bare import BareCalls, Stages, time_stages
+from benchmarks.dispatch import time_dispatch
 from benchmarks.measure import PeakMemory, RoleUse
 from jobs.client.home import Home, JobBook
 from jobs.execution.graph import build_graph
 from jobs.execution.loading import read_plan
+from jobs.execution.stage_times import StageTimes
 from jobs.storage import layout
 from jobs.storage.records import JobRecord, TaskTrace, read_record, read_state
 from jobs.storage.store import open_store
 from nst import levels
+from nst.circuits import load_plan
+from nst.training import Options
 from nst.vgg import LAYERS_16
-from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_network
+from tests.toy import TOY, TOY_P_ERROR, TOY_SIZE, toy_network
 from tests.toy_job import ToyJob
-from tests.training_data import make_pictures
+from tests.training_data import SHORT, make_pictures
 from tests.vggs import random_arrays, write_npz
 
 QUALITY = "toy"
@@ -97,6 +104,9 @@ class FakeProcess:
 
     def answer(self) -> Any:
         return self.answers.pop(0)
+
+    def peak_rss(self) -> int:
+        return 10**9
 
     def close(self) -> None:
         pass
@@ -257,6 +267,91 @@ def test_profile(
     parts = result["stage"]["call_s"]
     assert parts["evaluate"] > parts["read ciphertexts"] > 0
     assert result["job"]["actor_s"]["without a task"] > 0
+
+
+def test_pbs(circuits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pbs, "ROUNDS", 1)
+    # Fewer kept bits than the circuits of all tests have: their accumulators are as wide.
+    (row,) = pbs.measured(toy_network(), TOY_SIZE, (3,), (TOY_P_ERROR,), (TOY_P_ERROR,))
+    plan = load_plan(circuits).summary()
+    assert row["kept_bits"] == 3
+    assert 0 < row["operations_per_pbs"] < plan["operations_per_pbs"]
+    assert row["pbs"] > 0 and row["cpu_s_per_pbs"] > 0
+    header, _, line = pbs.table([row]).splitlines()
+    assert "3 bits" in header and f"| {TOY_P_ERROR:g} |" in line and " ms |" in line
+
+
+def test_client(
+    record: Callable[[str], Any], circuits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = client.measured
+
+    def measured(folder: Path, *arguments: Any) -> dict[str, float]:
+        shutil.copytree(circuits, folder / "home" / "circuits" / circuits.name)
+        return real(folder, *arguments)
+
+    monkeypatch.setattr(client, "measured", measured)
+    monkeypatch.setattr(client, "REPEATS", 1)
+    monkeypatch.setattr(client, "COMMANDS", {"help": client.COMMANDS["help"]})
+    argue(monkeypatch, "--levels", QUALITY)
+    client.main()
+    result = record("client")
+    assert result["start_up_s"]["help"] > 0
+    figures = result["levels"][QUALITY]
+    steps = figures["steps_s"]
+    assert all(seconds > 0 for seconds in steps.values())
+    assert figures["encrypt_and_upload_s"] == pytest.approx(
+        steps["load_keys"] + steps["encrypt"] + steps["upload"]
+    )
+    assert steps["whole_submission"] > steps["encrypt"] / 2
+
+
+def test_estimate(
+    record: Callable[[str], Any],
+    bare: Stages,
+    circuits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, shipped = estimate.measured_times, tmp_path / "stage_times.json"
+    monkeypatch.setattr(estimate, "measured_times", lambda *a: real(*a[:3], QUALITY))
+    monkeypatch.setattr(estimate, "dispatch_seconds", lambda cores, _: cores / 1e6)
+    monkeypatch.setattr(estimate, "build", lambda *_: circuits)
+    monkeypatch.setattr(estimate, "SHIPPED", shipped)
+    monkeypatch.setattr(estimate, "CORES", (2, 4))  # a night on more is walked for long
+    monkeypatch.setattr(estimate, "ESTIMATED", ((QUALITY, 1), (QUALITY, 20)))
+    argue(monkeypatch)
+    estimate.main()
+    result = record("estimate")
+    one, two = result["runs"]
+    # As if a PBS took a millisecond and one task followed the other, on any number of actors.
+    assert one["wall_s"] == two["wall_s"] == pytest.approx(one["pbs"] / 1000)
+    assert one["predicted_s"] > two["predicted_s"] > 0
+    assert one["error"] == pytest.approx(one["predicted_s"] / one["wall_s"] - 1)
+    times = StageTimes.model_validate_json(shipped.read_text())
+    assert set(times.stages) == set(bare) and times.dispatch_s == estimate.CORES[-1] / 1e6
+    small, large = result["estimates"]
+    assert large["pbs"] > 10 * small["pbs"] > 0
+
+
+def test_dispatch() -> None:
+    """On Ray: what no other test runs is the executor with a stand-in for its actors."""
+    assert 0 < time_dispatch(2, 30) < 1
+
+
+def test_architecture(
+    record: Callable[[str], Any], data: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(**options: Any) -> Options:
+        return Options(**{**options, **SHORT, "max_iter": options["max_iter"]})
+
+    monkeypatch.setattr(architecture, "Options", short)
+    monkeypatch.setattr(architecture, "VARIANTS", {"toy": TOY.to_dict(), "other": {}})
+    argue(monkeypatch, "toy", *data, "--steps", 2)
+    architecture.main()
+    (row,) = record("architecture")["rows"]
+    assert row["variant"] == "toy" and row["pbs"] == 1344
+    assert row["style"] > 0 and row["minutes"] > 0
 
 
 @pytest.fixture(scope="module")
