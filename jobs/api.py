@@ -33,7 +33,8 @@ from jobs.execution.stage_times import read_times
 from jobs.storage.records import JobState, Status, read_state
 from jobs.storage.s3_address import SCHEME, S3Options
 from jobs.storage.store import FIRST_PATIENCE, Store, open_store
-from nst.circuits import build, load_plan
+from nst.canvas import Canvas
+from nst.circuits import build_level
 from nst.client import AskPassphrase
 from nst.errors import ClusterError, InputError
 from nst.folders import PASSPHRASE_VARIABLE
@@ -128,6 +129,7 @@ class Client:
         *,
         grid: bool | None = None,
         fit: Fit | None = None,
+        size: tuple[int, int] | None = None,
         actors: int | None = None,
         keep_days: int | None = None,
         limit: float | None = None,
@@ -143,7 +145,9 @@ class Client:
             pairs: A folder or CSV file as `nst-batch submit` takes it, or pairs of files.
             quality: Name of the level; `auto` is the best that `budget` allows.
             grid: Take every content of the folder or file with every style.
-            fit: How contents are made square.
+            fit: How contents are brought to their size.
+            size: Width and height of contents and results in pixels; by default a square of the
+                level's size.
             actors: Ray actors; by default one a core here, one a CPU of a cluster.
             keep_days: When the job may be pruned; by default never.
             limit: Core-hours above which nothing is submitted; `math.inf` allows everything.
@@ -169,25 +173,35 @@ class Client:
         actors, quality = options.of("actors", actors), options.of("quality", quality)
         if quality != AUTO:
             get_level(quality)  # before files are looked for
+        canvas = Canvas(*size).checked() if size else options.of("size")
         if isinstance(pairs, str | Path):
             found, skipped = find_pairs(Path(pairs), options.of("grid", grid))
         else:
             found, skipped = named_pairs(pairs), []
         if quality == AUTO:
             budget = options.of("budget", budget)
-            quality = self._best(found, place, actors, budget, url.startswith(SCHEME))
+            quality = self._best(found, place, actors, budget, url.startswith(SCHEME), canvas)
         level, network = _level_and_network(quality)
-        prepared, unreadable = prepare(found, network, level.size, options.of("fit", fit))
+        prepared, unreadable = prepare(found, network, level.size, options.of("fit", fit), canvas)
         skipped += unreadable
         if not prepared:
             reason = skipped[0].reason if skipped else "there is none"
             raise InputError(f"no pair can be used: {reason}")
-        self._require_within(options.of("limit", limit), level, network, prepared)
+        self._require_within(options.of("limit", limit), level, network, prepared, canvas)
         store = open_store(url, FIRST_PATIENCE)
         drivers.require_reachable(place)
         days = options.of("keep-days", keep_days)
         book = submit(
-            self.home, store, level, network, prepared, skipped, _silent, self._ask(), days
+            self.home,
+            store,
+            level,
+            network,
+            prepared,
+            skipped,
+            _silent,
+            self._ask(),
+            days,
+            canvas,
         )
         drivers.start(self.home, store, book, place.actors(actors), place, hook)
         return self.job(book.job_id)
@@ -219,30 +233,47 @@ class Client:
         return place or Place()
 
     def _best(
-        self, pairs: list[Pair], place: Place, actors: int | None, budget: float, uploads: bool
+        self,
+        pairs: list[Pair],
+        place: Place,
+        actors: int | None,
+        budget: float,
+        uploads: bool,
+        canvas: Canvas | None,
     ) -> str:
         """Name of the best level whose job fits a number of seconds."""
         if place.cluster and actors is None:
             raise InputError("how many cores a cluster gives is not known here: give actors=")
         cores, records = place.actors(actors), records_of_files(pairs)
         times, offer = read_times(), Offer(cores)
-        return choose(records, cores, budget, times, offer, self._plan_of, uploads).level.name
+
+        def plan_of(level: QualityLevel) -> CircuitPlan:
+            return self._plan_of(level, load_weights(level.weights), canvas)
+
+        return choose(records, cores, budget, times, offer, plan_of, uploads).level.name
 
     def _require_within(
-        self, limit: float, level: QualityLevel, network: IntegerNetwork, pairs: list[PreparedPair]
+        self,
+        limit: float,
+        level: QualityLevel,
+        network: IntegerNetwork,
+        pairs: list[PreparedPair],
+        canvas: Canvas | None,
     ) -> None:
         """Raise InputError if these pairs take more core-hours than `limit`."""
-        hours = core_hours(self._plan_of(level, network), read_times(), records_of_pictures(pairs))
+        plan = self._plan_of(level, network, canvas)
+        hours = core_hours(plan, read_times(), records_of_pictures(pairs))
         if hours > limit:
             raise InputError(
                 f"{many(len(pairs), 'pair')} at {level.name}: about {hours:.3g} core-hours, "
                 f"more than the limit of {limit:g}: allow them with limit="
             )
 
-    def _plan_of(self, level: QualityLevel, network: IntegerNetwork | None = None) -> CircuitPlan:
+    def _plan_of(
+        self, level: QualityLevel, network: IntegerNetwork, canvas: Canvas | None
+    ) -> CircuitPlan:
         """Circuits of a level, compiled if need be."""
-        network = network or load_weights(level.weights)
-        return load_plan(build(network, level.size, level.p_error, self.home.circuits))
+        return build_level(level, network, self.home.circuits, canvas)[1]
 
     def _ask(self) -> AskPassphrase | None:
         known = self._passphrase or os.environ.get(PASSPHRASE_VARIABLE)

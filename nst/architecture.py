@@ -259,20 +259,33 @@ class Grid:
     width: int
 
 
-def grids(stages: tuple[Stage, ...], size: int) -> dict[str, Grid]:
-    """Output grid of every input and stage for square pictures of `size` pixels.
+def grids(
+    stages: tuple[Stage, ...], size: int, width: int | None = None, height: int | None = None
+) -> dict[str, Grid]:
+    """Output grid of every input and stage.
+
+    Args:
+        stages: The network.
+        size: Side of the square style, in pixels.
+        width: Of the content, in pixels; None for `size`.
+        height: Likewise.
 
     Raises:
-        ValueError: if `size` is no multiple of 8, or a stride does not divide the rows it meets.
+        ValueError: if one of them is no multiple of 8, or a stride does not divide the rows it
+            meets.
     """
-    if size <= 0 or size % (2 * CELL):
-        raise ValueError(f"picture size {size} is no positive multiple of {2 * CELL}")
-    latent = Grid(size // CELL, size // CELL)
-    out = {CONTENT: latent, STYLE: latent}
+    width, height = width or size, height or size
+    for side in (size, width, height):
+        if side <= 0 or side % (2 * CELL):
+            raise ValueError(f"picture size {side} is no positive multiple of {2 * CELL}")
+    out = {
+        CONTENT: Grid(height // CELL, width // CELL),
+        STYLE: Grid(size // CELL, size // CELL),
+    }
     for stage in stages:
         source = out[stage.sources[0]]
         if stage.kind == "conv":
-            if source.rows % stage.stride:
+            if source.rows % stage.stride or source.width % stage.stride:
                 raise ValueError(
                     f"a picture of {size} pixels gives stage {stage.name} {source.rows} rows, "
                     f"which its stride {stage.stride} does not divide"

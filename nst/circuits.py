@@ -20,8 +20,10 @@ import numpy as np
 
 from nst import architecture as shape
 from nst import integer
+from nst.canvas import Canvas
 from nst.errors import CircuitError
 from nst.integer import IntegerNetwork
+from nst.levels import QualityLevel
 from nst.plan import CircuitPlan
 
 SERVER_FILE, PLAN_FILE = "server.zip", "plan.json"
@@ -29,8 +31,8 @@ COMPILER = Path(__file__).with_name("compilation.py")
 """What makes the circuits: its source is part of their id, and it is not imported for that."""
 
 
-def circuit_id(network: IntegerNetwork, size: int, p_error: float) -> str:
-    """Hash of everything the compiled circuits depend on, 16 hex digits."""
+def circuit_id(network: IntegerNetwork, size: int, p_error: float, width: int | None = None) -> str:
+    """Hash of everything the compiled circuits depend on, 16 hex digits; see `build`."""
     digest = hashlib.sha256()
     for stage in network.stages.values():
         digest.update(repr(stage.stage).encode())
@@ -40,17 +42,23 @@ def circuit_id(network: IntegerNetwork, size: int, p_error: float) -> str:
         digest.update(inspect.getsource(module).encode())
     digest.update(COMPILER.read_bytes())
     digest.update(f"{version('concrete-python')} {_python()} {size} {p_error}".encode())
+    if width not in (None, size):
+        digest.update(f" {width} wide".encode())
     return digest.hexdigest()[:16]
 
 
-def build(network: IntegerNetwork, size: int, p_error: float, cache: Path) -> Path:
+def build(
+    network: IntegerNetwork, size: int, p_error: float, cache: Path, width: int | None = None
+) -> Path:
     """Compile the circuits, or find them compiled.
 
     Args:
         network: Integer weights.
-        size: Picture side in pixels.
+        size: Side of the style in pixels.
         p_error: Error probability of one PBS to compile for.
         cache: Folder that holds compiled circuits by their id.
+        width: Of the content in pixels, a multiple of 8; None for `size`. Contents of any height
+            go through the same circuits.
 
     Returns:
         The folder with `server.zip` and `plan.json`.
@@ -58,15 +66,15 @@ def build(network: IntegerNetwork, size: int, p_error: float, cache: Path) -> Pa
     Raises:
         CircuitError: if the weights do not fit the accumulators the design counts on.
     """
-    identifier = circuit_id(network, size, p_error)
+    identifier = circuit_id(network, size, p_error, width)
     folder = cache / identifier
     if (folder / PLAN_FILE).exists():
         return folder
     # Slow to import, and only needed here.
     from nst.compilation import compile_module, make_plan
 
-    module, parameters = compile_module(network, size, p_error)
-    plan = make_plan(module, parameters, network, size, identifier)
+    module, parameters = compile_module(network, size, p_error, width)
+    plan = make_plan(module, parameters, network, size, identifier, width)
     cache.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=cache, prefix=".building-"))
     try:
@@ -80,6 +88,25 @@ def build(network: IntegerNetwork, size: int, p_error: float, cache: Path) -> Pa
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def build_level(
+    level: QualityLevel, network: IntegerNetwork, cache: Path, canvas: Canvas | None = None
+) -> tuple[Path, CircuitPlan]:
+    """Build or find a level's circuits for contents of a size, and their plan at that size.
+
+    Args:
+        level: Style's size and `p_error`.
+        network: The level's network.
+        cache: See `build`.
+        canvas: Size of contents and results; None for the level's own.
+
+    Raises:
+        CircuitError: see `build`.
+    """
+    padded = level.canvas(canvas).padded
+    folder = build(network, level.size, level.p_error, cache, padded.width)
+    return folder, load_plan(folder).at_height(padded.height)
 
 
 def load_plan(folder: Path) -> CircuitPlan:

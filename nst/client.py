@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -232,7 +232,7 @@ class Cipher:
         self._description, self._keys = program, keys
 
     def encrypt(self, pixels: Ints, kind: str) -> Envelope:
-        """Quantized pixels `[3, S, S]` of a content or a style, row by row of 4-pixel cells.
+        """Quantized pixels `[3, H, W]` of a content or a style, row by row of 4-pixel cells.
 
         All cores are used: Concrete takes half a millisecond of one for every value.
         """
@@ -278,23 +278,25 @@ class Cipher:
                 f"{what} is no result ({str(error).splitlines()[0]}); submit the pair again"
             ) from error
 
-    def decrypt_result(self, blobs: Sequence[bytes], what: str) -> Ints:
+    def decrypt_result(self, blobs: Iterable[bytes], what: str) -> Ints:
         """Levels `[C, H, W]` of the last stage, from packed envelopes of its rows.
 
         Args:
-            blobs: Envelopes with the rows from top to bottom, one or more in each.
+            blobs: Envelopes with the rows from top to bottom, one or more in each. They are taken
+                one after the other: a large result has more bytes than memory.
             what: Name of the result in an error.
 
         Raises:
             CircuitError: See `decrypt`; also if an envelope is damaged.
         """
-        rows: list[bytes] = []
+        parts = []
         for number, blob in enumerate(blobs):
             part = f"row {number} of {what}"
-            envelope = Envelope.unpack(blob, part)
-            envelope.require(self.key_id, self.circuit_id, part)
-            rows += full_rows(envelope)
-        return self.decrypt(Envelope(self.key_id, self.circuit_id, tuple(rows)), what)
+            parts.append(self.decrypt(Envelope.unpack(blob, part), part))
+        try:
+            return np.concatenate(parts, axis=1)
+        except ValueError as error:
+            raise CircuitError(f"{what} is no result ({error}); submit the pair again") from error
 
     def decrypt_rows(self, stage: str, rows: tuple[bytes, ...]) -> Ints:
         """Levels `[C, H, W]` of the output rows of any stage."""

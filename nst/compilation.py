@@ -31,14 +31,20 @@ CODE_PARAMETER = "code"
 
 
 def compile_module(
-    network: IntegerNetwork, size: int, p_error: float
+    network: IntegerNetwork, size: int, p_error: float, width: int | None = None
 ) -> tuple[fhe.FheModule, dict[str, list[str]]]:
     """Compile all stages as functions of one module.
+
+    Args:
+        network: Integer weights.
+        size: Side of the style in pixels.
+        p_error: Error probability of one PBS.
+        width: Of the content in pixels; None for `size`.
 
     Returns:
         The module, and the parameter names of each function in order.
     """
-    shapes = grids(network.architecture.stages(), size)
+    shapes = grids(network.architecture.stages(), size, width)
     functions: dict[str, fhe.FunctionDef] = {}
     parameters: dict[str, list[str]] = {}
     inputsets: dict[str, list[tuple[Ints, ...] | Ints]] = {}
@@ -76,10 +82,12 @@ def make_plan(
     network: IntegerNetwork,
     size: int,
     identifier: str,
+    width: int | None = None,
 ) -> CircuitPlan:
-    """Read the costs off a compiled module."""
+    """Read the costs off a compiled module, for contents as high as the style."""
     functions = module.functions()
-    shapes = grids(network.architecture.stages(), size)
+    width = width or size
+    shapes = grids(network.architecture.stages(), size, width)
     sets = {p for f in functions.values() for p in f.programmable_bootstrap_count_per_parameter}
     if len({str(p) for p in sets}) != 1:
         raise CircuitError(
@@ -111,18 +119,20 @@ def make_plan(
     module.keygen()
     keys = module.client.evaluation_keys.serialize()
     # The style stem takes three rows of pixels and nothing else.
-    row_bytes = functions["style_stem"].size_of_inputs // 3
-    dimension, width = _result_encoding(module)
+    row_bytes = functions["style_stem"].size_of_inputs // 3 * width // size
+    dimension, output_width = _result_encoding(module)
     return CircuitPlan(
         circuit_id=identifier,
         concrete_version=version("concrete-python"),
         size=size,
+        width=width,
+        height=size,
         p_error=module.p_error,
         evaluation_key_bytes=len(keys),
         input_ciphertext_bytes=row_bytes * shapes[shape.CONTENT].rows,
         output_ciphertext_bytes=functions["up"].size_of_outputs * shapes["up"].rows,
         lwe_dimension=dimension,
-        output_width=width,
+        output_width=output_width,
         stages=tuple(stages),
     )
 

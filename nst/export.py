@@ -102,7 +102,7 @@ def circuit_costs(plan: CircuitPlan) -> dict[str, float]:
     operations: float = summary["operations_per_pair"]
     return {
         "pbs_per_pair": pbs,
-        "pbs_per_pixel": round(pbs / plan.size**2, 3),
+        "pbs_per_pixel": round(pbs / (plan.width * plan.height), 3),
         "operations_per_pair": operations,
         "mops_per_pbs": round(operations / pbs / 1e6, 2),
         "p_error": plan.p_error,

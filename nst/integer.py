@@ -130,7 +130,7 @@ class IntegerNetwork:
         seen: AccumulatorRange | None = None,
         noise: Noise | None = None,
     ) -> Ints:
-        """Levels `[up * 4, S/4, S/4]` of the last encrypted stage."""
+        """Levels `[up * 4, H/4, W/4]` of the last encrypted stage."""
         levels = {CONTENT: space_to_depth(pixels)}
         for name, stage in self.stages.items():
             if not is_style(name):
@@ -151,11 +151,11 @@ class IntegerNetwork:
         levels[stage.stage.name] = stage.activate(acc if noise is None else noise(acc))
 
     def finish(self, white: Floats, features: Ints) -> Floats:
-        """The client's last linear layer: a standardized result `[3, S, S]` in whitened space.
+        """The client's last linear layer: a standardized result `[3, H, W]` in whitened space.
 
         Args:
-            white: Whitened content `[3, S, S]`.
-            features: Decrypted levels `[up * 4, S/4, S/4]`.
+            white: Whitened content `[3, H, W]`.
+            features: Decrypted levels `[up * 4, H/4, W/4]`.
         """
         half = depth_to_space(features.astype(np.float32), UPSAMPLE)
         full = depth_to_space(

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+from nst.canvas import Canvas
 from nst.errors import CircuitError, InputError
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
@@ -26,7 +27,8 @@ class QualityLevel:
 
     Attributes:
         name: What a user types.
-        size: Side of the square result in pixels.
+        size: Side in pixels of the style, which is square, and of the result unless another size
+            is asked for.
         weights: Its `.safetensors` file.
         p_error: Error probability of one PBS that the circuits are compiled for.
         sizes: Fields of `nst.architecture.Architecture` in which its network is trained to differ
@@ -43,6 +45,10 @@ class QualityLevel:
     def trained(self) -> bool:
         """Whether weights for this level are installed."""
         return self.weights.is_file()
+
+    def canvas(self, asked: Canvas | None = None) -> Canvas:
+        """Size of contents and results: what is asked for, else a square of the level's size."""
+        return asked or Canvas.of(self.size)
 
 
 DRAFT = {

@@ -210,7 +210,7 @@ class StyleTransfer(nn.Module):
 
     def forward(self, content: Tensor, code: Tensor, conditions: Conditions) -> Tensor:
         """Whitened content and style code to a standardized result in whitened space."""
-        noise = torch.from_numpy(dither(content.shape[-1]).copy()).to(content.device)
+        noise = torch.from_numpy(dither(*content.shape[-2:]).copy()).to(content.device)
         levels = {"content": cells(pixel_levels(content, self.quantized, noise))}
         for name, layer in self.stages.items():
             if not is_style(name):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from nst.architecture import Architecture, grids
+from nst.architecture import CELL, Architecture, grids
 from nst.errors import CircuitError
 from nst.integer import is_style
 
-FORMAT = 2
+FORMAT = 3
+SQUARE_FORMAT = 2
+"""Of plans that knew one size, for content and style; they are read as such."""
 
 
 def count_pbs(architecture: Architecture, size: int) -> int:
@@ -56,15 +58,19 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class CircuitPlan:
-    """The compiled circuits of one quality level.
+    """The compiled circuits of one quality level, for contents of one width.
+
+    The height is not compiled in: `at_height` gives the plan of a content of any other.
 
     Attributes:
-        circuit_id: Hash of weights, stage code, Concrete version, size and `p_error`.
+        circuit_id: Hash of weights, stage code, Concrete version, sizes and `p_error`.
         concrete_version: Compiled artefacts load under this version only.
-        size: Picture side in pixels.
+        size: Side of the square style in pixels.
+        width: Width of the content and its result in pixels.
+        height: Their height.
         p_error: Error probability of one PBS, as compiled.
         evaluation_key_bytes: Serialized (compressed) evaluation keys.
-        input_ciphertext_bytes: One encrypted picture, all rows.
+        input_ciphertext_bytes: One encrypted content, all rows.
         output_ciphertext_bytes: One encrypted result, all rows, before it is switched to smaller
             words (see `nst.switching`).
         lwe_dimension: Mask words of one encrypted value; a word more makes it 8 bytes each.
@@ -75,6 +81,8 @@ class CircuitPlan:
     circuit_id: str
     concrete_version: str
     size: int
+    width: int
+    height: int
     p_error: float
     evaluation_key_bytes: int
     input_ciphertext_bytes: int
@@ -98,6 +106,43 @@ class CircuitPlan:
         """Cost of a pair whose style is not shared, on Concrete's `complexity` scale."""
         return sum(s.operations for s in self.stages)
 
+    @property
+    def style_ciphertext_bytes(self) -> int:
+        """One encrypted style, all rows: every encrypted pixel takes as much."""
+        return self.input_ciphertext_bytes * self.size**2 // (self.width * self.height)
+
+    @property
+    def content_rows(self) -> int:
+        """Rows of an encrypted content, and of a result."""
+        return self.height // CELL
+
+    @property
+    def style_rows(self) -> int:
+        """Rows of an encrypted style."""
+        return self.size // CELL
+
+    def at_height(self, height: int) -> CircuitPlan:
+        """The same circuits for contents of another height: a row more is a call more.
+
+        Args:
+            height: Pixels, a multiple of 8 as the height that this plan is of.
+        """
+
+        def scaled(stage: StagePlan) -> StagePlan:
+            if is_style(stage.name):
+                return stage
+            rows = stage.rows * height // self.height
+            each = stage.operations / stage.rows
+            return replace(stage, rows=rows, pbs=stage.pbs_per_row * rows, operations=each * rows)
+
+        return replace(
+            self,
+            height=height,
+            input_ciphertext_bytes=self.input_ciphertext_bytes * height // self.height,
+            output_ciphertext_bytes=self.output_ciphertext_bytes * height // self.height,
+            stages=tuple(scaled(stage) for stage in self.stages),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able record."""
         return {"format": FORMAT, **asdict(self)}
@@ -111,9 +156,12 @@ class CircuitPlan:
         """
         try:
             fields = dict(record)
-            if fields.pop("format") != FORMAT:
+            written = fields.pop("format")
+            if written == SQUARE_FORMAT:
+                fields |= {"width": fields["size"], "height": fields["size"]}
+            elif written != FORMAT:
                 raise CircuitError(
-                    f"circuit plan has format {record['format']}, this version reads {FORMAT}; "
+                    f"circuit plan has format {written}, this version reads {FORMAT}; "
                     "build the circuits again"
                 )
             stages = tuple(
@@ -130,6 +178,8 @@ class CircuitPlan:
             "circuit_id": self.circuit_id,
             "concrete_version": self.concrete_version,
             "size": self.size,
+            "width": self.width,
+            "height": self.height,
             "pbs_per_pair": pbs,
             "pbs_style": self.pbs_style,
             "pbs_content": self.pbs_content,

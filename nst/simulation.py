@@ -34,7 +34,7 @@ def simulate(
     gains: tuple[float, float],
     noise: Noise,
 ) -> Floats:
-    """A result `[3, S, S]` in [0, 1] as one encrypted run might give it.
+    """A result `[3, H, W]` in [0, 1] as one encrypted run might give it.
 
     Args:
         network: The level's network.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nst.architecture import CONTENT, STYLE
+from nst.canvas import Canvas
 from nst.color import ColorStatistics, colored, quantize_pixels, whiten
 from nst.errors import InputError
 from nst.integer import AccumulatorRange, IntegerNetwork
@@ -26,7 +27,7 @@ GAINS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7, 0.64, 0.58, 0.52, 0.46, 0.4, 0.32, 0.
 
 @dataclass(frozen=True)
 class Picture:
-    """A square picture `[3, S, S]` in [0, 1] with its colour statistics."""
+    """A picture `[3, H, W]` in [0, 1] with its colour statistics; a style is square."""
 
     rgb: Floats
 
@@ -41,7 +42,7 @@ class Picture:
         return whiten(self.rgb, self.statistics)
 
     def quantized(self, kind: str, gain: float) -> Ints:
-        """Signed 4-bit pixels `[3, S, S]` of the whitened picture at a contrast.
+        """Signed 4-bit pixels `[3, H, W]` of the whitened picture at a contrast.
 
         Args:
             kind: `content`, which is dithered, or `style`.
@@ -66,11 +67,27 @@ class ContentPlan:
     features: Ints
 
 
-def central_square(image: Image.Image, size: int) -> Floats:
-    """The central square of an RGB image, scaled to `[3, size, size]` in [0, 1]."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return resized(image, (left, top, left + side, top + side), (size, size))
+def central_part(image: Image.Image, canvas: Canvas) -> Floats:
+    """The largest central part of an RGB image in a canvas's proportions, scaled to it.
+
+    Returns:
+        `[3, H, W]` in [0, 1], not padded.
+    """
+    width, height = canvas.width, canvas.height
+    if image.width * height >= image.height * width:
+        inner = max(1, round(image.height * width / height)), image.height
+    else:
+        inner = image.width, max(1, round(image.width * height / width))
+    left, top = (image.width - inner[0]) // 2, (image.height - inner[1]) // 2
+    return resized(image, (left, top, left + inner[0], top + inner[1]), (width, height))
+
+
+def pad_to_grid(picture: Floats) -> Floats:
+    """A picture `[3, H, W]` with its last row and column repeated up to the network's grid."""
+    _, height, width = picture.shape
+    padded = Canvas(width, height).padded
+    margins = ((0, 0), (0, padded.height - height), (0, padded.width - width))
+    return np.pad(picture, margins, mode="edge")
 
 
 def resized(image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int]) -> Floats:
@@ -118,5 +135,5 @@ def plan_content(network: IntegerNetwork, content: Picture, code: Ints) -> Conte
 
 
 def finish(network: IntegerNetwork, content: Picture, style: Picture, features: Ints) -> Floats:
-    """Decrypted (or clear) features of the last stage to an RGB result `[3, S, S]` in [0, 1]."""
+    """Decrypted (or clear) features of the last stage to an RGB result `[3, H, W]` in [0, 1]."""
     return colored(network.finish(content.white, features), style.statistics)

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nst.architecture import CELL, CONTENT, STYLE
+from nst.canvas import Canvas
 from nst.errors import CircuitError, InputError
 from nst.folders import Folders, default_folder
 from nst.levels import get_level
 from nst.stylize import (
     Picture,
-    central_square,
+    central_part,
     finish,
+    pad_to_grid,
     plan_content,
     plan_style,
     to_image,
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from nst.client import AskPassphrase, Cipher
 
 Source = Image.Image | NDArray[np.uint8]
-"""A PIL image, or 8-bit RGB pixels `[H, W, 3]`; of either the central square counts."""
+"""A PIL image, or 8-bit RGB pixels `[H, W, 3]`; of either the central part counts."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Stylizer:
         quality: str = "low",
         folder: Path | None = None,
         ask: AskPassphrase | None = None,
+        size: tuple[int, int] | None = None,
     ) -> None:
         """Load a level's weights.
 
@@ -78,15 +81,18 @@ class Stylizer:
             quality: Name of the level.
             folder: Data directory with keys and circuits; None is that of `nst-batch`.
             ask: Called for the passphrase of a key set that has one.
+            size: Width and height of contents and results in pixels; None for a square of the
+                level's size.
 
         Raises:
-            InputError: if there is no such level.
+            InputError: if there is no such level, or the size is too small or too large.
             CircuitError: if its weights are missing or damaged.
         """
         self.level = get_level(quality)
         self.network = load_weights(self.level.weights)
         self.folders = Folders(folder or default_folder())
         self._ask = ask
+        self.canvas = self.level.canvas(Canvas(*size).checked() if size else None)
 
     def preview(self, content: Source, style: Source) -> Image.Image:
         """The result to expect, computed in the clear: the same integers, without noise.
@@ -94,10 +100,10 @@ class Stylizer:
         Raises:
             InputError: if a picture cannot be used.
         """
-        one, other = self._picture(content), self._picture(style)
+        one, other = self._content(content), self._style(style)
         code = plan_style(self.network, other).code
         features = plan_content(self.network, one, code).features
-        return to_image(finish(self.network, one, other, features))
+        return self._result(one, other, features)
 
     def encrypt(self, content: Source, style: Source) -> EncryptedPair:
         """Encrypt a pair; the first call compiles circuits and makes a key set if need be.
@@ -106,7 +112,7 @@ class Stylizer:
             InputError: if a picture cannot be used, or the passphrase is wrong or missing.
             CircuitError: if circuits or keys cannot be made.
         """
-        one, other = self._picture(content), self._picture(style)
+        one, other = self._content(content), self._style(style)
         plan = plan_style(self.network, other)
         gain = plan_content(self.network, one, plan.code).gain
         return EncryptedPair(
@@ -126,15 +132,16 @@ class Stylizer:
                 key set or by other circuits.
             InputError: if a picture cannot be used, or the passphrase is wrong or missing.
         """
-        one, other = self._picture(content), self._picture(style)
+        one, other = self._content(content), self._style(style)
         levels = self._cipher.decrypt_result(result, "the result")
-        rows = self.level.size // CELL
-        if levels.shape[1:] != (rows, rows):
+        padded = self.canvas.padded
+        rows, cells = padded.height // CELL, padded.width // CELL
+        if levels.shape[1:] != (rows, cells):
             raise CircuitError(
                 f"the result has {levels.shape[1]} rows of {levels.shape[2]} cells, not {rows} of "
-                f"{rows}; give all rows of one result at {self.level.name}"
+                f"{cells}; give all rows of one result at {self.level.name}"
             )
-        return to_image(finish(self.network, one, other, levels))
+        return self._result(one, other, levels)
 
     def evaluation_keys(self) -> bytes:
         """What a server needs besides the ciphertexts: it computes with them and cannot decrypt."""
@@ -146,10 +153,9 @@ class Stylizer:
     def circuits(self) -> Path:
         """Folder of the compiled circuits; compiles them if need be."""
         # Concrete takes seconds to import: a preview need not wait for it.
-        from nst.circuits import build
+        from nst.circuits import build_level
 
-        level = self.level
-        return build(self.network, level.size, level.p_error, self.folders.circuits)
+        return build_level(self.level, self.network, self.folders.circuits, self.canvas)[0]
 
     @cached_property
     def _cipher(self) -> Cipher:
@@ -161,9 +167,21 @@ class Stylizer:
         card = card or ring.create(self.circuits, self.level.name)
         return ring.cipher(card.key_id, self.circuits, self._ask)
 
-    def _picture(self, source: Source) -> Picture:
-        image = source if isinstance(source, Image.Image) else _from_pixels(source)
-        return Picture(central_square(image.convert("RGB"), self.level.size))
+    def _content(self, source: Source) -> Picture:
+        return Picture(pad_to_grid(central_part(_rgb(source), self.canvas)))
+
+    def _style(self, source: Source) -> Picture:
+        return Picture(central_part(_rgb(source), Canvas.of(self.level.size)))
+
+    def _result(self, content: Picture, style: Picture, features: NDArray[np.int64]) -> Image.Image:
+        """Finished, and without what the content was padded by."""
+        result = finish(self.network, content, style, features)
+        return to_image(result[:, : self.canvas.height, : self.canvas.width])
+
+
+def _rgb(source: Source) -> Image.Image:
+    image = source if isinstance(source, Image.Image) else _from_pixels(source)
+    return image.convert("RGB")
 
 
 def _from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:

@@ -35,7 +35,7 @@ def made_up_plan(size: int = 64, body: int = 2, **sizes: Any) -> CircuitPlan:
                 output_bytes=pbs_per_row,
             )
         )
-    return CircuitPlan("0" * 16, "0", size, 0.02, 1, 1, 1, 2048, 3, tuple(plans))
+    return CircuitPlan("0" * 16, "0", size, size, size, 0.02, 1, 1, 1, 2048, 3, tuple(plans))
 
 
 def grid_of_pairs(contents: int, styles: int) -> list[PairRecord]:

@@ -97,7 +97,7 @@ def levels_of(network: StyleTransfer, style: Tensor, content: Tensor) -> dict[st
     on = network.quantized
     levels = {
         STYLE: cells(pixel_levels(style, on)),
-        CONTENT: cells(pixel_levels(content, on, torch.tensor(dither(content.shape[-1])))),
+        CONTENT: cells(pixel_levels(content, on, torch.tensor(dither(*content.shape[-2:])))),
     }
     for name, layer in network.stages.items():
         code = None if is_style(name) else levels["style_code"].flatten(1)

@@ -21,10 +21,11 @@ from jobs.execution.simulation import (
 from tests.plans import grid_of_pairs, made_up_plan
 
 MB = 1_000_000
-NOTHING = Sizes(input_row=0, result_row=0)
+NOTHING = Sizes(content_row=0, style_row=0, result_row=0, content_rows=1, style_rows=1)
 ONE_NODE = Machines(cores=1, cores_per_node=1000, bandwidth=MB, latency_s=0)
 SECONDS = {"work": 1.0, "long": 5.0}
 PLAN = made_up_plan()
+OF_PLAN = replace(NOTHING, content_rows=PLAN.content_rows, style_rows=PLAN.style_rows)
 STAGE_SECONDS = {stage.name: 0.5 + stage.pbs_per_row / 500 for stage in PLAN.stages}
 
 
@@ -47,7 +48,7 @@ def graph_of(sources: Sequence[Sequence[Source]], long: Sequence[int] = ()) -> T
 
 
 def run(graph: TaskGraph, machines: Machines, sizes: Sizes = NOTHING) -> Simulated:
-    return simulate(graph, machines, SECONDS, sizes, rows=1)
+    return simulate(graph, machines, SECONDS, sizes)
 
 
 @pytest.mark.parametrize("cores", [1, 3, 50])
@@ -94,7 +95,7 @@ def test_ciphertexts_travel_between_nodes_once_each() -> None:
     # Tasks 0 and 1 on one node each; 2 and 3 read both; 4 reads these.
     graph = graph_of([[], [], [0, 1], [0, 1], [2, 3]])
     machines = replace(ONE_NODE, cores=2, cores_per_node=1)
-    report = run(graph, machines, Sizes(input_row=0, result_row=2 * MB))
+    report = run(graph, machines, replace(NOTHING, result_row=2 * MB))
     # Each node fetches the other's, one fetches the other's second, the driver the result.
     assert report.bytes_between_nodes == (1 + 1 + 1 + 1) * MB
     assert report.bytes_written == 2 * MB
@@ -118,7 +119,7 @@ def test_a_wire_passes_one_ciphertext_after_the_other() -> None:
 def test_inputs_are_read_once_by_the_driver() -> None:
     rows: list[Source] = [InputRow("c", 0)]
     graph = graph_of([rows, rows, [0, 1]])
-    report = run(graph, replace(ONE_NODE, cores=2), Sizes(input_row=3 * MB, result_row=0))
+    report = run(graph, replace(ONE_NODE, cores=2), replace(NOTHING, content_row=3 * MB))
     assert report.bytes_read == 3 * MB
     assert report.wall_s == pytest.approx(3 + 1 + 1)
 
@@ -130,7 +131,7 @@ def test_no_job_beats_its_critical_path_or_its_work(cores: int, pairs: tuple[int
     work = sum(STAGE_SECONDS[task.stage] for task in graph.tasks)
     path = critical_path(graph, STAGE_SECONDS).seconds
     machines = replace(ONE_NODE, cores=cores)
-    report = simulate(graph, machines, STAGE_SECONDS, NOTHING, PLAN.size // 4)
+    report = simulate(graph, machines, STAGE_SECONDS, OF_PLAN)
     assert report.busy_s == pytest.approx(work)
     assert report.wall_s >= max(path, work / cores) * (1 - 1e-9)
     # Nor does a scheduler that never lets a core rest take longer than both together.
@@ -143,7 +144,7 @@ def test_no_job_beats_its_critical_path_or_its_work(cores: int, pairs: tuple[int
 def test_with_cores_enough_one_pair_takes_its_critical_path() -> None:
     graph = build_graph(PLAN, grid_of_pairs(1, 1))
     machines = replace(ONE_NODE, cores=len(graph.tasks))
-    report = simulate(graph, machines, STAGE_SECONDS, NOTHING, PLAN.size // 4)
+    report = simulate(graph, machines, STAGE_SECONDS, OF_PLAN)
     path = critical_path(graph, STAGE_SECONDS)
     assert report.wall_s == pytest.approx(path.seconds)
     stages = [graph.tasks[i].stage for i in path.tasks]

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli.examples import examples
-from jobs.cli.options import auto_quality_option, budget_option, grid_option, require_auto
+from jobs.cli.options import (
+    auto_quality_option,
+    budget_option,
+    grid_option,
+    require_auto,
+    size_option,
+)
 from jobs.client.wording import many
 from nst.errors import InputError
 
@@ -20,6 +26,7 @@ if TYPE_CHECKING:
     from jobs.execution.forecast import Estimate, Offer, OnePair
     from jobs.execution.stage_times import StageTimes
     from jobs.storage.records import PairRecord
+    from nst.canvas import Canvas
     from nst.integer import IntegerNetwork
     from nst.levels import QualityLevel
     from nst.plan import CircuitPlan
@@ -102,12 +109,14 @@ def _count(_: click.Context, __: click.Parameter, value: int | None) -> int | No
         "estimate --quality low --pairs 1000 --cores 16,96,1024",
         "estimate ./pairs --grid --cores 96 --core-price 0.03",
         "estimate ./pairs --quality auto --budget 8h --cores 96",
+        "estimate --quality mid --size 768x512 --pairs 10",
         "estimate --like 0f3c9a --pairs 500 --json",
     )
 )
 @click.argument("pairs", type=click.Path(path_type=Path), required=False)
 @auto_quality_option
 @budget_option
+@size_option
 @grid_option
 @click.option(
     "--pairs",
@@ -143,6 +152,7 @@ def estimate(
     pairs: Path | None,
     quality: str,
     budget: float,
+    size: Canvas | None,
     grid: bool,
     count: int | None,
     cores: list[int],
@@ -172,20 +182,23 @@ def estimate(
     if quality == AUTO:
         if len(cores) != 1:
             raise InputError("--quality auto needs one number of --cores: each would get its own")
-        quality = best_quality(_records(pairs, grid, count), cores[0], budget, times, offer, True)
+        records = _records(pairs, grid, count)
+        quality = best_quality(records, cores[0], budget, times, offer, True, size)
     level = get_level(quality)
-    plan, _ = _built(level, load_weights(level.weights))
+    plan, _ = _built(level, load_weights(level.weights), size)
     forecaster = Forecaster(plan, times, offer)
     if count is not None:
         forecaster.require_few(count)
     forecast = forecaster.estimate(_records(pairs, grid, count), cores)
     if as_json:
         source = times.model_dump(include={"machine", "date", "command"})
-        record = {"quality": quality, **forecast.to_dict(), "stage_times": source}
+        sides = {"width": level.canvas(size).width, "height": level.canvas(size).height}
+        record = {"quality": quality, **sides, **forecast.to_dict(), "stage_times": source}
         click.echo(json.dumps(record, indent=2))
         return
     click.echo(
-        f"{many(forecast.pairs, 'pair')} at {quality}, {many(forecast.styles, 'style')}: "
+        f"{many(forecast.pairs, 'pair')} at {_level_at(level, size)}, "
+        f"{many(forecast.styles, 'style')}: "
         f"{forecast.pbs:,} PBS, "
         f"{forecast.work_core_hours:,.2f} core-hours"
     )
@@ -201,6 +214,7 @@ def best_quality(
     times: StageTimes,
     offer: Offer,
     uploads: bool,
+    canvas: Canvas | None = None,
 ) -> str:
     """Name of the best level whose job fits `budget` seconds; says on standard error why it is.
 
@@ -216,7 +230,7 @@ def best_quality(
 
         def plan_of(level: QualityLevel) -> CircuitPlan:
             status.update(f"compiling circuits of {level.name}")
-            return _built(level, load_weights(level.weights))[0]
+            return _built(level, load_weights(level.weights), canvas)[0]
 
         choice = choose(records, cores, budget, times, offer, plan_of, uploads)
     why = f"about {hours(choice.seconds)} of {hours(budget)} on {many(cores, 'core')}"
@@ -227,7 +241,13 @@ def best_quality(
 
 
 def best_quality_for_files(
-    pairs: Path, grid: bool, place: Place | None, actors: int | None, budget: float, store: str
+    pairs: Path,
+    grid: bool,
+    place: Place | None,
+    actors: int | None,
+    budget: float,
+    store: str,
+    canvas: Canvas | None,
 ) -> str:
     """The same for what `submit` is given; see `best_quality`."""
     from jobs.client.dry_run import records_of_files
@@ -239,7 +259,7 @@ def best_quality_for_files(
     cores = cores_of(place, actors)
     records = records_of_files(find_pairs(pairs, grid)[0])
     remote = store.startswith(SCHEME)
-    return best_quality(records, cores, budget, read_times(), Offer(cores), remote)
+    return best_quality(records, cores, budget, read_times(), Offer(cores), remote, canvas)
 
 
 def cores_of(place: Place | None, actors: int | None) -> int:
@@ -262,6 +282,7 @@ def require_within_limit(
     prepared: list[PreparedPair],
     limit: float,
     yes: bool,
+    canvas: Canvas | None = None,
 ) -> None:
     """Ask whether to submit these pairs if they take more core-hours than `limit`.
 
@@ -273,11 +294,12 @@ def require_within_limit(
 
     if yes:
         return
-    plan, _ = _built(level, network)
+    plan, _ = _built(level, network, canvas)
     hours = core_hours(plan, read_times(), records_of_pictures(prepared))
     if hours <= limit:
         return
-    what = f"{many(len(prepared), 'pair')} at {level.name}: about {hours:.3g} core-hours"
+    pairs = f"{many(len(prepared), 'pair')} at {_level_at(level, canvas)}"
+    what = f"{pairs}: about {hours:.3g} core-hours"
     try:
         agreed = click.confirm(f"{what}, more than the limit of {limit:g}. Submit them?", err=True)
     except click.Abort as error:
@@ -298,6 +320,7 @@ def print_dry_run(
     core_price: float,
     store: str,
     as_json: bool,
+    canvas: Canvas | None = None,
 ) -> None:
     """Print what submitting these pairs would take on so many actors, of this machine or not."""
     import json
@@ -308,7 +331,7 @@ def print_dry_run(
     from jobs.execution.stage_times import read_times
     from jobs.storage.s3_address import SCHEME
 
-    plan, once = _built(level, network)
+    plan, once = _built(level, network, canvas)
     times = read_times()
     offer = Offer(cores_per_node=actors, core_price=core_price)
     forecast = Forecaster(plan, times, offer).estimate(records_of_pictures(prepared), [actors])
@@ -319,6 +342,8 @@ def print_dry_run(
     if as_json:
         record = {
             "quality": level.name,
+            "width": level.canvas(canvas).width,
+            "height": level.canvas(canvas).height,
             "pairs": forecast.pairs,
             "styles": forecast.styles,
             "skipped": [{"name": s.name, "reason": s.reason} for s in skipped],
@@ -339,7 +364,8 @@ def print_dry_run(
         click.echo(json.dumps(record, indent=2))
         return
     lines = {
-        "pairs": f"{forecast.pairs:,} at {level.name}, {many(forecast.styles, 'style')}; "
+        "pairs": f"{forecast.pairs:,} at {_level_at(level, canvas)}, "
+        f"{many(forecast.styles, 'style')}; "
         f"{len(skipped):,} skipped",
         "PBS": f"{forecast.pbs:,}",
         "core-hours": f"{on.core_hours:,.3g}",
@@ -356,13 +382,14 @@ def print_dry_run(
     click.echo("a dry run: nothing was encrypted or uploaded")
 
 
-def _built(level: QualityLevel, network: IntegerNetwork) -> tuple[CircuitPlan, int]:
+def _built(
+    level: QualityLevel, network: IntegerNetwork, canvas: Canvas | None
+) -> tuple[CircuitPlan, int]:
     """Circuits of a level, compiled if need be, and the bytes that a store needs of them once."""
     from jobs.client.home import Home
-    from nst.circuits import SERVER_FILE, build, load_plan
+    from nst.circuits import SERVER_FILE, build_level
 
-    folder = build(network, level.size, level.p_error, Home.default().circuits)
-    plan = load_plan(folder)
+    folder, plan = build_level(level, network, Home.default().circuits, canvas)
     return plan, (folder / SERVER_FILE).stat().st_size + plan.evaluation_key_bytes
 
 
@@ -402,6 +429,11 @@ def _times(job_id: str | None) -> StageTimes:
 
 def _source(times: StageTimes) -> str:
     return ", ".join(x for x in (times.machine, times.date[:10], times.command) if x)
+
+
+def _level_at(level: QualityLevel, canvas: Canvas | None) -> str:
+    """A level's name, with the size that was asked for if one was."""
+    return level.name if canvas is None else f"{level.name}, {canvas} pixels"
 
 
 def _print_one_pair(one: OnePair) -> None:

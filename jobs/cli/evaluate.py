@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli.examples import examples
-from jobs.cli.options import fit_option, grid_option
+from jobs.cli.options import fit_option, grid_option, size_option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jobs.client.evaluation import Summary
     from jobs.client.pairs import Pair, Skipped
     from jobs.client.pictures import Fit
+    from nst.canvas import Canvas
     from nst.integer import IntegerNetwork
     from nst.levels import QualityLevel
 
@@ -45,6 +46,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--quality", "-q", default="low", show_default=True, help="Quality level.")
 @click.option("--weights", type=_PATH, help="Weights to measure instead of the level's own.")
 @grid_option
+@size_option
 @fit_option
 @click.option(
     "--simulate",
@@ -79,6 +81,7 @@ def evaluate(
     quality: str,
     weights: Path | None,
     grid: bool,
+    size: Canvas | None,
     fit: Fit,
     runs: int,
     p_error: float | None,
@@ -124,7 +127,7 @@ def evaluate(
     errors = Console(stderr=True)
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
         ready, unusable = prepare(
-            progress.track(found, description="previews"), network, level.size, fit
+            progress.track(found, description="previews"), network, level.size, fit, size
         )
         samples, missing = evaluation.make_samples(
             progress.track(ready, description="results"), network, runs, rate, results
@@ -141,7 +144,7 @@ def evaluate(
     console = errors if record == "-" else Console()
     _print(
         console,
-        level,
+        f"{level.name}, {level.canvas(size)} pixels, medians",
         evaluation.summarize(measurements),
         evaluation.count_lowered(samples),
         len(samples),
@@ -150,6 +153,8 @@ def evaluate(
         report = {
             "quality": level.name,
             "size": level.size,
+            "width": level.canvas(size).width,
+            "height": level.canvas(size).height,
             "p_error": rate,
             "vgg": vgg.kind,
             **evaluation.to_record(samples, measurements),
@@ -246,7 +251,7 @@ def _load(quality: str, weights: Path | None) -> tuple[QualityLevel, IntegerNetw
 
 def _print(
     console: Console,
-    level: QualityLevel,
+    title: str,
     summaries: dict[str, Summary],
     contrast: dict[str, dict[str, float]],
     pairs: int,
@@ -255,7 +260,7 @@ def _print(
 
     table: Table = Table(
         "picture",
-        title=f"{level.name}, {level.size} x {level.size} pixels, medians",
+        title=title,
         title_justify="left",
     )
     for heading in ("pictures", "content", "style", "grain", "PSNR to preview", "lowest"):

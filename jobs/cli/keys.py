@@ -10,11 +10,14 @@ import click
 
 from jobs.cli.configured import ConfiguredGroup
 from jobs.cli.examples import examples
+from jobs.cli.options import size_option
 from nst.errors import InputError
 from nst.folders import PASSPHRASE_VARIABLE
 
 if TYPE_CHECKING:
     from rich.status import Status
+
+    from nst.canvas import Canvas
 
 
 class Passphrases:
@@ -84,19 +87,20 @@ def keys() -> None:
 
 @keys.command("create", epilog=examples("keys create --quality low --passphrase"))
 @click.option("--quality", "-q", default="low", show_default=True, help="Level they are for.")
+@size_option
 @click.option(
     "--passphrase",
     "protected",
     is_flag=True,
     help=f"Encrypt the secret key under a passphrase (asked for, or {PASSPHRASE_VARIABLE}).",
 )
-def keys_create(quality: str, protected: bool) -> None:
-    """Generate a key set for a quality level.
+def keys_create(quality: str, size: Canvas | None, protected: bool) -> None:
+    """Generate a key set for a quality level, and for one width of results.
 
     Results made under older key sets still need those; new jobs take the newest.
     """
     from jobs.client.home import Home
-    from nst.circuits import build
+    from nst.circuits import build_level
     from nst.client import KeyRing
     from nst.levels import get_level
     from nst.weights import load_weights
@@ -105,7 +109,7 @@ def keys_create(quality: str, protected: bool) -> None:
     level = get_level(quality)
     network = load_weights(level.weights)
     passphrase = new_passphrase() if protected else None
-    folder = build(network, level.size, level.p_error, home.circuits)
+    folder, _ = build_level(level, network, home.circuits, size)
     card = KeyRing(home.keys).create(folder, quality, passphrase)
     click.echo(f"key {card.key_id} for {quality} in {home.keys / card.key_id}")
     click.echo("Back it up: without it, results made under it are lost. Never share it.")

@@ -43,6 +43,7 @@ from jobs.cli.options import (
     number_of_actors,
     quality_option,
     require_auto,
+    size_option,
 )
 from jobs.cli.store import STORE_HELP, s3_options
 from jobs.cli.train import train
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from jobs.client.preparation import PreparedPair
     from jobs.execution.notify import Hook
     from jobs.storage.s3_address import S3Options
+    from nst.canvas import Canvas
     from nst.integer import IntegerNetwork
     from nst.levels import QualityLevel
 
@@ -134,6 +136,7 @@ for _command in COMMANDS:
     epilog=examples(
         "submit ./pairs --quality low --dry-run",
         "submit ./pairs --quality auto --budget 8h --out ./stylized",
+        "submit ./pairs --quality low --size 192x128 --out ./stylized",
         "submit ./pairs --store s3://bucket/prefix --profile studio --no-wait",
         "submit ./pairs --store s3://bucket/prefix --cluster http://head:8265",
     )
@@ -141,6 +144,7 @@ for _command in COMMANDS:
 @click.argument("pairs", type=click.Path(path_type=Path))
 @auto_quality_option
 @budget_option
+@size_option
 @grid_option
 @fit_option
 @actors_option
@@ -157,6 +161,7 @@ def submit(
     pairs: Path,
     quality: str,
     budget: float,
+    size: Canvas | None,
     grid: bool,
     fit: str,
     actors: int | None,
@@ -197,15 +202,17 @@ def submit(
     if as_json and not dry_run:
         raise click.UsageError("--json needs --dry-run")
     if quality == "auto":
-        quality = best_quality_for_files(pairs, grid, place, actors, budget, store_url)
+        quality = best_quality_for_files(pairs, grid, place, actors, budget, store_url, size)
     level, network = level_and_network(quality)
     cores = cores_of(place, actors) if dry_run else 0
-    prepared, skipped = _prepare(pairs, grid, fit, level, network, console)
+    prepared, skipped = _prepare(pairs, grid, fit, level, network, console, size)
     if dry_run:
-        print_dry_run(level, network, prepared, skipped, cores, core_price, store_url, as_json)
+        print_dry_run(
+            level, network, prepared, skipped, cores, core_price, store_url, as_json, size
+        )
         exit_if(bool(skipped))
         return
-    require_within_limit(level, network, prepared, limit, yes)
+    require_within_limit(level, network, prepared, limit, yes, size)
     if out is not None:
         make_folder(out)
         refuse_overwriting(out, [pair.name for pair in prepared], force)
@@ -223,6 +230,7 @@ def submit(
         out,
         keep_days,
         hook,
+        size,
     )
 
 
@@ -240,6 +248,7 @@ def _submit(
     out: Path | None,
     keep_days: int | None = None,
     hook: Hook | None = None,
+    canvas: Canvas | None = None,
 ) -> None:
     """Encrypt, start a driver, and with `wait` see it through; exits 1 if pairs failed."""
     from jobs.client import drivers
@@ -254,7 +263,7 @@ def _submit(
 
         ask = passphrases.under(status)
         book = jobs_submit.submit(
-            home, store, level, network, prepared, skipped, progress, ask, keep_days
+            home, store, level, network, prepared, skipped, progress, ask, keep_days, canvas
         )
     console.print(f"job {book.job_id}: {many(len(prepared), 'pair')} encrypted at {level.name}")
     hook = hook or drivers.NOBODY
@@ -270,16 +279,26 @@ def _submit(
 @main.command(
     epilog=examples(
         "preview ./pairs --quality low --out ./previews",
+        "preview ./pairs --quality mid --size 768x512 --out ./previews",
         "preview ./pairs --grid --fit letterbox --out ./previews --force",
     )
 )
 @click.argument("pairs", type=click.Path(path_type=Path))
 @quality_option
+@size_option
 @grid_option
 @fit_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the PNGs.")
 @force_option
-def preview(pairs: Path, quality: str, grid: bool, fit: str, out: Path, force: bool) -> None:
+def preview(
+    pairs: Path,
+    quality: str,
+    size: Canvas | None,
+    grid: bool,
+    fit: str,
+    out: Path,
+    force: bool,
+) -> None:
     """Show what the encrypted run of PAIRS will produce: the same integers, in the clear."""
     from jobs.client.facts import quality_fact
     from jobs.client.fetch import GALLERY, SHEET, make_folder, refuse_overwriting
@@ -288,7 +307,7 @@ def preview(pairs: Path, quality: str, grid: bool, fit: str, out: Path, force: b
 
     console = new_console()
     level, network = level_and_network(quality)
-    prepared, skipped = _prepare(pairs, grid, fit, level, network, console)
+    prepared, skipped = _prepare(pairs, grid, fit, level, network, console, size)
     make_folder(out)
     refuse_overwriting(out, [pair.name for pair in prepared], force)
     entries = []
@@ -298,7 +317,7 @@ def preview(pairs: Path, quality: str, grid: bool, fit: str, out: Path, force: b
         write_png(result, out / f"{pair.name}.png", force)
         entries.append(Entry(pair.name, "succeeded", content, pair.style.rgb, result))
     entries += [Entry(s.name, "failed", None, None, None, s.reason) for s in skipped]
-    summary = Summary("Previews, computed in the clear", (("quality", quality_fact(level)),))
+    summary = Summary("Previews, computed in the clear", (("quality", quality_fact(level, size)),))
     write_gallery(entries, summary, out / GALLERY)
     write_contact_sheet(entries, out / SHEET)
     console.print(f"{many(len(prepared), 'preview')} in {out}", highlight=False)
@@ -364,13 +383,14 @@ def circuits() -> None:
 
 @circuits.command("build", epilog=examples("circuits build --quality mid"))
 @quality_option
-def circuits_build(quality: str) -> None:
-    """Compile the circuits of a level; done once and kept."""
+@size_option
+def circuits_build(quality: str, size: Canvas | None) -> None:
+    """Compile the circuits of a level; done once for a width and kept."""
     from jobs.client.home import Home
-    from nst.circuits import build
+    from nst.circuits import build_level
 
     level, network = level_and_network(quality)
-    folder = build(network, level.size, level.p_error, Home.default().circuits)
+    folder, _ = build_level(level, network, Home.default().circuits, size)
     click.echo(f"circuits {folder.name} in {folder}")
 
 
@@ -379,16 +399,17 @@ def circuits_build(quality: str) -> None:
     epilog=examples("circuits inspect --quality low", "circuits inspect --quality low --json"),
 )
 @quality_option
+@size_option
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def circuits_inspect(quality: str, as_json: bool) -> None:
+def circuits_inspect(quality: str, size: Canvas | None, as_json: bool) -> None:
     """Show what the compiled circuits of a level cost."""
     import json
 
     from jobs.client.home import Home
-    from nst.circuits import build, load_plan
+    from nst.circuits import build_level
 
     level, network = level_and_network(quality)
-    plan = load_plan(build(network, level.size, level.p_error, Home.default().circuits))
+    _, plan = build_level(level, network, Home.default().circuits, size)
     summary = plan.summary()
     if as_json:
         click.echo(json.dumps(summary, indent=2))
@@ -411,6 +432,7 @@ def _prepare(
     level: QualityLevel,
     network: IntegerNetwork,
     console: Console,
+    canvas: Canvas | None,
 ) -> tuple[list[PreparedPair], list[Skipped]]:
     """Find and read pairs; prints what is skipped, raises if nothing is left."""
     from jobs.client.pairs import find_pairs
@@ -418,7 +440,13 @@ def _prepare(
 
     pairs, skipped = find_pairs(source, grid)
     with console.status(f"reading {len(pairs)} pairs"):
-        prepared, unreadable = prepare(pairs, network, level.size, fit)  # type: ignore[arg-type]
+        prepared, unreadable = prepare(
+            pairs,
+            network,
+            level.size,
+            fit,  # type: ignore[arg-type]
+            canvas,
+        )
     skipped = skipped + unreadable
     for item in skipped:
         click.echo(f"skipped {item.name}: {item.reason}", err=True)

@@ -12,10 +12,11 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from nst.errors import NstBatchError
+from nst.errors import InputError, NstBatchError
 
 if TYPE_CHECKING:
     from jobs.client.drivers import Place
+    from nst.canvas import Canvas
 
 
 def complete_quality(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
@@ -85,6 +86,31 @@ class Duration(click.ParamType[float]):
         return seconds
 
 
+class Size(click.ParamType["Canvas"]):
+    """A width and a height in pixels as people write them: 768x512, or 512 for a square."""
+
+    name = "size"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> Canvas:
+        """See `click.ParamType`."""
+        from nst.canvas import Canvas
+
+        if isinstance(value, Canvas):
+            return value
+        try:
+            return Canvas.parse(value)
+        except InputError as error:
+            self.fail(str(error), parameter, context)
+
+
+size_option = click.option(
+    "--size",
+    type=Size(),
+    metavar="WIDTHxHEIGHT",
+    help="Pixels of contents and results.  [default: a square of the level's size]",
+)
 budget_option = click.option(
     "--budget",
     type=Duration(),
@@ -99,7 +125,7 @@ fit_option = click.option(
     type=click.Choice(["crop", "letterbox"]),
     default="crop",
     show_default=True,
-    help="How pictures that are not square are made so.",
+    help="How contents of other proportions are brought to the size of the result.",
 )
 force_option = click.option("--force", is_flag=True, help="Replace pictures in the output folder.")
 actors_option = click.option(

@@ -318,7 +318,7 @@ def pair_bytes(level: QualityLevel, plan: CircuitPlan | None) -> int:
     """Bytes in the store for one pair: result, encrypted content and style."""
     if plan is None:
         return PAIR_BYTES_PER_PIXEL * level.size**2
-    return stored_result_bytes(plan) + 2 * plan.input_ciphertext_bytes
+    return stored_result_bytes(plan) + plan.input_ciphertext_bytes + plan.style_ciphertext_bytes
 
 
 def available_memory() -> int | None:

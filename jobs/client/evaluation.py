@@ -16,6 +16,7 @@ from PIL import Image
 from jobs.client.pairs import Pair, Skipped, safe_name
 from jobs.client.pictures import Box, Floats, read_picture, write_file
 from jobs.client.preparation import PreparedPair
+from nst.canvas import Canvas
 from nst.color import colored
 from nst.dataset import list_pictures, split
 from nst.errors import InputError
@@ -235,22 +236,29 @@ def write_sheet(samples: Sequence[Sample], path: Path, magnify: int) -> None:
     labels = [
         name for name in (PREVIEW, *AGAINST_PREVIEW) if any(name in s.results for s in samples)
     ]
-    side = magnify * samples[0].pair.content.rgb.shape[-1]
+    pair = samples[0].pair
+    high, wide = (magnify * side for side in pair.content.rgb.shape[1:])
+    style_high, style_wide = (magnify * side for side in pair.style.rgb.shape[1:])
     columns = min(GROUPS, len(samples))
-    step_x, step_y = (2 + len(labels)) * (side + GAP) + 3 * GAP, side + GAP
+    step_x = (1 + len(labels)) * (wide + GAP) + style_wide + GAP + 3 * GAP
+    step_y = max(high, style_high) + GAP
     rows = -(-len(samples) // columns)
     sheet = Image.new("RGB", (columns * step_x, rows * step_y + GAP), BACKGROUND)
     for index, sample in enumerate(samples):
         left, top = index % columns * step_x + 2 * GAP, index // columns * step_y + GAP
-        shown = [sample.content, sample.pair.style.rgb]
-        for picture in [*shown, *(sample.results.get(name, [None])[0] for name in labels)]:
+        shown: list[tuple[Floats | None, int]] = [
+            (sample.content, wide),
+            (sample.pair.style.rgb, style_wide),
+        ]
+        shown += [(sample.results.get(name, [None])[0], wide) for name in labels]
+        for picture, step in shown:
             if picture is not None:
                 _, height, width = picture.shape
                 image = to_image(picture).resize(
                     (width * magnify, height * magnify), Image.Resampling.NEAREST
                 )
                 sheet.paste(image, (left, top))
-            left += side + GAP
+            left += step + GAP
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     write_file(buffer.getvalue(), path)
@@ -263,16 +271,16 @@ def _cut(picture: Floats, box: Box) -> Floats:
 def _read_result(path: Path, box: Box) -> Floats:
     """A decrypted picture as fetch wrote it, `[3, H, W]`; raises InputError if it is another."""
     width, height = box.right - box.left, box.bottom - box.top
-    # Letterboxed into a square of its longer side, the picture keeps its pixels.
-    square, inner = read_picture(path, max(width, height), "letterbox")
+    # Brought to the size that it has, the picture keeps its pixels.
+    picture, inner = read_picture(path, Canvas(width, height), "crop")
     with Image.open(path) as header:
         size = header.size
     if size != (width, height):
         raise InputError(
             f"{path} has {size[0]} x {size[1]} pixels, not {width} x {height}: "
-            "it was made at another --quality or --fit"
+            "it was made at another --quality, --size or --fit"
         )
-    return _cut(square, inner)
+    return _cut(picture, inner)
 
 
 def _finite(record: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from jobs.client.gallery import Summary
 from jobs.client.home import JobBook
 from jobs.client.watch import duration
 from jobs.storage.records import JobState, PairState
+from nst.canvas import Canvas
 from nst.levels import QualityLevel
 
 
@@ -14,7 +15,7 @@ def job_summary(book: JobBook, level: QualityLevel, state: JobState) -> Summary:
     """What stands above the pairs of a job."""
     facts = [
         ("job", book.job_id),
-        ("quality", quality_fact(level)),
+        ("quality", quality_fact(level, book.canvas)),
         ("submitted", book.created[:16].replace("T", " ") + " UTC"),
         ("state", _state(state)),
     ]
@@ -36,9 +37,10 @@ def _state(state: JobState) -> str:
     return "ended, pairs failed" if ended else state.status
 
 
-def quality_fact(level: QualityLevel) -> str:
-    """A level and its size."""
-    return f"{level.name}, {level.size} × {level.size} pixels"
+def quality_fact(level: QualityLevel, canvas: Canvas | None = None) -> str:
+    """A level and the size of its results: a canvas, or its own."""
+    size = level.canvas(canvas)
+    return f"{level.name}, {size.width} × {size.height} pixels"
 
 
 def pair_facts(cost: PairCost) -> tuple[str, ...]:

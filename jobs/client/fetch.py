@@ -24,7 +24,7 @@ from jobs.storage.records import (
 )
 from jobs.storage.store import Store
 from nst.architecture import CELL
-from nst.circuits import build, load_plan
+from nst.circuits import build_level
 from nst.client import AskPassphrase, Cipher, KeyRing
 from nst.errors import CircuitError, InputError, NstBatchError
 from nst.integer import IntegerNetwork
@@ -96,7 +96,7 @@ def decrypted(
         InputError: if the key set's passphrase is wrong or missing.
         CircuitError: if this installation's circuits are not the job's.
     """
-    circuits = build(network, level.size, level.p_error, home.circuits)
+    circuits, plan = build_level(level, network, home.circuits, book.canvas)
     if circuits.name != book.circuit_id:
         raise CircuitError(
             f"job {book.job_id} ran on circuits {book.circuit_id}, this version has "
@@ -107,7 +107,7 @@ def decrypted(
     state = read_state(store, book.job_id)
     ended = read_marks(store, read_record(store, layout.job(book.job_id), JobRecord)).ended
     states = pair_states([pair.pair_id for pair in book.pairs], state, ended)
-    costs = pair_costs(store, book.job_id, load_plan(circuits), book.pairs)
+    costs = pair_costs(store, book.job_id, plan, book.pairs)
     pictures = home.pictures(book.job_id)
 
     def entry_of(pair: BookPair) -> Entry:
@@ -141,17 +141,17 @@ def _result(
 ) -> Floats:
     if record.status == "failed":
         raise InputError(record.reason)
-    expected = content.rgb.shape[1] // CELL
-    if record.rows != expected:
+    rows, cells = (side // CELL for side in content.rgb.shape[1:])
+    if record.rows != rows:
         raise CircuitError(
-            f"result of {pair.name} has {record.rows} rows, not {expected}; submit the pair again"
+            f"result of {pair.name} has {record.rows} rows, not {rows}; submit the pair again"
         )
-    blobs = [
+    blobs = (
         store.read(layout.result_row(book.job_id, record.attempt, pair.pair_id, row))
         for row in range(record.rows)
-    ]
+    )
     levels = cipher.decrypt_result(blobs, pair.name)
-    if levels.shape[1:] != (expected, expected):
+    if levels.shape[1:] != (rows, cells):
         raise CircuitError(f"result of {pair.name} has another size; submit the pair again")
     return finish(network, content, style, levels)
 

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from jobs.client.pictures import Box
+from nst.canvas import Canvas
 from nst.errors import InputError
 from nst.folders import HOME_VARIABLE, Folders, default_folder
 from nst.stylize import Picture
@@ -42,7 +43,8 @@ class BookSkipped(BaseModel):
 class JobBook(BaseModel):
     """What the client must remember of a job: names, key, circuits, and its last driver.
 
-    That is a process of this machine, or a submission to a cluster's Jobs API.
+    That is a process of this machine, or a submission to a cluster's Jobs API. `width` and `height`
+    are those of the results in pixels, 0 in a job whose results are squares of its level's size.
     """
 
     format: int = FORMAT
@@ -50,6 +52,8 @@ class JobBook(BaseModel):
     created: str
     store: str
     quality: str
+    width: int = 0
+    height: int = 0
     key_id: str
     circuit_id: str
     pairs: list[BookPair]
@@ -59,6 +63,11 @@ class JobBook(BaseModel):
     cluster: str = ""
     cluster_python: str = ""
     submission: str = ""
+
+    @property
+    def canvas(self) -> Canvas | None:
+        """Size of contents and results, None for that of the level."""
+        return Canvas(self.width, self.height) if self.width else None
 
 
 class Home(Folders):
@@ -80,9 +89,9 @@ class Home(Folders):
 
     def save_job(self, book: JobBook, pictures: list[Picture]) -> None:
         """Remember a job and its prepared pictures, so that the originals may move or go."""
-        stacked = np.stack([np.rint(p.rgb * 255).astype(np.uint8) for p in pictures])
+        levels = [np.rint(p.rgb * 255).astype(np.uint8) for p in pictures]
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, pictures=stacked)
+        np.savez_compressed(buffer, *levels)
         self._write(self._job(book.job_id) / "pictures.npz", buffer.getvalue())
         self.save_book(book)
 
@@ -131,12 +140,14 @@ class Home(Folders):
         path = self._job(job_id) / "pictures.npz"
         try:
             with np.load(path) as file:
-                stacked = file["pictures"]
+                # Earlier versions, whose pictures were all of one size, wrote one array.
+                known = "pictures" in file
+                found = file["pictures"] if known else [file[f"arr_{i}"] for i in range(len(file))]
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
                 f"{path} is missing or damaged ({error}); submit the pairs again"
             ) from error
-        return [Picture(p.astype(np.float32) / np.float32(255)) for p in stacked]
+        return [Picture(p.astype(np.float32) / np.float32(255)) for p in found]
 
     def _job(self, job_id: str) -> Path:
         return self.root / "jobs" / job_id
@@ -169,5 +180,5 @@ class Home(Folders):
 
 
 def box_of(pair: BookPair) -> Box:
-    """The region of the square that holds a pair's content."""
+    """The region of the canvas that holds a pair's content."""
     return Box.from_list(pair.box)

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from nst.canvas import Canvas
 from nst.errors import InputError
-from nst.stylize import central_square, resized, to_image
+from nst.stylize import central_part, pad_to_grid, resized, to_image
 
 Floats = NDArray[np.float32]
 Fit = Literal["crop", "letterbox"]
@@ -27,7 +28,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 
 @dataclass(frozen=True)
 class Box:
-    """The region of a square that holds the picture; right and bottom are exclusive."""
+    """The region of a canvas that holds the picture; right and bottom are exclusive."""
 
     left: int
     top: int
@@ -44,29 +45,39 @@ class Box:
         return Box(*values)
 
 
-def read_picture(path: Path, size: int, fit: Fit) -> tuple[Floats, Box]:
-    """Picture as `[3, size, size]` in [0, 1], and the region of it that holds the picture.
+def read_picture(path: Path, size: int | Canvas, fit: Fit) -> tuple[Floats, Box]:
+    """Picture as `[3, H, W]` in [0, 1], and the region of it that holds the picture.
 
     Args:
         path: A file in one of `FORMATS`; of an animation the first frame counts.
-        size: Side of the square.
-        fit: `crop` takes the central square, `letterbox` the whole picture, with its edges
-            repeated where it does not fill the square (the network would paint black bars).
+        size: What it is brought to: the side of a square, or a canvas. Sides that are not on the
+            network's grid are padded to it with the picture's edges repeated.
+        fit: `crop` takes the central part, `letterbox` the whole picture, with its edges
+            repeated where it does not fill the canvas (the network would paint black bars).
 
     Raises:
         InputError: The file is missing, unreadable, damaged, too large or not a picture.
     """
     rgb = _decode(path)
     width, height = rgb.size
+    canvas = Canvas.of(size)
     if fit == "crop":
-        return central_square(rgb, size), Box(0, 0, size, size)
+        part = pad_to_grid(central_part(rgb, canvas))
+        return part, Box(0, 0, canvas.width, canvas.height)
 
-    longest = max(width, height)
-    # A line thinner than one pixel of the square still gets one.
-    inner = (max(1, round(width * size / longest)), max(1, round(height * size / longest)))
-    left, top = (size - inner[0]) // 2, (size - inner[1]) // 2
+    # A line thinner than one pixel of the canvas still gets one.
+    if width * canvas.height >= height * canvas.width:
+        inner = (canvas.width, max(1, round(height * canvas.width / width)))
+    else:
+        inner = (max(1, round(width * canvas.height / height)), canvas.height)
+    padded = canvas.padded
+    left, top = (padded.width - inner[0]) // 2, (padded.height - inner[1]) // 2
     box = Box(left, top, left + inner[0], top + inner[1])
-    margins = ((0, 0), (box.top, size - box.bottom), (box.left, size - box.right))
+    margins = (
+        (0, 0),
+        (box.top, padded.height - box.bottom),
+        (box.left, padded.width - box.right),
+    )
     return np.pad(resized(rgb, (0, 0, width, height), inner), margins, mode="edge"), box
 
 

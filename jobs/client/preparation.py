@@ -1,4 +1,4 @@
-"""From pairs of files to pairs that are ready to encrypt: read, squared, proved safe."""
+"""From pairs of files to pairs that are ready to encrypt: read, brought to size, proved safe."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from jobs.client.pairs import Pair, Skipped
 from jobs.client.pictures import Box, Fit, read_picture
+from nst.canvas import Canvas
 from nst.errors import InputError
 from nst.integer import IntegerNetwork
 from nst.stylize import Picture, StylePlan, finish, plan_content, plan_style
@@ -28,7 +29,7 @@ class PreparedPair:
         name: As the user knows it.
         content: Prepared content; the same object for every pair that shares the file.
         style: Prepared style; likewise.
-        box: The part of the square that the content fills.
+        box: The part of the canvas that the content fills.
         content_gain: Contrast at which the content is encrypted.
         style_gain: Contrast at which the style is encrypted.
         features: What the encrypted network will give, `[C, H, W]` int8.
@@ -43,21 +44,21 @@ class PreparedPair:
     features: NDArray[np.int8]
 
     def preview(self, network: IntegerNetwork) -> Floats:
-        """The result to expect, `[3, S, S]` in [0, 1]."""
+        """The result to expect, `[3, H, W]` in [0, 1]."""
         return finish(network, self.content, self.style, self.features.astype(np.int64))
 
 
 class _Reader:
     """Reads and plans every file once."""
 
-    def __init__(self, network: IntegerNetwork, size: int, fit: Fit) -> None:
-        self.network, self.size, self.fit = network, size, fit
+    def __init__(self, network: IntegerNetwork, size: int, fit: Fit, canvas: Canvas) -> None:
+        self.network, self.size, self.fit, self.canvas = network, size, fit, canvas
         self._contents: dict[Path, tuple[Picture, Box]] = {}
         self._styles: dict[Path, tuple[Picture, StylePlan]] = {}
 
     def content(self, path: Path) -> tuple[Picture, Box]:
         if path not in self._contents:
-            rgb, box = read_picture(path, self.size, self.fit)
+            rgb, box = read_picture(path, self.canvas, self.fit)
             self._contents[path] = (Picture(rgb), box)
         return self._contents[path]
 
@@ -71,17 +72,22 @@ class _Reader:
 
 
 def prepare(
-    pairs: Iterable[Pair], network: IntegerNetwork, size: int, fit: Fit
+    pairs: Iterable[Pair],
+    network: IntegerNetwork,
+    size: int,
+    fit: Fit,
+    canvas: Canvas | None = None,
 ) -> tuple[list[PreparedPair], list[Skipped]]:
     """Read and plan pairs; those that cannot be used are returned with their reason.
 
     Args:
         pairs: What the user asked for.
         network: The level's network.
-        size: Picture side in pixels.
-        fit: How contents are made square.
+        size: Side of the style in pixels.
+        fit: How contents are brought to their canvas.
+        canvas: Size of contents and results; None for a square like the style's.
     """
-    reader = _Reader(network, size, fit)
+    reader = _Reader(network, size, fit, canvas or Canvas.of(size))
     ready, skipped = [], []
     for pair in pairs:
         try:

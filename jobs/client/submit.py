@@ -14,7 +14,8 @@ from jobs.storage import layout
 from jobs.storage.records import JobRecord, JobState, PairRecord, write_record
 from jobs.storage.store import Store
 from nst.architecture import CONTENT, STYLE
-from nst.circuits import PLAN_FILE, SERVER_FILE, build, load_plan
+from nst.canvas import Canvas
+from nst.circuits import PLAN_FILE, SERVER_FILE, build_level
 from nst.client import AskPassphrase, KeyRing
 from nst.errors import CircuitError, InputError, NstBatchError, StoreError
 from nst.integer import IntegerNetwork
@@ -47,20 +48,23 @@ def submit(
     progress: Progress,
     ask: AskPassphrase | None = None,
     keep_days: int | None = None,
+    canvas: Canvas | None = None,
 ) -> JobBook:
     """Encrypt pairs and put a job into a store; the job's record is written last.
 
     The client's book is written first, so that a job whose upload breaks off can be deleted.
     `ask` is called for the passphrase of a key set that has one, before anything is uploaded.
-    After `keep_days` the job may be pruned; None keeps it until it is deleted.
+    After `keep_days` the job may be pruned; None keeps it until it is deleted. `canvas` is what
+    the contents were prepared for, None for the level's size.
 
     Raises:
         CircuitError: if circuits or keys cannot be made.
         InputError: if the key set's passphrase is wrong or missing.
         StoreError: if the store cannot be written; what was is deleted, if that can be done.
     """
-    circuits = build(network, level.size, level.p_error, home.circuits)
-    circuit_id = load_plan(circuits).circuit_id
+    canvas = level.canvas(canvas)
+    circuits, plan = build_level(level, network, home.circuits, canvas)
+    circuit_id = plan.circuit_id
     ring = KeyRing(home.keys)
     card = ring.find(circuit_id) or ring.create(circuits, level.name)
     cipher = ring.cipher(card.key_id, circuits, ask)
@@ -88,6 +92,7 @@ def submit(
         created=now.isoformat(timespec="seconds"),
         keep_until=keep_until(now, keep_days),
         quality=level.name,
+        height=plan.height,
         circuit_id=circuit_id,
         key_id=card.key_id,
         pairs=records,
@@ -98,6 +103,8 @@ def submit(
         keep_until=job.keep_until,
         store=store.url,
         quality=level.name,
+        width=canvas.width,
+        height=canvas.height,
         key_id=card.key_id,
         circuit_id=circuit_id,
         pairs=book_pairs,

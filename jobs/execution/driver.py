@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 
 from jobs.execution.checkpoints import checkpointed
 from jobs.execution.graph import build_graph
-from jobs.execution.loading import EvaluatorLoader, read_plan
+from jobs.execution.loading import EvaluatorLoader, job_plan
 from jobs.execution.notify import Hook, message, notify
 from jobs.execution.observed import ObservedExecutor
 from jobs.execution.saved import Checkpoints
@@ -26,7 +26,6 @@ from jobs.execution.writer import JobWriter, log
 from jobs.storage import layout
 from jobs.storage.records import JobRecord, JobState, read_record
 from jobs.storage.store import Store, open_store
-from nst.architecture import CELL
 from nst.ciphertext import Envelope
 from nst.errors import CircuitError, NstBatchError, StoreError
 from nst.server import seal
@@ -40,7 +39,8 @@ def run_job(store: Store, job: JobRecord, executor: Executor, actors: int) -> Jo
 def walk_job(writer: JobWriter, executor: Executor) -> JobState:
     """Do what is left of the job that a writer has taken up."""
     store, job = writer.store, writer.job
-    plan = read_plan(store, job.circuit_id)
+    plan = job_plan(store, job)
+    styles = {pair.style for pair in job.pairs}
     stages = checkpointed(plan, writer.state.actors)
     checkpoints = Checkpoints(store, job, stages, executor.get)
     observed = ObservedExecutor(executor, writer)
@@ -52,10 +52,10 @@ def walk_job(writer: JobWriter, executor: Executor) -> JobState:
         key = layout.encrypted_input(job.job_id, input_id)
         envelope = Envelope.unpack(store.read(key), what)
         envelope.require(job.key_id, job.circuit_id, what)
-        if len(envelope.rows) != plan.size // CELL:
+        rows = plan.style_rows if input_id in styles else plan.content_rows
+        if len(envelope.rows) != rows:
             raise CircuitError(
-                f"{what} has {len(envelope.rows)} rows, not {plan.size // CELL}; "
-                "submit the pair again"
+                f"{what} has {len(envelope.rows)} rows, not {rows}; submit the pair again"
             )
         return envelope.rows
 

@@ -12,7 +12,6 @@ from jobs.execution.graph import TaskGraph, build_graph
 from jobs.execution.simulation import Machines, Simulated, Sizes, critical_path, simulate
 from jobs.execution.stage_times import StageTimes
 from jobs.storage.records import PairRecord
-from nst.architecture import CELL
 from nst.ciphertext import FULL_BITS
 from nst.errors import InputError
 from nst.plan import CircuitPlan
@@ -141,10 +140,10 @@ class Estimate:
 
 
 class Forecaster:
-    """Simulates jobs of one quality level on machines whose stage times were measured.
+    """Simulates jobs of one quality level and size on machines whose stage times were measured.
 
     Args:
-        plan: The level's circuits.
+        plan: The circuits, at the height of the contents.
         times: Measured times.
         offer: What is to be had, at which price.
     """
@@ -152,9 +151,14 @@ class Forecaster:
     def __init__(self, plan: CircuitPlan, times: StageTimes, offer: Offer) -> None:
         self.plan, self.times, self.offer = plan, times, offer
         self.seconds = times.seconds(plan)
-        self.rows = plan.size // CELL
         result_bytes = plan.output_ciphertext_bytes * word_bits(plan) // FULL_BITS
-        self.sizes = Sizes(plan.input_ciphertext_bytes // self.rows, result_bytes // self.rows)
+        self.sizes = Sizes(
+            content_row=plan.input_ciphertext_bytes // plan.content_rows,
+            style_row=plan.style_ciphertext_bytes // plan.style_rows,
+            result_row=result_bytes // plan.content_rows,
+            content_rows=plan.content_rows,
+            style_rows=plan.style_rows,
+        )
         self.single = build_graph(plan, distinct_pairs(1))
         self.worker_bytes = times.worker_bytes + int(
             times.bytes_per_source_byte * largest_call(self.single)
@@ -203,14 +207,14 @@ class Forecaster:
             dispatch_s=self.times.dispatch_s,
             overhead_s=self.times.overhead_s,
         )
-        return simulate(graph, machines, self.seconds, self.sizes, self.rows)
+        return simulate(graph, machines, self.seconds, self.sizes)
 
     def wire(self, pairs: Sequence[PairRecord]) -> Wire:
         """Bytes between client and store; every distinct picture goes up once."""
-        pictures = {pair.content for pair in pairs} | {pair.style for pair in pairs}
+        contents, styles = {pair.content for pair in pairs}, {pair.style for pair in pairs}
         return Wire(
-            up=len(pictures) * self.sizes.input_row * self.rows,
-            down=len(pairs) * self.sizes.result_row * self.rows,
+            up=len(contents) * self.sizes.content + len(styles) * self.sizes.style,
+            down=len(pairs) * self.sizes.result,
         )
 
     def one_pair(self) -> OnePair:

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 from jobs.storage import layout
+from jobs.storage.records import JobRecord
 from jobs.storage.store import Store, open_store
 from nst.ciphertext import key_set_id
 from nst.errors import CircuitError
@@ -50,3 +51,9 @@ def read_plan(store: Store, circuit_id: str) -> CircuitPlan:
         return CircuitPlan.from_dict(json.loads(store.read(layout.circuit_plan(circuit_id))))
     except ValueError as error:
         raise CircuitError(f"circuit plan {circuit_id} is damaged; submit again") from error
+
+
+def job_plan(store: Store, job: JobRecord) -> CircuitPlan:
+    """The plan of a job's circuits at the height of its contents; see `read_plan`."""
+    plan = read_plan(store, job.circuit_id)
+    return plan.at_height(job.height) if job.height else plan

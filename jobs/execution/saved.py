@@ -22,7 +22,8 @@ from nst.ciphertext import FULL_BITS, Envelope
 from nst.errors import CircuitError, NstBatchError
 
 PENDING = 8
-"""Rows that wait to be written at most; each is kept in memory meanwhile, 10 to 25 MB."""
+"""Rows that wait to be written at most; each is kept in memory meanwhile, 10 to 25 MB at
+the levels' own widths."""
 LAST_WRITE = 20.0
 """Seconds that a job which stops waits for a row that is being written."""
 

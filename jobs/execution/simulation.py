@@ -17,8 +17,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from jobs.execution.graph import Task, TaskGraph
+from jobs.execution.graph import InputRow, Task, TaskGraph
 from jobs.execution.scheduler import Completion, Orders, run_graph
+from nst.integer import is_style
 
 QUEUED_AHEAD = 2
 """Tasks a worker has at a time, as in `cluster.executor`."""
@@ -54,10 +55,28 @@ class Machines:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of what goes through the store: one encrypted row of a picture, and of a result."""
+    """What goes through the store: bytes of a row, and rows of an encrypted picture."""
 
-    input_row: int
+    content_row: int
+    style_row: int
     result_row: int
+    content_rows: int
+    style_rows: int
+
+    @property
+    def content(self) -> int:
+        """Bytes of an encrypted content."""
+        return self.content_row * self.content_rows
+
+    @property
+    def style(self) -> int:
+        """Bytes of an encrypted style."""
+        return self.style_row * self.style_rows
+
+    @property
+    def result(self) -> int:
+        """Bytes of an encrypted result, which has as many rows as its content."""
+        return self.result_row * self.content_rows
 
 
 @dataclass
@@ -186,9 +205,11 @@ class VirtualCluster:
     def task_started(self, task: Task) -> None:
         """See `Listener`."""
 
-    def read_input(self, input_id: str, rows: int) -> list[bytes]:
-        """Rows of an encrypted picture out of the store."""
-        row = bytes(self.sizes.input_row)
+    def read_input(self, style: bool) -> list[bytes]:
+        """Rows of an encrypted style or content out of the store."""
+        sizes = self.sizes
+        rows = sizes.style_rows if style else sizes.content_rows
+        row = bytes(sizes.style_row if style else sizes.content_row)
         self.report.bytes_read += rows * len(row)
         self._drive(rows * len(row) / self.machines.bandwidth)
         return [row] * rows
@@ -233,7 +254,7 @@ class VirtualCluster:
 
 
 def simulate(
-    graph: TaskGraph, machines: Machines, seconds: Mapping[str, float], sizes: Sizes, rows: int
+    graph: TaskGraph, machines: Machines, seconds: Mapping[str, float], sizes: Sizes
 ) -> Simulated:
     """Walk a graph in virtual time.
 
@@ -242,10 +263,16 @@ def simulate(
         machines: What to run it on.
         seconds: By stage, seconds of one row task on one core.
         sizes: Of what goes through the store.
-        rows: Rows of an encrypted picture.
     """
     cluster = VirtualCluster(machines, seconds, sizes)
-    run_graph(graph, cluster, lambda input_id: cluster.read_input(input_id, rows), cluster)
+    styles = {
+        source.input_id
+        for task in graph.tasks
+        if is_style(task.stage)
+        for source in task.sources
+        if isinstance(source, InputRow)
+    }
+    run_graph(graph, cluster, lambda input_id: cluster.read_input(input_id in styles), cluster)
     cluster.report.wall_s = cluster.driver_at
     return cluster.report
 

@@ -46,13 +46,18 @@ class PairRecord(BaseModel):
 
 
 class JobRecord(BaseModel):
-    """What is to be done, under which circuits and keys, and until when it is to be kept."""
+    """What is to be done, under which circuits and keys, and until when it is to be kept.
+
+    `height` is that of the encrypted contents in pixels, 0 for that of the circuits' plan; their
+    width is the circuits'.
+    """
 
     format: int = FORMAT
     job_id: str
     created: str
     keep_until: str = ""
     quality: str
+    height: int = 0
     circuit_id: str
     key_id: str
     pairs: list[PairRecord]

@@ -1,0 +1,300 @@
+"""Contents of any width and height: the same network, wider circuits, more rows, no seams."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import jobs
+import nst
+from jobs.cli.main import main
+from jobs.client import drivers
+from jobs.client.home import Home, JobBook
+from jobs.client.pictures import Box, read_picture
+from jobs.execution.driver import run_job
+from jobs.execution.graph import InputRow, build_graph
+from jobs.execution.inprocess import InProcessExecutor
+from jobs.execution.loading import EvaluatorLoader, job_plan
+from jobs.storage import layout
+from jobs.storage.records import JobRecord, read_record
+from jobs.storage.store import open_store
+from nst import levels
+from nst.architecture import CONTENT, STYLE
+from nst.canvas import SMALLEST, TALLEST, WIDEST, Canvas
+from nst.circuits import circuit_id
+from nst.color import dither
+from nst.errors import CircuitError, InputError
+from nst.integer import IntegerStage, Ints, is_style, space_to_depth
+from nst.plan import CircuitPlan
+from nst.quality import psnr
+from tests.plans import grid_of_pairs, made_up_plan
+from tests.toy import TOY, TOY_P_ERROR, TOY_SIZE, noise_pixels, random_network, toy_network
+from tests.toy_job import EXAMPLE, EXAMPLES, ToyJob
+
+SIZE = (36, 20)
+"""Of the encrypted picture: wider than high, and both on no grid; 40 x 24 are encrypted."""
+WIRING = {"coarse": 4, "coarse_body": 2, "dense": TOY.dense, "reads_pixels": True, "code_layers": 2}
+
+
+def pixels(width: int, height: int) -> Ints:
+    return noise_pixels(max(width, height))[:, :height, :width]
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "height"),
+    [("96x64", 96, 64), ("512", 512, 512), (" 100 x 67 ", 100, 67), ("64X32", 64, 32)],
+)
+def test_a_size_is_read_as_people_write_it(text: str, width: int, height: int) -> None:
+    assert Canvas.parse(text) == Canvas(width, height)
+
+
+@pytest.mark.parametrize("text", ["", "x", "12x", "x12", "-4x8", "12.5x8", "96x64x3", "large"])
+def test_what_is_no_size_is_named(text: str) -> None:
+    with pytest.raises(InputError, match="is not WIDTHxHEIGHT") as caught:
+        Canvas.parse(text)
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [(SMALLEST - 1, 64), (64, SMALLEST - 1), (WIDEST + 1, 64), (64, TALLEST + 1), (0, 0)],
+)
+def test_sizes_end_somewhere(size: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match=f"the width must be {SMALLEST} to "):
+        Canvas.parse("x".join(map(str, size)))
+    with pytest.raises(InputError, match="the width must be"):
+        nst.Stylizer("draft", size=size)
+
+
+def test_commands_refuse_a_wrong_size_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments in (["preview", "x", "--out", "y"], ["submit", "x"], ["circuits", "build"]):
+        result = CliRunner().invoke(main, [*arguments, "--size", "wide"])
+        assert result.exit_code == 2
+        assert result.output.startswith("error: invalid value for '--size': size 'wide' is not ")
+        assert len(result.output.splitlines()) == 1
+    monkeypatch.setenv("NST_BATCH_SIZE", "1x1")
+    result = CliRunner().invoke(main, ["preview", "x", "--out", "y"])
+    assert result.exit_code == 2
+    assert result.output.startswith("error: NST_BATCH_SIZE: ")
+    assert "the width must be" in result.output
+
+
+def in_the_clear(stage: IntegerStage, rows: list[Ints], code: Ints | None) -> Ints:
+    """A row task as the circuit does it, written down once more: rows `[C, 1, W]` to one."""
+    if stage.stage.kind != "conv":
+        summed = sum(row.sum(2, keepdims=True) for row in rows)
+        return stage.activate(
+            np.tensordot(stage.weight[:, :, 0, 0], summed, 1) + stage.bias[:, None, None]
+        )
+    width = rows[0].shape[2]
+    tall = [np.concatenate(rows[i : i + 3], axis=1) for i in range(0, len(rows), 3)]
+    x = np.concatenate([t.repeat(width // t.shape[2], 2) for t in tall])
+    x = np.concatenate([x[:, :, :1], x, x[:, :, -1:]], axis=2)
+    stride = stage.stage.stride
+    acc = np.stack(
+        [
+            (stage.weight * x[None, :, :, at : at + 3]).sum((1, 2, 3)) + stage.bias
+            for at in range(0, width, stride)
+        ],
+        axis=1,
+    )
+    if stage.modulation is not None:
+        assert code is not None
+        acc = acc + (stage.modulation @ code)[:, None]
+    return stage.activate(acc[:, None, :])
+
+
+@pytest.mark.parametrize(("width", "height"), [(72, 24), (24, 56)])
+def test_the_row_tasks_of_a_plan_at_another_height_make_the_whole_picture(
+    width: int, height: int
+) -> None:
+    network = random_network(TOY)
+    content, style = pixels(width, height), noise_pixels(TOY_SIZE, 1)
+    plan = replace(made_up_plan(TOY_SIZE, body=TOY.body, **WIRING), width=width)
+    plan = plan.at_height(height)
+    graph = build_graph(plan, grid_of_pairs(1, 1))
+    inputs = {"c0": space_to_depth(content), "s0": space_to_depth(style)}
+    made: list[Ints] = []
+    for task in graph.tasks:
+        rows = [
+            inputs[s.input_id][:, s.row : s.row + 1] if isinstance(s, InputRow) else made[s]
+            for s in task.sources
+        ]
+        stage = network.stages[task.stage]
+        code = rows.pop()[:, 0, 0] if stage.modulation is not None else None
+        made.append(in_the_clear(stage, rows, code))
+    result = np.concatenate([made[i] for i in graph.outputs["p00"]], axis=1)
+    code = network.style_code(style)
+    np.testing.assert_array_equal(result, network.content_features(content, code))
+
+
+def test_a_part_of_a_picture_becomes_what_it_is_in_the_whole() -> None:
+    """Nothing depends on where in a picture a place is: there is no seam to be seen."""
+    network = random_network(TOY)
+    code = network.style_code(noise_pixels(TOY_SIZE, 1))
+    content = pixels(224, 160)
+    whole = network.content_features(content, code)
+    top, left, height, width, border = 24, 40, 96, 136, 7
+    part = network.content_features(content[:, top : top + height, left : left + width], code)
+    inner = part[:, border:-border, border:-border]
+    y, x = top // 4 + border, left // 4 + border
+    np.testing.assert_array_equal(inner, whole[:, y : y + inner.shape[1], x : x + inner.shape[2]])
+    assert np.ptp(inner) > 0
+
+
+def test_a_plan_at_another_height_costs_by_its_rows() -> None:
+    plan = made_up_plan(64, coarse=4, coarse_body=2)
+    twice = plan.at_height(2 * plan.height)
+    assert twice.pbs_content == 2 * plan.pbs_content and twice.pbs_style == plan.pbs_style
+    assert twice.content_rows == 2 * plan.content_rows and twice.style_rows == plan.style_rows
+    assert twice.at_height(plan.height) == plan
+    plan = replace(plan, width=192, input_ciphertext_bytes=3 * 64 * 64 * 24)
+    assert plan.style_ciphertext_bytes == 64 * 64 * 24
+    assert plan.at_height(128).style_ciphertext_bytes == plan.style_ciphertext_bytes
+
+
+def test_circuits_depend_on_the_width_and_on_no_height() -> None:
+    network = toy_network()
+    usual = circuit_id(network, TOY_SIZE, TOY_P_ERROR)
+    assert circuit_id(network, TOY_SIZE, TOY_P_ERROR, TOY_SIZE) == usual
+    assert circuit_id(network, TOY_SIZE, TOY_P_ERROR, 2 * TOY_SIZE) != usual
+
+
+def test_plans_and_records_of_squares_are_read_as_such() -> None:
+    plan = made_up_plan(64)
+    record = plan.to_dict()
+    assert CircuitPlan.from_dict(json.loads(json.dumps(record))) == plan
+    old = {key: value for key, value in record.items() if key not in ("width", "height")}
+    assert CircuitPlan.from_dict({**old, "format": 2}) == plan
+    with pytest.raises(CircuitError, match="format 1"):
+        CircuitPlan.from_dict({**old, "format": 1})
+
+
+def test_jobs_of_earlier_versions_are_squares(toy_job: ToyJob, tmp_path: Path) -> None:
+    written = json.loads(toy_job.book.model_dump_json())
+    assert (written["width"], written["height"]) == (TOY_SIZE, TOY_SIZE)
+    del written["width"], written["height"]
+    assert JobBook.model_validate(written).canvas is None
+    store, job_id = open_store(toy_job.book.store), toy_job.book.job_id
+    job = read_record(store, layout.job(job_id), JobRecord)
+    assert job.height == TOY_SIZE
+    old = JobRecord.model_validate(job.model_dump(exclude={"height"}))
+    assert job_plan(store, old) == job_plan(store, job)
+    assert job_plan(store, job.model_copy(update={"height": 64})).content_rows == 16
+    home = Home(tmp_path)
+    (tmp_path / "jobs" / "old").mkdir(parents=True)
+    stacked = np.arange(2 * 3 * 8 * 8, dtype=np.uint8).reshape(2, 3, 8, 8)
+    np.savez_compressed(tmp_path / "jobs" / "old" / "pictures.npz", pictures=stacked)
+    read = [np.rint(p.rgb * 255) for p in home.pictures("old")]
+    np.testing.assert_array_equal(read, stacked)
+
+
+def test_the_dither_of_squares_has_not_changed() -> None:
+    drawn = np.random.RandomState(20221115).uniform(-0.4, 0.4, (3, 64, 64))
+    np.testing.assert_array_equal(dither(64, 64), drawn.astype(np.float32))
+    assert dither(24, 40).shape == (3, 24, 40)
+
+
+@pytest.mark.parametrize(
+    ("fit", "box", "corner"),
+    [("crop", Box(0, 0, 60, 30), (30, 60)), ("letterbox", Box(17, 1, 47, 31), (31, 47))],
+)
+def test_a_picture_is_padded_to_the_grid_by_its_edges(
+    tmp_path: Path, fit: str, box: Box, corner: tuple[int, int]
+) -> None:
+    drawn = np.random.default_rng(3).integers(0, 256, (80, 80, 3), dtype=np.uint8)
+    Image.fromarray(drawn).save(tmp_path / "a.png")
+    picture, found = read_picture(tmp_path / "a.png", Canvas(60, 30), fit)  # type: ignore[arg-type]
+    assert picture.shape == (3, 32, 64) and found == box
+    y, x = corner
+    np.testing.assert_array_equal(
+        picture[:, y:, x:],
+        np.broadcast_to(picture[:, y - 1, x - 1, None, None], (3, 32 - y, 64 - x)),
+    )
+
+
+def test_crop_takes_the_part_in_the_middle_in_the_proportions_of_the_size(tmp_path: Path) -> None:
+    wide = np.zeros((40, 100, 3), dtype=np.uint8)
+    wide[10:30, :, 0] = 255  # the middle half of the height, all of the width
+    Image.fromarray(wide).save(tmp_path / "a.png")
+    picture, _ = read_picture(tmp_path / "a.png", Canvas(160, 32), "crop")
+    assert picture[0, 1:-1].min() > 0.99 and picture[1].max() == 0
+
+
+def test_another_size_is_encrypted_computed_and_cut_out(
+    toy_job: ToyJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole job of a picture that is no square, really encrypted, against its preview."""
+    monkeypatch.setitem(levels.LEVELS, "toy", toy_job.level)
+
+    def start_here(_: Home, book: JobBook, actors: int, *__: object) -> None:
+        store = open_store(book.store)
+        loader = EvaluatorLoader(store.url, book.circuit_id, book.key_id)
+        record = read_record(store, layout.job(book.job_id), JobRecord)
+        state = run_job(store, record, InProcessExecutor(loader()), actors)
+        plan = job_plan(store, record)
+        assert (plan.size, plan.width, plan.height) == (TOY_SIZE, 40, 24)
+        assert state.status == "succeeded"
+        assert state.pbs_done == plan.pbs_content + plan.pbs_style
+
+    monkeypatch.setattr(drivers, "start_here", start_here)
+    client = jobs.Client(tmp_path / "store", home=tmp_path / "home")
+    paths = [EXAMPLES / side / f"{EXAMPLE}.jpg" for side in (CONTENT, STYLE)]
+    job = client.submit([jobs.Pair("cat", *paths)], "toy", size=SIZE, actors=1)
+    result = job.result(timeout=0)["cat"]
+    assert result.size == SIZE
+    stylizer = nst.Stylizer("toy", tmp_path / "home", size=SIZE)
+    pictures = [Image.open(path) for path in paths]
+    expected = stylizer.preview(*pictures)
+    assert expected.size == SIZE
+    shown = [np.asarray(p, dtype=np.float32) / 255 for p in (result, expected)]
+    assert psnr(*shown) > 30
+    square = np.asarray(nst.Stylizer("toy", size=(24, 24)).preview(*pictures), dtype=np.float32)
+    assert np.abs(square[:20] - 255 * shown[1][:, 6:30]).mean() > 1  # another part of the content
+    fetched = job.fetch(tmp_path / "out")
+    assert fetched.done == ["cat"] and "36 × 20 pixels" in fetched.gallery.read_text()
+    with Image.open(tmp_path / "out" / "cat.png") as picture:
+        assert picture.size == SIZE
+    # What a server computes for a Stylizer of another size does not pass for one of this.
+    store, book = open_store(str(tmp_path / "store")), client.home.book(job.id)
+    keys = [k for k in store.list(layout.results(job.id)) if book.pairs[0].pair_id in k]
+    with pytest.raises(CircuitError, match="has 5 rows of 10 cells, not 6 of 10"):
+        stylizer.decrypt([store.read(key) for key in sorted(keys)[:-1]], *pictures)
+
+
+def test_dry_runs_and_estimates_are_those_of_the_size(
+    toy_job: ToyJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(levels.LEVELS, "toy", toy_job.level)
+    monkeypatch.setenv("NST_BATCH_HOME", str(toy_job.home.root))
+    pairs = str(toy_job.folder / "pairs")
+
+    def said(*arguments: str) -> dict:
+        result = CliRunner().invoke(main, [*arguments, "--quality", "toy", "--json"])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    # Of the level's own width: only rows are more, and nothing is compiled.
+    before = set(toy_job.home.circuits.iterdir())
+    usual, tall = (
+        said("submit", pairs, "--dry-run", "--size", f"{TOY_SIZE}x{height}") for height in (32, 96)
+    )
+    assert set(toy_job.home.circuits.iterdir()) == before
+    style = sum(
+        s.out_channels * {"style_stem": 64, "style_body": 16, "style_rows": 4}.get(s.name, 1)
+        for s in TOY.stages()
+        if is_style(s.name)
+    )
+    assert tall["pbs"] - style == 3 * (usual["pbs"] - style)
+    assert (tall["width"], tall["height"]) == (TOY_SIZE, 96)
+    assert tall["bytes_up"] == 2 * usual["bytes_up"]
+    assert tall["bytes_down"] == 3 * usual["bytes_down"]
+    assert said("estimate", "--pairs", "1", "--size", "32x96")["pbs"] == tall["pbs"]
+    shown = said("circuits", "inspect", "--size", "32x96")
+    assert (shown["height"], shown["pbs_per_pair"]) == (96, tall["pbs"])
