@@ -33,7 +33,7 @@ from nst.server import Evaluator
 from nst.stylize import finish
 from nst.switching import switched, word_bits
 
-LEVELS = ("draft", "low", "mid", "high")
+LEVELS = ("draft", "low", "mid", "high", "ultra")
 EXAMPLES = FOLDER.parent / "examples" / "pairs"
 REPEATS = 3
 """Of what is quick; the median counts."""

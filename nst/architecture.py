@@ -114,7 +114,8 @@ class Architecture:
         reads_pixels: Whether every stage at a quarter of the resolution reads the content's
             pixels too.
         style_stem: Channels of the first stage of the style branch.
-        style_stride: Its stride: 2 at mid and 3 at high keep the style branch at its size at low.
+        style_stride: Its stride: 2 at mid, 3 at high and 4 at ultra keep the style branch at its
+            size at low.
         style_body: Channels of the style branch at half the resolution of its stem.
         style_deep: Channels of a second 3 x 3 stage at that resolution; 0 for no such stage.
         style_rows: Channels of the row means of the style branch.

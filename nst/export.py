@@ -1,10 +1,14 @@
-"""Turn training checkpoints into shipped weights, if their circuits keep to the budget."""
+"""Turn checkpoints into shipped weights, if their circuits keep to the budget.
+
+A level's weights can be carried over to another level, too.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +22,31 @@ from nst.integer import IntegerNetwork
 from nst.levels import QualityLevel
 from nst.network import StyleTransfer
 from nst.plan import CircuitPlan
-from nst.weights import save_weights
+from nst.weights import load_weights, save_weights
 
 
 def export(
     checkpoints: list[Path],
     level: QualityLevel,
     out: Path,
-    data: str,
+    data: str | None,
     cache: Path,
     budget: float,
     strength: float = 1.0,
 ) -> dict[str, Any]:
     """Compile the last checkpoint's network and write it as weights with a card.
 
+    In place of checkpoints may stand the weights of another level (`.safetensors`): a network does
+    not depend on the size of pictures, and strides, in which levels differ, change no weight.
+
     The compiled circuits stay in the cache, where a client that uses these weights finds them.
 
     Args:
-        checkpoints: The runs that led to it, in order; their times and steps are summed.
+        checkpoints: The runs that led to it, in order; their times and steps are summed. Or one
+            file of weights, whose card tells of its runs.
         level: Size and `p_error` to compile for.
         out: Destination `.safetensors`; replaced, with its `.json`, if it exists.
-        data: What it was trained on, for the card.
+        data: What it was trained on, for the card; None takes it from the card of the weights.
         cache: Folder of compiled circuits.
         budget: Most PBS a pixel of output, style branch included.
         strength: What the client's last layer adds to the content is multiplied by this: less
@@ -48,15 +56,18 @@ def export(
         The card, without the checksum of the weights.
 
     Raises:
-        InputError: if a checkpoint cannot be read, or `out` cannot be written.
-        CircuitError: if the network does not fit the level, its accumulators or the budget;
-            nothing is written then.
+        InputError: if a checkpoint cannot be read, `data` is missing, or `out` cannot be written.
+        CircuitError: if weights cannot be read, or the network does not fit the level, its
+            accumulators or the budget; nothing is written then.
     """
     if out.suffix != ".safetensors" or not out.parent.is_dir():
         raise InputError(f"cannot export to {out}: name a .safetensors file in an existing folder")
-    runs = [Checkpoint.read(path) for path in checkpoints]
-    last = runs[-1]
-    network = _integers(last, checkpoints[-1])
+    source = _of_weights(checkpoints, level) or _of_runs(checkpoints)
+    history = source.history
+    data = data or history.get("data")
+    if not data:
+        raise InputError(f"{checkpoints[-1]} does not say what it was trained on; give --data")
+    network = source.network
     network = replace(
         network,
         head_weight=network.head_weight * np.float32(strength),
@@ -76,23 +87,70 @@ def export(
     card = {
         "size": level.size,
         "architecture": network.architecture.to_dict(),
-        "steps": sum(run.step for run in runs),
-        "training_minutes": round(sum(run.seconds for run in runs) / 60, 1),
-        "runs": [
-            {"size": run.options["size"], "steps": run.step, "options": run.options} for run in runs
-        ],
-        "validation": last.validation,
-        "strength": strength,
+        **history,
+        "strength": round(history.get("strength", 1.0) * strength, 6),
         "circuits": costs,
         "data": data,
         "commit": _commit(),
-        "checkpoint_sha256": hashlib.sha256(checkpoints[-1].read_bytes()).hexdigest(),
     }
     try:
         save_weights(network, out, card)
     except OSError as error:
         raise InputError(f"cannot write {out} ({error.strerror}); choose another --out") from error
     return card
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A network, and what a card says of how it came to be."""
+
+    network: IntegerNetwork
+    history: dict[str, Any]
+
+
+def _of_runs(checkpoints: list[Path]) -> _Source:
+    runs = [Checkpoint.read(path) for path in checkpoints]
+    history = {
+        "steps": sum(run.step for run in runs),
+        "training_minutes": round(sum(run.seconds for run in runs) / 60, 1),
+        "runs": [
+            {"size": run.options["size"], "steps": run.step, "options": run.options} for run in runs
+        ],
+        "validation": runs[-1].validation,
+        "checkpoint_sha256": hashlib.sha256(checkpoints[-1].read_bytes()).hexdigest(),
+    }
+    return _Source(_integers(runs[-1], checkpoints[-1]), history)
+
+
+def _of_weights(paths: list[Path], level: QualityLevel) -> _Source | None:
+    """Weights of another level as those of this one; None if no path is of such a file."""
+    if not any(path.suffix == ".safetensors" for path in paths):
+        return None
+    if len(paths) > 1:
+        raise InputError("give one .safetensors alone: its card tells of the runs before it")
+    (path,) = paths
+    network = load_weights(path)
+    try:
+        card = json.loads(path.with_suffix(".json").read_text())
+        kept = ("steps", "training_minutes", "runs", "strength", "data", "checkpoint_sha256")
+        history = {key: card[key] for key in kept if key in card}
+        carried = {"weights": path.name, "size": card["size"], "sha256": card["sha256"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} has no card that can be read ({error!r}); export it from its checkpoint"
+        ) from error
+    architecture = Architecture.from_dict({**asdict(network.architecture), **level.sizes})
+    if [s.name for s in architecture.stages()] != list(network.stages) or any(
+        replace(stage, stride=1) != replace(network.stages[stage.name].stage, stride=1)
+        for stage in architecture.stages()
+    ):
+        raise CircuitError(
+            f"{path} does not fit level {level.name}: their networks differ in more than strides"
+        )
+    stages = {s.name: replace(network.stages[s.name], stage=s) for s in architecture.stages()}
+    network = replace(network, architecture=architecture, stages=stages)
+    # What was measured was measured at the other size.
+    return _Source(network, {**history, "validation": None, "carried_over_from": carried})
 
 
 def circuit_costs(plan: CircuitPlan) -> dict[str, float]:

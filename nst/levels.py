@@ -66,12 +66,13 @@ DRAFT = {
 
 LEVELS = {
     name: QualityLevel(name, size, WEIGHTS / f"{name}.safetensors", sizes=sizes)
-    # The style branch keeps its size at low, and what it sums over, at mid and high.
+    # The style branch keeps its size at low, and what it sums over, at all larger levels.
     for name, size, sizes in (
         ("draft", 32, DRAFT),
         ("low", 64, {}),
         ("mid", 128, {"style_stride": 2}),
         ("high", 192, {"style_stride": 3}),
+        ("ultra", 256, {"style_stride": 4}),
     )
 }
 

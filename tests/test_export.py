@@ -112,6 +112,63 @@ def test_export_writes_weights_with_a_card(
     assert card["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
 
 
+def test_weights_of_another_level_are_carried_over(network: IntegerNetwork, tmp_path: Path) -> None:
+    first = tmp_path / "first.safetensors"
+    checkpoint = write(tmp_path / "last.pt", state_of(network))
+    assert run(checkpoint, "--out", first, "--strength", "0.5").exit_code == 0
+    before = json.loads(first.with_suffix(".json").read_text())
+    # Twice the size at twice the stride: the same style branch, four times the content.
+    level = QualityLevel("twice", 2 * TOY_SIZE, tmp_path / "none", TOY_P_ERROR, {"style_stride": 2})
+    levels.LEVELS["twice"] = level
+    try:
+        out = tmp_path / "made.safetensors"
+        arguments = ["export", str(first), "--quality", "twice", "--out", str(out)]
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 0, result.output
+        card, made, old = (
+            json.loads(out.with_suffix(".json").read_text()),
+            *map(load_weights, (out, first)),
+        )
+        again = CliRunner().invoke(main, [*arguments, "--strength", "0.5"])
+        assert again.exit_code == 0
+        assert json.loads(out.with_suffix(".json").read_text())["strength"] == 0.25
+    finally:
+        del levels.LEVELS["twice"]
+    assert made.architecture == replace(TOY, style_stride=2)
+    assert made.stages["style_stem"].stage.stride == 2
+    for name, stage in old.stages.items():
+        np.testing.assert_array_equal(made.stages[name].weight, stage.weight)
+    np.testing.assert_array_equal(made.head_weight, old.head_weight)
+    assert card["carried_over_from"] == {
+        "weights": "first.safetensors",
+        "size": TOY_SIZE,
+        "sha256": before["sha256"],
+    }
+    for key in ("steps", "runs", "data", "strength", "checkpoint_sha256"):
+        assert card[key] == before[key]
+    assert card["validation"] is None and card["size"] == 2 * TOY_SIZE
+    assert card["circuits"]["pbs_per_pair"] < 4 * before["circuits"]["pbs_per_pair"]
+
+
+def test_weights_that_cannot_be_carried_over_are_refused(
+    network: IntegerNetwork, tmp_path: Path
+) -> None:
+    first, out = tmp_path / "first.safetensors", tmp_path / "made.safetensors"
+    checkpoint = write(tmp_path / "last.pt", state_of(network))
+    assert run(checkpoint, "--out", first).exit_code == 0
+    refused(run(checkpoint, first, "--out", out), out, "alone")
+    wider = QualityLevel("toy", TOY_SIZE, tmp_path / "none", TOY_P_ERROR, {"latent": 8})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(levels.LEVELS, "toy", wider)
+        refused(run(first, "--out", out), out, "first.safetensors", "more than strides")
+    first.with_suffix(".json").unlink()
+    refused(run(first, "--out", out), out, "no card")
+    result = CliRunner().invoke(
+        main, ["export", str(checkpoint), "--quality", "toy", "--out", str(out)]
+    )
+    assert result.exit_code == 2 and "give --data" in result.output
+
+
 def test_weights_over_the_budget_are_refused(network: IntegerNetwork, tmp_path: Path) -> None:
     checkpoint = write(tmp_path / "big.pt", state_of(network))
     out = tmp_path / "made.safetensors"

@@ -173,13 +173,17 @@ def evaluate(
 @click.command(
     epilog=examples(
         "export runs/low/checkpoint.pt --quality low --out weights/low.safetensors \\\n"
-        + '      --data "COCO-2014 and WikiArt, every 16th picture held out"'
+        + '      --data "COCO-2014 and WikiArt, every 16th picture held out"',
+        "export weights/high.safetensors --quality ultra --out weights/ultra.safetensors",
     )
 )
 @click.argument("checkpoints", type=_PATH, nargs=-1, required=True, metavar="CHECKPOINT...")
 @click.option("--quality", "-q", required=True, help="Level that these weights are for.")
 @click.option("--out", type=_PATH, required=True, help="Destination .safetensors.")
-@click.option("--data", required=True, help="Description of the training pictures.")
+@click.option(
+    "--data",
+    help="Description of the training pictures.  [default: that of the weights' card]",
+)
 @click.option(
     "--budget-pbs",
     type=click.FloatRange(min=0, min_open=True),
@@ -198,14 +202,15 @@ def export(
     checkpoints: tuple[Path, ...],
     quality: str,
     out: Path,
-    data: str,
+    data: str | None,
     budget_pbs: float,
     strength: float,
 ) -> None:
     """Write the last CHECKPOINT's network as weights with a card.
 
-    CHECKPOINTs are the training runs in order. The circuits are compiled first: weights whose
-    circuits are over the budget, or whose accumulators are too wide, are refused.
+    CHECKPOINTs are the training runs in order, or one .safetensors of another level, whose network
+    is taken over: weights do not depend on the size of pictures. The circuits are compiled first:
+    weights whose circuits are over the budget, or whose accumulators are too wide, are refused.
     """
     from rich.console import Console
 

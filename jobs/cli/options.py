@@ -52,7 +52,7 @@ quality_option = click.option(
     default="low",
     show_default=True,
     shell_complete=complete_quality,
-    help="draft 32, low 64, mid 128, high 192.",
+    help="draft 32, low 64, mid 128, high 192, ultra 256.",
 )
 auto_quality_option = click.option(
     "--quality",
@@ -60,7 +60,7 @@ auto_quality_option = click.option(
     default="low",
     show_default=True,
     shell_complete=complete_auto_quality,
-    help="draft 32, low 64, mid 128, high 192; auto is the best that --budget allows.",
+    help="draft 32, low 64, mid 128, high 192, ultra 256; auto is the best that --budget allows.",
 )
 
 
