@@ -214,10 +214,11 @@ def test_bare_calls_let_the_actors_stand_still(
 
 
 def test_sharing(toy_job: ToyJob) -> None:
-    """Real processes and threads: several threads in Concrete at once must get the same bits."""
+    """Real processes and threads; processes with the same FFT must get the same bits."""
     result = sharing.compare(toy_job.book.store, toy_job.book.job_id, 1)
     assert len(result["calls_s"]["threads"]) == len(result["calls_s"]["processes"]) > 0
     assert min(result["rss_bytes"].values()) > 0
+    assert result["calls_with_other_bits"]["processes"] == 0
 
 
 def test_grid(record: Callable[[str], Any]) -> None:
