@@ -33,11 +33,12 @@ def export(
     cache: Path,
     budget: float,
     strength: float = 1.0,
+    octaves: float | None = None,
 ) -> dict[str, Any]:
     """Compile the last checkpoint's network and write it as weights with a card.
 
-    In place of checkpoints may stand the weights of another level (`.safetensors`): a network does
-    not depend on the size of pictures, and strides, in which levels differ, change no weight.
+    In place of checkpoints may stand weights (`.safetensors`), of another level as well: a network
+    does not depend on the size of pictures, and strides, in which levels differ, change no weight.
 
     The compiled circuits stay in the cache, where a client that uses these weights finds them.
 
@@ -51,6 +52,7 @@ def export(
         budget: Most PBS a pixel of output, style branch included.
         strength: What the client's last layer adds to the content is multiplied by this: less
             than 1 gives back content for style, at no cost.
+        octaves: See `nst.octaves.match_octaves`; None keeps that of weights, 0 of a training run.
 
     Returns:
         The card, without the checksum of the weights.
@@ -72,6 +74,7 @@ def export(
         network,
         head_weight=network.head_weight * np.float32(strength),
         head_bias=network.head_bias * np.float32(strength),
+        octaves=network.octaves if octaves is None else octaves,
     )
     try:
         grids(network.architecture.stages(), level.size)
@@ -89,6 +92,7 @@ def export(
         "architecture": network.architecture.to_dict(),
         **history,
         "strength": round(history.get("strength", 1.0) * strength, 6),
+        "octaves": network.octaves,
         "circuits": costs,
         "data": data,
         "commit": _commit(),
@@ -123,7 +127,7 @@ def _of_runs(checkpoints: list[Path]) -> _Source:
 
 
 def _of_weights(paths: list[Path], level: QualityLevel) -> _Source | None:
-    """Weights of another level as those of this one; None if no path is of such a file."""
+    """Weights, of any level, as those of this one; None if no path is of such a file."""
     if not any(path.suffix == ".safetensors" for path in paths):
         return None
     if len(paths) > 1:
@@ -132,9 +136,15 @@ def _of_weights(paths: list[Path], level: QualityLevel) -> _Source | None:
     network = load_weights(path)
     try:
         card = json.loads(path.with_suffix(".json").read_text())
-        kept = ("steps", "training_minutes", "runs", "strength", "data", "checkpoint_sha256")
+        kept = ["steps", "training_minutes", "runs", "strength", "data", "checkpoint_sha256"]
+        carried: dict[str, Any] = {}
+        if card["size"] != level.size:
+            # What was measured was measured at the other size.
+            carried = {"weights": path.name, "size": card["size"], "sha256": card["sha256"]}
+            carried = {"validation": None, "carried_over_from": carried}
+        else:
+            kept += ["validation", "start", "note", "carried_over_from"]
         history = {key: card[key] for key in kept if key in card}
-        carried = {"weights": path.name, "size": card["size"], "sha256": card["sha256"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} has no card that can be read ({error!r}); export it from its checkpoint"
@@ -149,8 +159,7 @@ def _of_weights(paths: list[Path], level: QualityLevel) -> _Source | None:
         )
     stages = {s.name: replace(network.stages[s.name], stage=s) for s in architecture.stages()}
     network = replace(network, architecture=architecture, stages=stages)
-    # What was measured was measured at the other size.
-    return _Source(network, {**history, "validation": None, "carried_over_from": carried})
+    return _Source(network, {**history, **carried})
 
 
 def circuit_costs(plan: CircuitPlan) -> dict[str, float]:

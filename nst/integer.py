@@ -105,6 +105,7 @@ class IntegerNetwork:
         head_weight: `[12, up, 3, 3]`.
         head_bias: `[12]`.
         skip: `[3, 3]`, the colour-mixing skip from the content.
+        octaves: How far the client brings the result's octaves to the style's, see `nst.octaves`.
     """
 
     architecture: Architecture
@@ -112,6 +113,7 @@ class IntegerNetwork:
     head_weight: Floats
     head_bias: Floats
     skip: Floats
+    octaves: float = 0.0
 
     def style_code(
         self, pixels: Ints, seen: AccumulatorRange | None = None, noise: Noise | None = None

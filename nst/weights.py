@@ -41,7 +41,11 @@ def save_weights(network: IntegerNetwork, path: Path, card: dict[str, Any]) -> N
         arrays[f"{name}.bias"] = stage.bias.astype(np.int32)
         if stage.modulation is not None:
             arrays[f"{name}.modulation"] = stage.modulation.astype(np.int8)
-    metadata = {"format": str(FORMAT), "architecture": json.dumps(network.architecture.to_dict())}
+    metadata = {
+        "format": str(FORMAT),
+        "architecture": json.dumps(network.architecture.to_dict()),
+        "octaves": str(network.octaves),
+    }
     save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path, metadata)
     path.chmod(0o644)  # safetensors makes files that only their owner can read
     card = {**card, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
@@ -91,6 +95,7 @@ def load_weights(path: Path) -> IntegerNetwork:
             _tensor(arrays, "head.weight", (head, architecture.up, 3, 3)),
             _tensor(arrays, "head.bias", (head,)),
             _tensor(arrays, "skip", (3, 3)),
+            float(metadata.get("octaves", 0)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CircuitError(f"weights {path} do not fit the network ({error})") from error

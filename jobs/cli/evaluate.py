@@ -198,6 +198,12 @@ def evaluate(
     show_default=True,
     help="Less than 1 gives back content for style, see evaluate; it costs nothing.",
 )
+@click.option(
+    "--octaves",
+    type=click.FloatRange(0, 1),
+    show_default="0, or that of the weights",
+    help="How far the client brings the contrast of a result's finest octaves to its style's.",
+)
 def export(
     checkpoints: tuple[Path, ...],
     quality: str,
@@ -205,11 +211,12 @@ def export(
     data: str | None,
     budget_pbs: float,
     strength: float,
+    octaves: float | None,
 ) -> None:
     """Write the last CHECKPOINT's network as weights with a card.
 
-    CHECKPOINTs are the training runs in order, or one .safetensors of another level, whose network
-    is taken over: weights do not depend on the size of pictures. The circuits are compiled first:
+    CHECKPOINTs are the training runs in order, or one .safetensors, of another level as well:
+    weights do not depend on the size of pictures. The circuits are compiled first:
     weights whose circuits are over the budget, or whose accumulators are too wide, are refused.
     """
     from rich.console import Console
@@ -227,6 +234,7 @@ def export(
             Home.default().circuits,
             budget_pbs,
             strength,
+            octaves,
         )
     costs = card["circuits"]
     click.echo(
