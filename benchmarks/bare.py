@@ -34,6 +34,8 @@ from nst.ciphertext import Envelope
 
 EVERY_S = 15.0
 """Seconds of the job between two pauses."""
+STOPS_IN_S = 1.0
+"""Seconds after which a process that has not stopped is not waited for."""
 
 Stages = dict[str, dict[str, float]]
 """By stage: `pbs` of one call, `rows` a pair has, `seconds` of one call."""
@@ -254,6 +256,7 @@ class BareCalls:
         for actor in actors:
             with suppress(psutil.Error):
                 actor.suspend()
+                _wait_until_stopped(actor)
         try:
             self._measure(self.found.next_stage())
         finally:
@@ -269,6 +272,13 @@ class BareCalls:
             for process in some:
                 process.ask(stage)
             kept.setdefault(stage, []).extend(process.answer() for process in some)
+
+
+def _wait_until_stopped(process: psutil.Process) -> None:
+    """A signal takes effect when its process is next on a core."""
+    deadline = time.monotonic() + STOPS_IN_S
+    while process.status() != psutil.STATUS_STOPPED and time.monotonic() < deadline:
+        time.sleep(0.001)
 
 
 def efficiency(trace: Sequence[TaskTrace], found: Beside, actors: int) -> dict[str, Any]:

@@ -49,6 +49,8 @@ def jobs_api(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[s
     with tempfile.TemporaryDirectory(
         prefix="nst-ray-", dir="/tmp", ignore_cleanup_errors=True
     ) as folder:
+        # Where Ray writes an address down; nothing else need have made it.
+        Path("/tmp/ray").mkdir(exist_ok=True)
         cluster = Cluster(
             initialize_head=True,
             head_node_args={

@@ -16,10 +16,11 @@ from click.testing import CliRunner, Result
 from jobs.cli.main import main
 from nst import levels
 from nst.architecture import LEVEL
-from nst.circuits import load_plan
+from nst.circuits import circuit_id, load_plan
 from nst.integer import IntegerNetwork
 from nst.levels import QualityLevel
 from nst.network import StyleTransfer
+from nst.stylize import Picture, finish, plan_content, plan_style
 from nst.weights import load_weights
 from tests.toy import TOY, TOY_P_ERROR, TOY_SIZE
 
@@ -148,6 +149,28 @@ def test_weights_of_another_level_are_carried_over(network: IntegerNetwork, tmp_
         assert card[key] == before[key]
     assert card["validation"] is None and card["size"] == 2 * TOY_SIZE
     assert card["circuits"]["pbs_per_pair"] < 4 * before["circuits"]["pbs_per_pair"]
+
+
+def test_weights_are_exported_again_with_other_octaves(
+    network: IntegerNetwork, tmp_path: Path
+) -> None:
+    """What was measured in training stays true, circuits stay the same, and pictures change."""
+    first, out = tmp_path / "first.safetensors", tmp_path / "made.safetensors"
+    assert run(write(tmp_path / "last.pt", state_of(network)), "--out", first).exit_code == 0
+    result = run(first, "--octaves", "0.5", "--out", out)
+    assert result.exit_code == 0, result.output
+    before, card = (json.loads(p.with_suffix(".json").read_text()) for p in (first, out))
+    assert (before["octaves"], card["octaves"]) == (0.0, 0.5)
+    assert card["validation"] == before["validation"] and "carried_over_from" not in card
+    old, made = load_weights(first), load_weights(out)
+    assert circuit_id(old, TOY_SIZE, TOY_P_ERROR) == circuit_id(made, TOY_SIZE, TOY_P_ERROR)
+    rng = np.random.default_rng(1)
+    content, style = (
+        Picture(rng.random((3, TOY_SIZE, TOY_SIZE), dtype=np.float32)) for _ in range(2)
+    )
+    plan = plan_content(old, content, plan_style(old, style).code)
+    plain, matched = (finish(n, content, style, plan.features) for n in (old, made))
+    assert np.abs(plain - matched).max() > 0.01
 
 
 def test_weights_that_cannot_be_carried_over_are_refused(
