@@ -26,6 +26,8 @@ from nst.stylize import to_image
 
 PAIR = "coffee"
 ACTORS = 2
+EVERY_S = 60.0
+"""Seconds between two pauses, which at low take some 20 themselves."""
 EXAMPLES = FOLDER.parent / "examples" / "pairs"
 
 
@@ -36,7 +38,7 @@ def main(quality: str = "low") -> None:
     with tempfile.TemporaryDirectory(prefix="nst-bench-") as name:
         folder = Path(name)
         book, submit_s = submit_pairs(folder, pairs, quality)
-        with BareCalls(book.store, book.job_id, ACTORS) as bare:
+        with BareCalls(book.store, book.job_id, ACTORS, EVERY_S) as bare:
             job = run_submitted(folder, book, ACTORS, submit_s, bare.watch)
         stored = folder_bytes(Path(book.store) / "jobs")
         fetch_s = fetch_pictures(job, quality, folder / "out")
