@@ -25,7 +25,10 @@ import psutil
 
 from benchmarks.measure import FOLDER, role_of, session_of
 from cluster.local import HUGE_PAGES
-from jobs.execution.loading import EvaluatorLoader, read_plan
+from jobs.execution.forecast import Forecaster, Offer
+from jobs.execution.graph import build_graph
+from jobs.execution.loading import EvaluatorLoader, job_plan, read_plan
+from jobs.execution.stage_times import read_times, times_of
 from jobs.storage import layout
 from jobs.storage.records import JobRecord, TaskTrace, read_record
 from jobs.storage.store import open_store
@@ -36,6 +39,8 @@ EVERY_S = 15.0
 """Seconds of the job between two pauses."""
 STOPS_IN_S = 1.0
 """Seconds after which a process that has not stopped is not waited for."""
+LOCAL = 1e9
+"""Bytes a second to the store, which here is a folder."""
 
 Stages = dict[str, dict[str, float]]
 """By stage: `pbs` of one call, `rows` a pair has, `seconds` of one call."""
@@ -272,6 +277,20 @@ class BareCalls:
             for process in some:
                 process.ask(stage)
             kept.setdefault(stage, []).extend(process.answer() for process in some)
+
+
+def predicted_s(store_url: str, job_id: str, found: Beside, actors: int) -> float:
+    """Seconds from first to last task that `nst-batch estimate` expects of the job.
+
+    It is told the bare calls beside each other and nothing else of the job.
+    """
+    store = open_store(store_url)
+    job = read_record(store, layout.job(job_id), JobRecord)
+    plan = job_plan(store, job)
+    seconds = {name: s["seconds"] for name, s in found.mean(found.together).items()}
+    times = read_times().model_copy(update={"stages": times_of(plan, seconds)})
+    forecaster = Forecaster(plan, times, Offer(cores_per_node=actors, bandwidth=LOCAL))
+    return forecaster.simulate(build_graph(plan, job.pairs), actors).wall_s
 
 
 def _wait_until_stopped(process: psutil.Process) -> None:

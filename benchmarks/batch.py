@@ -14,7 +14,7 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from benchmarks.bare import EVERY_S, BareCalls, efficiency
+from benchmarks.bare import EVERY_S, BareCalls, efficiency, predicted_s
 from benchmarks.faults import pairs_of_examples
 from benchmarks.measure import FOLDER, provenance, write_result
 from benchmarks.run import Finished, prepared, run_submitted, submit_pairs
@@ -38,11 +38,13 @@ def main() -> None:
         book, submit_s = submit_pairs(folder, pairs, quality)
         with BareCalls(book.store, book.job_id, ACTORS, arguments.every) as bare:
             job = run_submitted(folder, book, ACTORS, submit_s, bare.watch)
+        predicted = predicted_s(book.store, book.job_id, bare.found, ACTORS)
     result = {
         **provenance("make bench-batch"),
         "quality": quality,
         "pairs": len(pairs),
         **efficiency(job.trace, bare.found, ACTORS),
+        "predicted_wall_s": predicted,
         "processes": {role: vars(use) for role, use in job.memory.roles.items()},
         "peak_rss_bytes": job.memory.rss,
         "startup_s": job.state.first_task - job.state.driver_started,

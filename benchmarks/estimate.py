@@ -27,15 +27,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bare import BareCalls, Stages, bare_rate
+from benchmarks.bare import BareCalls, Stages, bare_rate, predicted_s
 from benchmarks.measure import FOLDER, provenance, write_result
 from benchmarks.run import load, prepared, run_submitted, submit_pairs
 from jobs.execution.forecast import Forecaster, Offer, distinct_pairs, largest_call
 from jobs.execution.graph import build_graph
 from jobs.execution.loading import read_plan
 from jobs.execution.stage_times import SHIPPED, StageTime, StageTimes, times_of
-from jobs.storage import layout
-from jobs.storage.records import JobRecord, read_record
 from jobs.storage.store import open_store
 from nst import levels
 from nst.circuits import build, load_plan
@@ -54,8 +52,6 @@ ROUNDS = 1
 """Bare calls of every stage whose times ship."""
 CALL_S = 0.05
 """Seconds of a call besides its PBS."""
-LOCAL = 1e9
-"""Bytes a second to the store, which here is a folder."""
 DISPATCHED = 3000
 """Tasks that do nothing, to time the driver alone."""
 
@@ -82,7 +78,7 @@ def main() -> None:
             bytes_per_source_byte=0.0,
             stages={},
         )
-        runs = [compare(folder, actors, base, smoke) for actors in (1, 2)]
+        runs = [compare(folder, actors, smoke) for actors in (1, 2)]
         times = measured_times(folder, base, runs, TOY if smoke else "low")
         estimates = [
             estimated(times, quality, pairs, CORES)
@@ -104,20 +100,15 @@ def main() -> None:
         print(f"{run['actors']} actors: {run['error']:+.1%} of the measured {run['wall_s']:.1f} s")
 
 
-def compare(folder: Path, actors: int, base: StageTimes, smoke: bool) -> dict[str, Any]:
+def compare(folder: Path, actors: int, smoke: bool) -> dict[str, Any]:
     """A real run and its prediction from bare calls made in pauses of it."""
     pairs = prepared(EXAMPLES, TOY)[: 1 if smoke else 3]
     book, _ = submit_pairs(folder, pairs, TOY)
-    store = open_store(book.store)
-    plan = read_plan(store, book.circuit_id)
     with BareCalls(book.store, book.job_id, actors, EVERY_S) as bare:
         job = run_submitted(folder, book, actors, 0.0, bare.watch)
         peak = bare.peak_rss()
     seconds = bare.found.mean(bare.found.together)
-    times = base.model_copy(update={"stages": _times(plan, seconds)})
-    record = read_record(store, layout.job(book.job_id), JobRecord)
-    offer = Offer(cores_per_node=actors, bandwidth=LOCAL)
-    predicted = Forecaster(plan, times, offer).simulate(build_graph(plan, record.pairs), actors)
+    predicted = predicted_s(book.store, book.job_id, bare.found, actors)
     wall_s = bare.found.running(job.state.first_task, job.state.last_task)
     pbs = sum(task.pbs for task in job.trace)
     return {
@@ -128,9 +119,9 @@ def compare(folder: Path, actors: int, base: StageTimes, smoke: bool) -> dict[st
         "bare_pbs_per_s_a_core": bare_rate(seconds),
         "bare_calls_s": bare.found.together,
         "pbs_per_s": pbs / wall_s,
-        "predicted_s": predicted.wall_s,
+        "predicted_s": predicted,
         "wall_s": wall_s,
-        "error": predicted.wall_s / wall_s - 1,
+        "error": predicted / wall_s - 1,
         "core_s": sum(task.cpu_s for task in job.trace),
         "bare_peak_rss_bytes": peak,
     }

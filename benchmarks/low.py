@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.bare import BareCalls, efficiency
+from benchmarks.bare import BareCalls, efficiency, predicted_s
 from benchmarks.measure import (
     FOLDER,
     folder_bytes,
@@ -40,6 +40,7 @@ def main(quality: str = "low") -> None:
         book, submit_s = submit_pairs(folder, pairs, quality)
         with BareCalls(book.store, book.job_id, ACTORS, EVERY_S) as bare:
             job = run_submitted(folder, book, ACTORS, submit_s, bare.watch)
+        predicted = predicted_s(book.store, book.job_id, bare.found, ACTORS)
         stored = folder_bytes(Path(book.store) / "jobs")
         fetch_s = fetch_pictures(job, quality, folder / "out")
         decrypted = load_png(folder / "out" / f"{PAIR}.png")
@@ -61,6 +62,7 @@ def main(quality: str = "low") -> None:
         "fetch_s": fetch_s,
         "driver_s": job.driver_s,
         **efficiency(job.trace, bare.found, ACTORS),
+        "predicted_wall_s": predicted,
         "note": "low.png: content, style, preview, decrypted result",
     }
     print(write_result("low", result))
