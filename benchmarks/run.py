@@ -38,11 +38,6 @@ class Finished:
     submit_s: float
     driver_s: float
 
-    @property
-    def pbs_per_s(self) -> float:
-        """PBS/s from the first to the last row task."""
-        return sum(t.pbs for t in self.trace) / (self.state.last_task - self.state.first_task)
-
 
 def load(quality: str) -> tuple[QualityLevel, IntegerNetwork]:
     """A level and its network."""
