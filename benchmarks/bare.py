@@ -122,18 +122,28 @@ def environment() -> dict[str, str]:
 
 
 class BareProcess:
-    """A process that calls a stage when it is asked to, and uses no core in between."""
+    """A process that calls circuits when it is asked to, and uses no core in between.
 
-    def __init__(self, store_url: str, job_id: str) -> None:
-        code = "import sys; from benchmarks.bare import serve; serve(sys.argv[1], sys.argv[2])"
+    Args:
+        arguments: Of `serve` in `module`, which reads lines and answers each with one of JSON.
+        module: Its name.
+    """
+
+    def __init__(self, *arguments: str, module: str = "benchmarks.bare") -> None:
+        code = f"import sys; from {module} import serve; serve(*sys.argv[1:])"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code, store_url, job_id],
+            [sys.executable, "-c", code, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=FOLDER.parent,
             env=environment(),
         )
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
 
     def peak_rss(self) -> int:
         """Largest resident memory so far in bytes, most of it circuits and keys."""
@@ -145,10 +155,10 @@ class BareProcess:
         self._process.kill()
         self._process.communicate()
 
-    def ask(self, stage: str) -> None:
-        """Start a call."""
+    def ask(self, line: str) -> None:
+        """Start a call, by default of the stage of that name."""
         assert self._process.stdin is not None
-        print(stage, file=self._process.stdin, flush=True)
+        print(line, file=self._process.stdin, flush=True)
 
     def answer(self) -> Any:
         """Seconds of the call; first of all, of the calls that made every stage's arguments."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.bare import Calls, environment
+from benchmarks.bare import BareProcess, Calls
 from benchmarks.measure import FOLDER, provenance, write_result
 from benchmarks.run import prepared, submit_pairs
 
@@ -57,21 +56,24 @@ def compare(store_url: str, job_id: str, rounds: int) -> dict[str, Any]:
     """Both ways in turn, each as many calls at once as there are workers."""
     kinds = {"processes": [1] * WORKERS, "threads": [WORKERS]}
     started = {
-        kind: [_Server(store_url, job_id, threads) for threads in each]
+        kind: [_started(store_url, job_id, threads) for threads in each]
         for kind, each in kinds.items()
     }
+    for servers in started.values():
+        for server in servers:
+            server.answer()
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     other = dict.fromkeys(kinds, 0)
     try:
         for _ in range(rounds):
             for kind, servers in started.items():
                 for server in servers:
-                    server.ask()
+                    server.ask(STAGE)
                 for server in servers:
                     took, different = server.answer()
                     seconds[kind] += took
                     other[kind] += different
-        memory = {kind: sum(s.memory() for s in servers) for kind, servers in started.items()}
+        memory = {kind: sum(_rss(s) for s in servers) for kind, servers in started.items()}
     finally:
         for servers in started.values():
             for server in servers:
@@ -84,46 +86,22 @@ def compare(store_url: str, job_id: str, rounds: int) -> dict[str, Any]:
     }
 
 
-class _Server:
+def _started(store_url: str, job_id: str, threads: int) -> BareProcess:
     """A process that calls the stage with so many threads at once when it is asked to."""
+    return BareProcess(store_url, job_id, str(threads), module="benchmarks.sharing")
 
-    def __init__(self, store_url: str, job_id: str, threads: int) -> None:
-        code = "import sys; from benchmarks.sharing import serve; serve(*sys.argv[1:])"
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code, store_url, job_id, str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=FOLDER.parent,
-            env=environment(),
-        )
-        assert self._process.stdout is not None
-        self._process.stdout.readline()
 
-    def ask(self) -> None:
-        assert self._process.stdin is not None
-        print(file=self._process.stdin, flush=True)
-
-    def answer(self) -> tuple[list[float], int]:
-        assert self._process.stdout is not None
-        seconds, other = json.loads(self._process.stdout.readline())
-        return seconds, other
-
-    def memory(self) -> int:
-        size: int = psutil.Process(self._process.pid).memory_info().rss
-        return size
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+def _rss(server: BareProcess) -> int:
+    size: int = psutil.Process(server.pid).memory_info().rss
+    return size
 
 
 def serve(store_url: str, job_id: str, threads: str) -> None:
-    """Body of a `_Server`: prints seconds of each call, and how many gave other bits than alone."""
+    """Body of such a process: seconds of each call, and how many gave other bits than alone."""
     calls = Calls(store_url, job_id)
     _, expected = calls.unlocked(STAGE)
     with ThreadPoolExecutor(int(threads)) as pool:
-        print("ready", flush=True)
+        print(json.dumps("ready"), flush=True)
         for _ in sys.stdin:
             results = list(pool.map(calls.unlocked, [STAGE] * int(threads)))
             other = sum(result != expected for _, result in results)
