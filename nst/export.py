@@ -52,7 +52,8 @@ def export(
         budget: Most PBS a pixel of output, style branch included.
         strength: What the client's last layer adds to the content is multiplied by this: less
             than 1 gives back content for style, at no cost.
-        octaves: See `nst.octaves.match_octaves`; None keeps that of weights, 0 of a training run.
+        octaves: See `nst.octaves.match_octaves`; None keeps that of weights, or of the
+            training run.
 
     Returns:
         The card, without the checksum of the weights.
@@ -184,7 +185,8 @@ def _integers(checkpoint: Checkpoint, path: Path) -> IntegerNetwork:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         detail = " ".join(str(error).split())[:200]
         raise CircuitError(f"{path} does not fit this version's network ({detail})") from error
-    return network.integers()
+    octaves = float(checkpoint.options.get("octaves", 0))
+    return replace(network.integers(), octaves=octaves)
 
 
 def _commit() -> str:

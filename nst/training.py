@@ -25,11 +25,12 @@ from nst.calibration import accumulator_levels, factors, rescale_moments, rescal
 from nst.checkpoint import Checkpoint, RunFolder, initial_network
 from nst.dataset import Batch, Crops, Loader, Targets, list_pictures, rescale, split
 from nst.errors import InputError
+from nst.finishing import finished
 from nst.levels import P_ERROR, noise_levels
 from nst.losses import content_loss, contrastive_loss, grain, lattice, statistics, style_loss
 from nst.network import Conditions, StyleTransfer
 from nst.pretraining import pretrain_style
-from nst.validation import Validation, colored, score
+from nst.validation import Validation, score
 from nst.vgg import VGG16
 
 CPU = torch.device("cpu")
@@ -68,6 +69,8 @@ class Options:
         idle_weight: Of channels that do not use their levels.
         consistency_weight: Of the difference of two noisy passes; 0 saves the second pass.
         lattice_weight: Of patterns that repeat from cell to cell.
+        octaves: How far the client will bring a result's octaves to its style's, see
+            `nst.octaves.match_octaves`; losses are of what it shows.
         p_error: Of the circuits, decides the noise of the steps after `warm_up`.
         scales: How much pictures are enlarged before VGG sees them, in turn: what pleases VGG
             only at 1x is often hatching.
@@ -90,6 +93,7 @@ class Options:
     idle_weight: float = 0.1
     consistency_weight: float = 20.0
     lattice_weight: float = 3.0
+    octaves: float = 0.0
     p_error: float = P_ERROR
     scales: tuple[float, ...] = (1.0, 1.5)
     seed: int = 1
@@ -214,10 +218,9 @@ class Losses(nn.Module):
         both = self.network(batch.content_white.repeat(passes, 1, 1, 1), code, conditions)
         (result, *others), code = both.chunk(passes), code[: len(batch.style)]
         signal = self.network.style_code(result, self._conditions())
-        rgb = colored(result, batch.coloring, batch.mean)
+        rgb, *again = (self._finished(picture, batch) for picture in (result, *others))
         shown = rgb.clamp(0, 1)
         features = self._vgg[0](rescale(shown, batch.scale))
-        again = [colored(other, batch.coloring, batch.mean) for other in others]
         out = {
             "content": content_loss(features[-1], batch.content_target).mean(),
             "style": style_loss(statistics(features), batch.style_target).mean(),
@@ -241,6 +244,10 @@ class Losses(nn.Module):
             + out["range"]
         )
         return out
+
+    def _finished(self, result: Tensor, batch: Batch) -> Tensor:
+        octaves = self.options.octaves
+        return finished(result, batch.style_white, batch.coloring, batch.mean, octaves)
 
     def _conditions(self) -> Conditions:
         return Conditions(noise=self.noise if self.network.quantized else 0.0)
@@ -294,7 +301,9 @@ class Trainer:
         if worker.rank == 0:
             # In float32 everywhere: figures of all runs can be compared.
             exact = VGG16(run.vgg).eval().requires_grad_(False).to(worker.device)
-            self.validation = Validation(contents_held, styles_held, exact, size, worker.device)
+            self.validation = Validation(
+                contents_held, styles_held, exact, size, worker.device, self.options.octaves
+            )
 
     def _begin(self, vgg: VGG16, start: Path | None, checkpoint: Checkpoint | None) -> None:
         """Network and optimizer, as they were at the checkpoint if there is one to go on from."""

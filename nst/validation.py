@@ -14,6 +14,7 @@ from torch import Tensor
 from nst.color import Floats
 from nst.dataset import Crop, center_square
 from nst.errors import InputError
+from nst.finishing import finished
 from nst.losses import Statistics, content_loss, grain, statistics, style_loss
 from nst.network import Conditions, StyleTransfer
 from nst.vgg import VGG16
@@ -32,17 +33,6 @@ GRAIN_ALLOWED = 1.0
 _log = logging.getLogger(__name__)
 
 
-def colored(result: Tensor, coloring: Tensor, mean: Tensor) -> Tensor:
-    """Standardized results in whitened space to RGB, not clipped, with the styles' colours.
-
-    Args:
-        result: `[N, 3, S, S]`.
-        coloring: `[N, 3, 3]` of the styles.
-        mean: `[N, 3]` of the styles.
-    """
-    return torch.einsum("nij,njhw->nihw", coloring, result) + mean[:, :, None, None]
-
-
 def score(figures: dict[str, float]) -> float:
     """What the best checkpoint has least of.
 
@@ -57,9 +47,17 @@ class Validation:
     """Held-out pairs of a photograph and a painting, with their VGG targets."""
 
     def __init__(
-        self, contents: list[Path], styles: list[Path], vgg: VGG16, size: int, device: torch.device
+        self,
+        contents: list[Path],
+        styles: list[Path],
+        vgg: VGG16,
+        size: int,
+        device: torch.device,
+        octaves: float = 0.0,
     ) -> None:
         """Read the pictures; pairs are always the same ones of the same folders.
+
+        Results are finished as a client with this share of `octaves` would.
 
         Raises:
             InputError: if none of the contents or of the styles can be used.
@@ -70,7 +68,7 @@ class Validation:
             (readable.choose(contents, rng), readable.choose(styles, rng)) for _ in range(PAIRS)
         ]
         self.content, self.style = ([Crop.of(p) for p in part] for part in zip(*pairs, strict=True))
-        self.vgg, self.device = vgg, device
+        self.vgg, self.device, self.octaves = vgg, device, octaves
         self._targets = [self._measure_targets(start) for start in range(0, PAIRS, PASS)]
 
     @torch.no_grad()
@@ -87,10 +85,12 @@ class Validation:
         ):
             content, style = self.content[start : start + PASS], self.style[start : start + PASS]
             conditions = Conditions()
-            code = network.style_code(self._stack([s.white for s in style]), conditions)
+            style_white = self._stack([s.white for s in style])
+            code = network.style_code(style_white, conditions)
             white = network(self._stack([c.white for c in content]), code, conditions)
             coloring = self._stack([s.coloring for s in style])
-            rgb = colored(white, coloring, self._stack([s.mean for s in style]))
+            mean = self._stack([s.mean for s in style])
+            rgb = finished(white, style_white, coloring, mean, self.octaves)
             rgb = (rgb.clamp(0, 1) * 255).round() / 255
             features = self.vgg(rgb)
             content_rgb = self._stack([c.rgb for c in content])

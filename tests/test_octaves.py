@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from nst import finishing
 from nst.octaves import LEAST, MOST, Floats, match_octaves
 
 
@@ -57,3 +59,14 @@ def test_the_same_strokes_stay_and_small_pictures_are_possible() -> None:
     np.testing.assert_allclose(
         match_octaves(picture, standardized(noise(16, 1, 1, 8)), 0.0), picture, atol=1e-5
     )
+
+
+def test_training_shows_its_losses_what_the_client_will_show() -> None:
+    results = [standardized(noise(64, 2, 0.2 * k, k)) for k in (1, 2)]
+    styles = [standardized(noise(64, 4, 0.3 * k, 9 + k)) for k in (1, 2)]
+    wanted = [match_octaves(r, s, 0.6) for r, s in zip(results, styles, strict=True)]
+    pictures = torch.from_numpy(np.stack(results)).requires_grad_()
+    matched = finishing.match_octaves(pictures, torch.from_numpy(np.stack(styles)), 0.6)
+    np.testing.assert_allclose(matched.detach().numpy(), np.stack(wanted), atol=1e-4)
+    matched.square().mean().backward()
+    assert pictures.grad is not None and pictures.grad.isfinite().all()

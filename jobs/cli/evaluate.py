@@ -201,7 +201,7 @@ def evaluate(
 @click.option(
     "--octaves",
     type=click.FloatRange(0, 1),
-    show_default="0, or that of the weights",
+    show_default="that of the weights or of the run",
     help="How far the client brings the contrast of a result's finest octaves to its style's.",
 )
 def export(

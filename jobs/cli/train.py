@@ -129,6 +129,13 @@ _weight = click.FloatRange(min=0)
     help="Patterns that repeat from cell to cell.",
 )
 @click.option(
+    "--octaves",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="How far the client will bring the contrast of a result's finest octaves to its style's.",
+)
+@click.option(
     "--p-error",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     show_default="that of the circuits",
