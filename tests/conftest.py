@@ -17,7 +17,6 @@ from tests.s3_server import S3Server
 from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_network
 from tests.toy_job import ToyJob, run_toy_job
 
-
 LONGEST = tuple(
     f"test_{name}.py"
     for name in (
