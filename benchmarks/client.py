@@ -126,7 +126,7 @@ def measured(folder: Path, quality: str, repeats: int) -> dict[str, float]:
     inputs = ((pair.content, CONTENT, pair.content_gain), (pair.style, STYLE, pair.style_gain))
     envelopes = step(
         "encrypt",
-        lambda: [cipher.encrypt(picture.quantized(k, gain), k) for picture, k, gain in inputs],
+        lambda: list(cipher.encrypt_all([(p.quantized(k, gain), k) for p, k, gain in inputs])),
         repeats,
     )
 

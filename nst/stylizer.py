@@ -115,9 +115,14 @@ class Stylizer:
         one, other = self._content(content), self._style(style)
         plan = plan_style(self.network, other)
         gain = plan_content(self.network, one, plan.code).gain
+        pictures = [
+            (one.quantized(CONTENT, gain), CONTENT),
+            (other.quantized(STYLE, plan.gain), STYLE),
+        ]
+        sealed_content, sealed_style = self._cipher.encrypt_all(pictures)
         return EncryptedPair(
-            self._cipher.encrypt(one.quantized(CONTENT, gain), CONTENT).pack(),
-            self._cipher.encrypt(other.quantized(STYLE, plan.gain), STYLE).pack(),
+            sealed_content.pack(),
+            sealed_style.pack(),
             self._cipher.key_id,
             self._cipher.circuit_id,
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from nst import client
 from nst.architecture import CONTENT
 from nst.ciphertext import Envelope
 from nst.client import Cipher
-from nst.forking import spread
+from nst.forking import PIPE_BYTES, spread
 from tests.toy import TOY_SIZE
 
 
@@ -29,13 +31,13 @@ def test_results_come_in_order_from_several_processes() -> None:
 
 def test_results_larger_than_a_pipe() -> None:
     out = spread(range(6), lambda: lambda item: bytes([item]) * 300_000, 3)
-    assert out == [bytes([item]) * 300_000 for item in range(6)]
+    assert list(out) == [bytes([item]) * 300_000 for item in range(6)]
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_little_work_stays_in_this_process(count: int) -> None:
     out = spread(range(count), process_and_item, 8)
-    assert out == [f"{os.getpid()} {item}".encode() for item in range(count)]
+    assert list(out) == [f"{os.getpid()} {item}".encode() for item in range(count)]
 
 
 def test_a_process_that_dies_leaves_its_share_to_this_one() -> None:
@@ -49,7 +51,7 @@ def test_a_process_that_dies_leaves_its_share_to_this_one() -> None:
 
         return work
 
-    assert spread(range(8), dies_at_four, 2) == [bytes([item]) for item in range(8)]
+    assert list(spread(range(8), dies_at_four, 2)) == [bytes([item]) for item in range(8)]
 
 
 def test_what_fails_in_a_process_is_raised_here() -> None:
@@ -60,7 +62,32 @@ def test_what_fails_in_a_process_is_raised_here() -> None:
         return work
 
     with pytest.raises(ValueError, match="no 0"):
-        spread(range(4), refuses, 2)
+        list(spread(range(4), refuses, 2))
+
+
+def test_nobody_works_on_when_the_rest_is_not_wanted() -> None:
+    out = spread(range(10**6), process_and_item, 2)
+    workers = {int(next(out).split()[0]) for _ in range(2)}
+    out.close()
+    for worker in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
+
+
+def test_processes_wait_for_who_takes_their_results(tmp_path: Path) -> None:
+    def counts() -> Callable[[int], bytes]:
+        def work(item: int) -> bytes:
+            (tmp_path / str(item)).touch()
+            return bytes(PIPE_BYTES // 4)
+
+        return work
+
+    out = spread(range(100), counts, 2)
+    next(out)
+    time.sleep(1)
+    # Both have filled their pipes, and each has one more in its hands.
+    assert 4 <= len(list(tmp_path.iterdir())) <= 12
+    assert len(list(out)) == 99
 
 
 def test_no_process_repeats_the_randomness_of_another(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 from jobs.client.home import BookPair, BookSkipped, Home, JobBook
@@ -113,11 +114,13 @@ def submit(
     home.save_job(book, inputs.pictures)
     try:
         upload_shared(home, store, circuit_id, card.key_id)
-        for done, (input_id, (picture, kind, gain)) in enumerate(inputs.wanted.items()):
-            progress(done, len(inputs.wanted))
-            envelope = cipher.encrypt(picture.quantized(kind, gain), kind)
-            store.write(layout.encrypted_input(job.job_id, input_id), envelope.pack())
-        progress(len(inputs.wanted), len(inputs.wanted))
+        progress(0, len(inputs.wanted))
+        pixels = [(p.quantized(kind, gain), kind) for p, kind, gain in inputs.wanted.values()]
+        # The next ones are encrypted while one is uploaded.
+        with closing(cipher.encrypt_all(pixels)) as envelopes:
+            for done, (input_id, envelope) in enumerate(zip(inputs.wanted, envelopes, strict=True)):
+                store.write(layout.encrypted_input(job.job_id, input_id), envelope.pack())
+                progress(done + 1, len(inputs.wanted))
         write_record(store, layout.job(job.job_id), job)
         # Somebody may have deleted the last job that used them, before he could see this one.
         upload_shared(home, store, circuit_id, card.key_id)
