@@ -258,6 +258,34 @@ def test_what_a_cluster_is_told(
     assert saved.submission == submission and "job" in str(submission)
 
 
+def test_a_cluster_that_has_just_started_is_waited_for(
+    home: Home, store: Store, book: JobBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's head answers before it knows of a node that could take a job."""
+    error = RuntimeError("Request failed:\nTraceback ...\nNo available agent to submit job")
+    asked: list[int] = []
+
+    class Client:
+        def __init__(self, _: str) -> None:
+            """Of a cluster."""
+
+        def submit_job(self, **_: object) -> None:
+            asked.append(1)
+            if len(asked) < 3:
+                raise error
+
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", Client)
+    monkeypatch.setattr(drivers.socket, "create_connection", lambda *_: socket.socket())
+    monkeypatch.setattr(drivers, "AGENT_EVERY", 0)
+    drivers.start(home, store, book, 0, Place("127.0.0.1:1"))
+    assert len(asked) == 3 and home.book("job").submission
+    monkeypatch.setattr(drivers, "AGENT_SECONDS", 0)
+    asked.clear()
+    with pytest.raises(ClusterError, match="No available|Request failed"):
+        drivers.start(home, store, book, 0, Place("127.0.0.1:1"))
+    assert len(asked) == 1
+
+
 def test_a_profile_stays_on_this_machine() -> None:
     assert without_profile("s3://bucket?profile=x&sse=AES256") == "s3://bucket?sse=AES256"
     assert without_profile("/a/folder") == "/a/folder"

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_fixed
+
 from jobs.client.home import Home, JobBook
 from jobs.execution.notify import VARIABLES, Hook
 from jobs.storage import layout
@@ -32,6 +34,10 @@ PYTHON = "python"
 """A cluster's interpreter, if none is named: the one that its nodes find by themselves."""
 NOBODY = Hook()
 CONNECT_SECONDS = 10.0
+NO_AGENT = "No available agent"
+"""What the Jobs API says until a cluster that has just started knows of its nodes."""
+AGENT_SECONDS, AGENT_EVERY = 60.0, 1.0
+"""How long to ask again then, and how often."""
 STOP_SECONDS = 10.0
 """For a driver to end by itself before it is killed."""
 ASK_EVERY = 5.0
@@ -215,8 +221,15 @@ def _start_on_cluster(home: Home, book: JobBook, actors: int, place: Place, hook
             "--actors", str(actors), "--cluster",
         ]
     )  # fmt: skip
+    # In (?s) a dot is a line's end as well: what follows are stack traces.
+    patience = Retrying(
+        retry=retry_if_exception_message(match=f"(?s).*{NO_AGENT}"),
+        wait=wait_fixed(AGENT_EVERY),
+        stop=stop_after_delay(AGENT_SECONDS),
+        reraise=True,
+    )
     with _jobs_api(place.cluster) as client:
-        client.submit_job(entrypoint=entrypoint, submission_id=submission, **extra)
+        patience(client.submit_job, entrypoint=entrypoint, submission_id=submission, **extra)
     changed = {
         "driver_pid": 0,
         "cluster": place.cluster,
