@@ -281,7 +281,7 @@ def test_a_cluster_that_has_just_started_is_waited_for(
     assert len(asked) == 3 and home.book("job").submission
     monkeypatch.setattr(drivers, "AGENT_SECONDS", 0)
     asked.clear()
-    with pytest.raises(ClusterError, match="No available|Request failed"):
+    with pytest.raises(ClusterError, match=r"No available|Request failed"):
         drivers.start(home, store, book, 0, Place("127.0.0.1:1"))
     assert len(asked) == 1
 
