@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nst.lattice import PERIOD
+
 LUMINANCE = (0.299, 0.587, 0.114)
 DISTANCE_FLOOR = 1e-3
 """Keeps the contrastive loss finite while all style signals are still the same."""
@@ -17,9 +19,6 @@ ENERGY_FLOOR = 1e-6
 """Keeps losses relative to a picture without features (one flat colour) finite."""
 GRAIN_FLOOR = 1e-4
 """Keeps the grain of a pair of flat pictures finite."""
-
-LATTICE_PERIOD = 8
-"""Pixels: the coarsest cells that the network works on, and a multiple of all finer ones."""
 
 Statistics = list[tuple[Tensor, Tensor]]
 """Channel means and deviations `[N, C]` of each layer."""
@@ -74,7 +73,7 @@ def grain(result: Tensor, content: Tensor, style: Tensor) -> Tensor:
 
 
 def lattice(result: Tensor) -> Tensor:
-    """Share of variance in patterns that repeat every `LATTICE_PERIOD` pixels, `[N]`.
+    """Share of variance in patterns that repeat every `PERIOD` pixels, `[N]`.
 
     A network that works on 4 x 4 and 8 x 8 cells may paint the same strokes into every cell; the
     mean of many cells shows them, while strokes that do not repeat average out.
@@ -82,7 +81,7 @@ def lattice(result: Tensor) -> Tensor:
     Args:
         result: `[N, 3, S, S]`, S a multiple of the period.
     """
-    size, period = result.shape[-1], LATTICE_PERIOD
+    size, period = result.shape[-1], PERIOD
     local = F.avg_pool2d(F.pad(result, (period // 2,) * 4, mode="replicate"), period + 1, 1)
     cells = size // period
     # Averaged over blocks of cells: another part of the picture may have another pattern.

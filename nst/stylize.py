@@ -17,6 +17,7 @@ from nst.canvas import Canvas
 from nst.color import ColorStatistics, colored, quantize_pixels, whiten
 from nst.errors import InputError
 from nst.integer import AccumulatorRange, IntegerNetwork
+from nst.lattice import without_lattice
 from nst.octaves import match_octaves
 
 Floats = NDArray[np.float32]
@@ -137,7 +138,7 @@ def plan_content(network: IntegerNetwork, content: Picture, code: Ints) -> Conte
 
 def finish(network: IntegerNetwork, content: Picture, style: Picture, features: Ints) -> Floats:
     """Decrypted (or clear) features of the last stage to an RGB result `[3, H, W]` in [0, 1]."""
-    white = network.finish(content.white, features)
+    white = without_lattice(network.finish(content.white, features))
     if network.octaves:
         white = match_octaves(white, style.white, network.octaves)
     return colored(white, style.statistics)
