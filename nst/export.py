@@ -34,6 +34,7 @@ def export(
     budget: float,
     strength: float = 1.0,
     octaves: float | None = None,
+    lattice: float | None = None,
 ) -> dict[str, Any]:
     """Compile the last checkpoint's network and write it as weights with a card.
 
@@ -54,6 +55,7 @@ def export(
             than 1 gives back content for style, at no cost.
         octaves: See `nst.octaves.match_octaves`; None keeps that of weights, or of the
             training run.
+        lattice: See `nst.lattice.without_lattice`; None keeps that of weights, 0 of a training run.
 
     Returns:
         The card, without the checksum of the weights.
@@ -76,6 +78,7 @@ def export(
         head_weight=network.head_weight * np.float32(strength),
         head_bias=network.head_bias * np.float32(strength),
         octaves=network.octaves if octaves is None else octaves,
+        lattice=network.lattice if lattice is None else lattice,
     )
     try:
         grids(network.architecture.stages(), level.size)
@@ -94,6 +97,7 @@ def export(
         **history,
         "strength": round(history.get("strength", 1.0) * strength, 6),
         "octaves": network.octaves,
+        "lattice": network.lattice,
         "circuits": costs,
         "data": data,
         "commit": _commit(),

@@ -1,7 +1,7 @@
 """The client's last steps on a result, in PyTorch: training sees the pictures that users will see.
 
-The same as `nst.lattice`, `nst.octaves` and `nst.color` compute with NumPy, for batches and with
-gradients.
+The same as `nst.octaves` and `nst.color` compute with NumPy, for batches and with gradients.
+What `nst.lattice` takes out it does not see: it has a loss of its own against it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nst.lattice import PERIOD, neighbours
 from nst.octaves import DEVIATION_FLOOR, KERNEL, LEAST, MOST, OCTAVES
 
 
@@ -26,7 +25,6 @@ def finished(
         mean: `[N, 3]` of the styles.
         octaves: Share, see `nst.octaves.match_octaves`.
     """
-    result = without_lattice(result)
     if octaves:
         result = match_octaves(result, style, octaves)
     return torch.einsum("nij,njhw->nihw", coloring, result) + mean[:, :, None, None]
@@ -40,25 +38,8 @@ def match_octaves(result: Tensor, style: Tensor, share: float) -> Tensor:
     for band, model in zip(bands, wanted, strict=True):
         ratio = model / _deviation(band).clamp(min=DEVIATION_FLOOR)
         rest = rest + band * ratio.pow(share).clamp(LEAST, MOST)
-    return _standardized(rest)
-
-
-def without_lattice(result: Tensor) -> Tensor:
-    """See `nst.lattice.without_lattice`; a batch `[N, 3, S, S]`."""
-    margin = (PERIOD // 2,) * 4
-    around = F.avg_pool2d(F.pad(result, margin, mode="replicate"), PERIOD + 1, 1)
-    count, channels, side, _ = result.shape
-    shape = (count, channels, side // PERIOD, PERIOD, side // PERIOD, PERIOD)
-    weights = torch.as_tensor(neighbours(side // PERIOD), device=result.device)
-    cells = (result - around).reshape(shape)
-    lattice = torch.einsum("ab,ncbpxq->ncapxq", weights, cells)
-    lattice = torch.einsum("xy,ncapyq->ncapxq", weights, lattice)
-    return _standardized(result - lattice.reshape(result.shape))
-
-
-def _standardized(picture: Tensor) -> Tensor:
-    deviation, mean = torch.std_mean(picture, (2, 3), correction=0, keepdim=True)
-    return (picture - mean) / deviation.clamp(min=DEVIATION_FLOOR)
+    deviation, mean = torch.std_mean(rest, (2, 3), correction=0, keepdim=True)
+    return (rest - mean) / deviation.clamp(min=DEVIATION_FLOOR)
 
 
 def _deviation(band: Tensor) -> Tensor:

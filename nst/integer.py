@@ -106,6 +106,7 @@ class IntegerNetwork:
         head_bias: `[12]`.
         skip: `[3, 3]`, the colour-mixing skip from the content.
         octaves: How far the client brings the result's octaves to the style's, see `nst.octaves`.
+        lattice: How much of what repeats from cell to cell the client takes out, see `nst.lattice`.
     """
 
     architecture: Architecture
@@ -114,6 +115,7 @@ class IntegerNetwork:
     head_bias: Floats
     skip: Floats
     octaves: float = 0.0
+    lattice: float = 0.0
 
     def style_code(
         self, pixels: Ints, seen: AccumulatorRange | None = None, noise: Noise | None = None

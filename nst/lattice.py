@@ -21,11 +21,13 @@ another lattice; with less, strokes that happen to be alike are taken for one.""
 DEVIATION_FLOOR = 1e-3
 
 
-def without_lattice(result: Floats) -> Floats:
+def without_lattice(result: Floats, share: float) -> Floats:
     """Take out what is the same in all cells of a neighbourhood.
 
     Args:
         result: `[3, H, W]`, sides multiples of `PERIOD`; in whitened space.
+        share: 1 takes all of it out, 0 nothing. Edges that are longer than a cell lose with it: the
+            fewer cells a picture has, the more.
 
     Returns:
         The same with zero mean and unit deviation.
@@ -33,14 +35,14 @@ def without_lattice(result: Floats) -> Floats:
     channels, height, width = result.shape
     rows, columns = height // PERIOD, width // PERIOD
     cells = (result - _around(result)).reshape(channels, rows, PERIOD, columns, PERIOD)
-    lattice = np.einsum("ab,cbpxq->capxq", neighbours(rows), cells)
-    lattice = np.einsum("xy,capyq->capxq", neighbours(columns), lattice)
-    rest = result - lattice.reshape(result.shape)
+    lattice = np.einsum("ab,cbpxq->capxq", _neighbours(rows), cells)
+    lattice = np.einsum("xy,capyq->capxq", _neighbours(columns), lattice)
+    rest = result - np.float32(share) * lattice.reshape(result.shape)
     mean, deviation = rest.mean((1, 2), keepdims=True), rest.std((1, 2), keepdims=True)
     return ((rest - mean) / np.maximum(deviation, DEVIATION_FLOOR)).astype(np.float32)
 
 
-def neighbours(cells: int) -> Floats:
+def _neighbours(cells: int) -> Floats:
     """How much each cell of a row of them counts for each, `[cells, cells]`; sums are 1."""
     distance = np.arange(cells)[:, None] - np.arange(cells)[None]
     weights = np.exp(-0.5 * (distance / REACH) ** 2)

@@ -138,7 +138,9 @@ def plan_content(network: IntegerNetwork, content: Picture, code: Ints) -> Conte
 
 def finish(network: IntegerNetwork, content: Picture, style: Picture, features: Ints) -> Floats:
     """Decrypted (or clear) features of the last stage to an RGB result `[3, H, W]` in [0, 1]."""
-    white = without_lattice(network.finish(content.white, features))
+    white = network.finish(content.white, features)
+    if network.lattice:
+        white = without_lattice(white, network.lattice)
     if network.octaves:
         white = match_octaves(white, style.white, network.octaves)
     return colored(white, style.statistics)

@@ -45,6 +45,7 @@ def save_weights(network: IntegerNetwork, path: Path, card: dict[str, Any]) -> N
         "format": str(FORMAT),
         "architecture": json.dumps(network.architecture.to_dict()),
         "octaves": str(network.octaves),
+        "lattice": str(network.lattice),
     }
     save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path, metadata)
     path.chmod(0o644)  # safetensors makes files that only their owner can read
@@ -96,6 +97,7 @@ def load_weights(path: Path) -> IntegerNetwork:
             _tensor(arrays, "head.bias", (head,)),
             _tensor(arrays, "skip", (3, 3)),
             float(metadata.get("octaves", 0)),
+            float(metadata.get("lattice", 0)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CircuitError(f"weights {path} do not fit the network ({error})") from error

@@ -151,16 +151,17 @@ def test_weights_of_another_level_are_carried_over(network: IntegerNetwork, tmp_
     assert card["circuits"]["pbs_per_pair"] < 4 * before["circuits"]["pbs_per_pair"]
 
 
-def test_weights_are_exported_again_with_other_octaves(
-    network: IntegerNetwork, tmp_path: Path
+@pytest.mark.parametrize("touch", ["octaves", "lattice"])
+def test_weights_are_exported_again_with_another_last_touch(
+    touch: str, network: IntegerNetwork, tmp_path: Path
 ) -> None:
     """What was measured in training stays true, circuits stay the same, and pictures change."""
     first, out = tmp_path / "first.safetensors", tmp_path / "made.safetensors"
     assert run(write(tmp_path / "last.pt", state_of(network)), "--out", first).exit_code == 0
-    result = run(first, "--octaves", "0.5", "--out", out)
+    result = run(first, f"--{touch}", "0.5", "--out", out)
     assert result.exit_code == 0, result.output
     before, card = (json.loads(p.with_suffix(".json").read_text()) for p in (first, out))
-    assert (before["octaves"], card["octaves"]) == (0.0, 0.5)
+    assert (before[touch], card[touch]) == (0.0, 0.5)
     assert card["validation"] == before["validation"] and "carried_over_from" not in card
     old, made = load_weights(first), load_weights(out)
     assert circuit_id(old, TOY_SIZE, TOY_P_ERROR) == circuit_id(made, TOY_SIZE, TOY_P_ERROR)
@@ -228,3 +229,13 @@ def test_where_it_cannot_be_written(network: IntegerNetwork, tmp_path: Path) -> 
     for name in ("made", "made/made.safetensors"):
         refused(run(checkpoint, "--out", tmp_path / name), tmp_path / "made", ".safetensors")
     assert CliRunner().invoke(main, ["export", "--quality", "toy"]).exit_code == 2
+
+
+def test_the_octaves_of_a_run_are_those_of_its_weights(
+    network: IntegerNetwork, tmp_path: Path
+) -> None:
+    """Training measured its losses with them."""
+    state, out = state_of(network), tmp_path / "made.safetensors"
+    state["options"]["octaves"] = 0.6
+    assert run(write(tmp_path / "last.pt", state), "--out", out).exit_code == 0
+    assert load_weights(out).octaves == 0.6

@@ -204,6 +204,12 @@ def evaluate(
     show_default="that of the weights or of the run",
     help="How far the client brings the contrast of a result's finest octaves to its style's.",
 )
+@click.option(
+    "--lattice",
+    type=click.FloatRange(0, 1),
+    show_default="that of the weights, 0 of a run",
+    help="How much the client takes out of what repeats from cell to cell of a result.",
+)
 def export(
     checkpoints: tuple[Path, ...],
     quality: str,
@@ -212,6 +218,7 @@ def export(
     budget_pbs: float,
     strength: float,
     octaves: float | None,
+    lattice: float | None,
 ) -> None:
     """Write the last CHECKPOINT's network as weights with a card.
 
@@ -235,6 +242,7 @@ def export(
             budget_pbs,
             strength,
             octaves,
+            lattice,
         )
     costs = card["circuits"]
     click.echo(
