@@ -66,6 +66,7 @@ def running_ray(address: str) -> Iterator[None]:
         InputError: if no cluster answers there.
     """
     import ray
+    from ray.exceptions import RayError
 
     try:
         if ":" in address:
@@ -73,9 +74,10 @@ def running_ray(address: str) -> Iterator[None]:
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         ray.init(address=address, log_to_driver=False, configure_logging=False)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RayError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"no Ray cluster answers at {address}: run this on one of its nodes, after `ray start`"
+            f"no Ray cluster answers at {address}: run this on one of its nodes, after `ray start` "
+            "and with its token"
         ) from error
     try:
         yield

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from ray.exceptions import AuthenticationError
 
 from jobs.cli.main import main
 from jobs.client import drivers, lifecycle
@@ -284,6 +285,20 @@ def test_a_cluster_that_has_just_started_is_waited_for(
     with pytest.raises(ClusterError, match=r"No available|Request failed"):
         drivers.start(home, store, book, 0, Place("127.0.0.1:1"))
     assert len(asked) == 1
+
+
+def test_a_token_that_is_missing_is_one_line(
+    book: JobBook, drive: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Ray raises then is no error of Python's."""
+
+    def client(_: str) -> None:
+        raise AuthenticationError("Missing authentication token\n\nFor more information, see ...")
+
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", client)
+    monkeypatch.setattr(drivers.socket, "create_connection", lambda *_: socket.socket())
+    refused(run("retry", "job", "--cluster", "h:1"), 3, "h:1", "Missing authentication", "token")
+    assert not drive
 
 
 def test_a_profile_stays_on_this_machine() -> None:

@@ -254,9 +254,13 @@ def _jobs_api(address: str) -> Iterator[Any]:
     try:
         # Ray itself would go on trying for long.
         socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
+        from ray.exceptions import RayError
         from ray.job_submission import JobSubmissionClient
 
-        yield JobSubmissionClient(url)
+        try:
+            yield JobSubmissionClient(url)
+        except RayError as error:  # a token that is missing or wrong
+            raise RuntimeError(str(error)) from error
     except (OSError, RuntimeError, ValueError) as error:
         # The first line: what follows are stack traces of the cluster's.
         what = (str(error).strip().splitlines() or [type(error).__name__])[0]
