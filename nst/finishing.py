@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nst.octaves import DEVIATION_FLOOR, KERNEL, LEAST, MOST, OCTAVES
+from nst.octaves import DEVIATION_FLOOR, KERNEL, LEAST, MOST, split_octaves
 
 
 def finished(
@@ -32,9 +32,9 @@ def finished(
 
 def match_octaves(result: Tensor, style: Tensor, share: float) -> Tensor:
     """See `nst.octaves.match_octaves`; a batch `[N, 3, S, S]` of each."""
-    bands, rest = _octaves(result)
+    bands, rest = split_octaves(result, _blur)
     with torch.no_grad():
-        wanted = [_deviation(band) for band in _octaves(style)[0]]
+        wanted = [_deviation(band) for band in split_octaves(style, _blur)[0]]
     for band, model in zip(bands, wanted, strict=True):
         ratio = model / _deviation(band).clamp(min=DEVIATION_FLOOR)
         rest = rest + band * ratio.pow(share).clamp(LEAST, MOST)
@@ -45,15 +45,6 @@ def match_octaves(result: Tensor, style: Tensor, share: float) -> Tensor:
 def _deviation(band: Tensor) -> Tensor:
     """Over channels and space of each picture, `[N, 1, 1, 1]`."""
     return (band.var((1, 2, 3), correction=0, keepdim=True) + 1e-12).sqrt()
-
-
-def _octaves(picture: Tensor) -> tuple[list[Tensor], Tensor]:
-    bands = []
-    for octave in range(OCTAVES):
-        blurred = _blur(picture, 2**octave)
-        bands.append(picture - blurred)
-        picture = blurred
-    return bands, picture
 
 
 def _blur(picture: Tensor, step: int) -> Tensor:

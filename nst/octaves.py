@@ -8,6 +8,9 @@ plain pixels, so it costs no PBS.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,8 +32,8 @@ def match_octaves(result: Floats, style: Floats, share: float) -> Floats:
         style: Whitened `[3, S, S]`.
         share: 0 leaves the result, 1 goes all the way, in terms of the octaves' logarithms.
     """
-    bands, rest = _octaves(result)
-    wanted, _ = _octaves(style)
+    bands, rest = split_octaves(result, _blur)
+    wanted, _ = split_octaves(style, _blur)
     for band, model in zip(bands, wanted, strict=True):
         ratio = float(model.std()) / max(float(band.std()), DEVIATION_FLOOR)
         rest = rest + band * np.float32(np.clip(ratio**share, LEAST, MOST))
@@ -38,12 +41,17 @@ def match_octaves(result: Floats, style: Floats, share: float) -> Floats:
     return ((rest - mean) / np.maximum(deviation, DEVIATION_FLOOR)).astype(np.float32)
 
 
-def _octaves(picture: Floats) -> tuple[list[Floats], Floats]:
+def split_octaves(picture: Any, blur: Callable[[Any, int], Any]) -> tuple[list[Any], Any]:
     """Differences of ever wider blurs, the finest first, and what is left: their sum is the
-    picture."""
+    picture.
+
+    Args:
+        picture: An array or a tensor.
+        blur: Blurs one with taps that are so many pixels apart.
+    """
     bands = []
     for octave in range(OCTAVES):
-        blurred = _blur(picture, 2**octave)
+        blurred = blur(picture, 2**octave)
         bands.append(picture - blurred)
         picture = blurred
     return bands, picture
