@@ -112,6 +112,8 @@ def flame_graph(target: Path, evaluator: Evaluator, rows: list[bytes]) -> None:
     watcher = subprocess.Popen(command)
     while watcher.poll() is None:
         evaluator.run(STAGE, rows)
+    # Its title is the command, with a path of this machine.
+    target.write_text(target.read_text().replace(str(spy), spy.name))
 
 
 def job_profile(job: Finished) -> dict[str, Any]:
