@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ from concrete.compiler import ClientProgram, Keyset, ProgramInfo, TransportValue
 from concrete.compiler import Value as NativeValue
 from numpy.typing import NDArray
 
-from nst.architecture import CELL, CONTENT, STYLE
+from nst.architecture import CONTENT, STYLE
 from nst.ciphertext import Envelope, key_set_id
 from nst.circuits import SERVER_FILE, load_plan
 from nst.errors import CircuitError, InputError
@@ -239,20 +239,21 @@ class Cipher:
         (envelope,) = self.encrypt_all([(pixels, kind)])
         return envelope
 
-    def encrypt_all(self, pictures: Sequence[tuple[Ints, str]]) -> Generator[Envelope, None, None]:
+    def encrypt_all(self, pictures: Iterable[tuple[Ints, str]]) -> Generator[Envelope, None, None]:
         """Many pictures, see `encrypt`; each as soon as it is there, while others follow.
 
         All cores are used: Concrete takes a sixth of a millisecond of one for every value, most of
         it in the generator of the masks.
         """
         rows: list[tuple[str, Pixels]] = []
+        counts: list[int] = []
         for pixels, kind in pictures:
             # All wait here until their turn, and have 4 bits.
             levels = space_to_depth(pixels).astype(np.int8)
-            rows += [(kind, levels[None, :, y : y + 1, :]) for y in range(levels.shape[1])]
+            counts.append(levels.shape[1])
+            rows += [(kind, levels[None, :, y : y + 1, :]) for y in range(counts[-1])]
         with closing(spread(rows, self._row_encryption, cores())) as sealed:
-            for pixels, _ in pictures:
-                count = pixels.shape[1] // CELL
+            for count in counts:
                 yield Envelope(self.key_id, self.circuit_id, tuple(islice(sealed, count)))
 
     def _row_encryption(self) -> Callable[[tuple[str, Pixels]], bytes]:

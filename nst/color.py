@@ -20,6 +20,8 @@ Ints = NDArray[np.int64]
 
 PIXEL_STEPS = 2.7
 """Pixel levels in one standard deviation: the 4-bit range then ends at 3 deviations."""
+DEVIATION_FLOOR = 1e-3
+"""Smallest deviation by which anything is divided."""
 VARIANCE_FLOOR = 5e-4
 """Added to the variances (of colours in [0, 1]) before whitening: noise is not blown up."""
 
@@ -57,6 +59,17 @@ def whiten(picture: Floats, statistics: ColorStatistics) -> Floats:
     """Picture `[3, H, W]` in [0, 1] to zero mean and (nearly) unit colour covariance."""
     centred = picture - statistics.mean[:, None, None]
     return np.einsum("ij,jhw->ihw", statistics.whitening(), centred).astype(np.float32)
+
+
+def standardized(picture: Floats, floor: float = DEVIATION_FLOOR) -> Floats:
+    """A picture `[C, H, W]`, each channel with zero mean and unit deviation.
+
+    Args:
+        picture: In whitened space.
+        floor: Smallest deviation that a channel is divided by.
+    """
+    mean, deviation = picture.mean((1, 2), keepdims=True), picture.std((1, 2), keepdims=True)
+    return ((picture - mean) / np.maximum(deviation, floor)).astype(np.float32)
 
 
 def colored(white: Floats, statistics: ColorStatistics) -> Floats:

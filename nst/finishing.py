@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nst.octaves import DEVIATION_FLOOR, KERNEL, LEAST, MOST, split_octaves
+from nst.color import DEVIATION_FLOOR
+from nst.octaves import KERNEL, LEAST, MOST, split_octaves
 
 
 def finished(
@@ -38,8 +39,13 @@ def match_octaves(result: Tensor, style: Tensor, share: float) -> Tensor:
     for band, model in zip(bands, wanted, strict=True):
         ratio = model / _deviation(band).clamp(min=DEVIATION_FLOOR)
         rest = rest + band * ratio.pow(share).clamp(LEAST, MOST)
-    deviation, mean = torch.std_mean(rest, (2, 3), correction=0, keepdim=True)
-    return (rest - mean) / deviation.clamp(min=DEVIATION_FLOOR)
+    return standardized(rest)
+
+
+def standardized(pictures: Tensor, floor: float = DEVIATION_FLOOR) -> Tensor:
+    """See `nst.color.standardized`; a batch `[N, C, S, S]`."""
+    deviation, mean = torch.std_mean(pictures, (2, 3), correction=0, keepdim=True)
+    return (pictures - mean) / deviation.clamp(min=floor)
 
 
 def _deviation(band: Tensor) -> Tensor:

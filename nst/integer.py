@@ -25,6 +25,7 @@ from nst.architecture import (
     Architecture,
     Stage,
 )
+from nst.color import standardized
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -166,9 +167,7 @@ class IntegerNetwork:
             convolve(half, self.head_weight) + self.head_bias[:, None, None], UPSAMPLE
         )
         result = np.einsum("ij,jhw->ihw", self.skip, white) + binomial_blur(full)
-        mean = result.mean((1, 2), keepdims=True)
-        deviation = result.std((1, 2), keepdims=True)
-        return ((result - mean) / np.maximum(deviation, RESULT_FLOOR)).astype(np.float32)
+        return standardized(result, RESULT_FLOOR)
 
 
 def is_style(name: str) -> bool:

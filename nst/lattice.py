@@ -9,16 +9,14 @@ plain pixels: no PBS.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from nst.color import Floats, standardized
 
 PERIOD = 8
 """Pixels: the coarsest cells that the network works on, and a multiple of all finer ones."""
 REACH = 2.0
 """Cells: standard deviation of the weights of a neighbourhood. Another part of the picture may have
 another lattice; with less, strokes that happen to be alike are taken for one."""
-DEVIATION_FLOOR = 1e-3
 
 
 def without_lattice(result: Floats, share: float) -> Floats:
@@ -38,8 +36,7 @@ def without_lattice(result: Floats, share: float) -> Floats:
     lattice = np.einsum("ab,cbpxq->capxq", _neighbours(rows), cells)
     lattice = np.einsum("xy,capyq->capxq", _neighbours(columns), lattice)
     rest = result - np.float32(share) * lattice.reshape(result.shape)
-    mean, deviation = rest.mean((1, 2), keepdims=True), rest.std((1, 2), keepdims=True)
-    return ((rest - mean) / np.maximum(deviation, DEVIATION_FLOOR)).astype(np.float32)
+    return standardized(rest)
 
 
 def _neighbours(cells: int) -> Floats:

@@ -39,6 +39,7 @@ from nst.architecture import (
     Stage,
 )
 from nst.color import PIXEL_STEPS, dither
+from nst.finishing import standardized
 from nst.integer import RESULT_FLOOR, IntegerNetwork, IntegerStage, Ints, is_style
 
 TIE = 0.5 / LEVEL
@@ -225,8 +226,7 @@ class StyleTransfer(nn.Module):
         kernel = torch.outer(self.blur, self.blur)[None, None].repeat(3, 1, 1, 1)
         smooth = F.conv2d(F.pad(full, (1, 1, 1, 1), "replicate"), kernel, groups=3)
         result = torch.einsum("ij,njhw->nihw", self.skip, content) + smooth
-        deviation, mean = torch.std_mean(result, (2, 3), correction=0, keepdim=True)
-        return (result - mean) / deviation.clamp(min=RESULT_FLOOR)
+        return standardized(result, RESULT_FLOOR)
 
     @property
     def quantized(self) -> bool:

@@ -12,16 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from nst.color import DEVIATION_FLOOR, Floats, standardized
 
 OCTAVES = 4
 """The finest ones: strokes of up to 16 pixels. What is larger is content."""
 LEAST, MOST = 0.5, 2.0
 """Factors of an octave, so that noise is never blown up into texture."""
 KERNEL = np.array([1, 4, 6, 4, 1], dtype=np.float32) / 16
-DEVIATION_FLOOR = 1e-3
 
 
 def match_octaves(result: Floats, style: Floats, share: float) -> Floats:
@@ -37,8 +35,7 @@ def match_octaves(result: Floats, style: Floats, share: float) -> Floats:
     for band, model in zip(bands, wanted, strict=True):
         ratio = float(model.std()) / max(float(band.std()), DEVIATION_FLOOR)
         rest = rest + band * np.float32(np.clip(ratio**share, LEAST, MOST))
-    mean, deviation = rest.mean((1, 2), keepdims=True), rest.std((1, 2), keepdims=True)
-    return ((rest - mean) / np.maximum(deviation, DEVIATION_FLOOR)).astype(np.float32)
+    return standardized(rest)
 
 
 def split_octaves(picture: Any, blur: Callable[[Any, int], Any]) -> tuple[list[Any], Any]:

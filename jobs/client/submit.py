@@ -115,7 +115,7 @@ def submit(
     try:
         upload_shared(home, store, circuit_id, card.key_id)
         progress(0, len(inputs.wanted))
-        pixels = [(p.quantized(kind, gain), kind) for p, kind, gain in inputs.wanted.values()]
+        pixels = ((p.quantized(kind, gain), kind) for p, kind, gain in inputs.wanted.values())
         # The next ones are encrypted while one is uploaded.
         with closing(cipher.encrypt_all(pixels)) as envelopes:
             for done, (input_id, envelope) in enumerate(zip(inputs.wanted, envelopes, strict=True)):
