@@ -44,7 +44,7 @@ def jobs_api(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[s
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{os.environ.get('PYTHONPATH', '')}")
-    (port,) = free_ports(1)
+    port, agent = free_ports(2)
     # Ray finds out in its folder which cluster a job belongs to, and a path of a socket is short.
     with tempfile.TemporaryDirectory(
         prefix="nst-ray-", dir="/tmp", ignore_cleanup_errors=True
@@ -57,6 +57,9 @@ def jobs_api(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[s
                 "num_cpus": 0,
                 "include_dashboard": True,
                 "dashboard_port": port,
+                # Another cluster on this machine may have the usual one, and without its agent a
+                # head takes no job.
+                "dashboard_agent_listen_port": agent,
                 "temp_dir": folder,
             },
         )

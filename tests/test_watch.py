@@ -258,7 +258,9 @@ def test_logs_of_a_pair_by_its_name(store: Store, driver_log: Path, book: JobBoo
     own = run("logs", "job", "--pair", "n5").stdout.splitlines()
     assert any("running" in line for line in own) and any("succeeded" in line for line in own)
     assert all("n5" in line or " rows, " in line for line in own)
-    assert any(" up: 8 rows, " in line for line in own)
+    assert any(" up: 8 rows, " in line and " for " not in line for line in own)
+    shared = [line for line in own if " style_stem: " in line]
+    assert len(shared) == 1 and shared[0].endswith(", for 3 pairs")
 
 
 def test_logs_as_json_are_what_is_printed(driver_log: Path, book: JobBook) -> None:
@@ -270,7 +272,8 @@ def test_logs_as_json_are_what_is_printed(driver_log: Path, book: JobBook) -> No
     assert own["lines"] == printed[: len(own["lines"])] != []
     assert len(printed) == len(own["lines"]) + len(own["stages"])
     last = own["stages"][-1]
-    assert (last["stage"], last["rows"]) == ("up", 8)
+    assert (last["stage"], last["rows"], last["pairs"]) == ("up", 8, 1)
+    assert own["stages"][0]["pairs"] == 3, "its style's"
     assert last["pbs"] > 0 and last["end"] >= last["start"] and last["core_s"] >= 0
 
 

@@ -289,7 +289,10 @@ def logs(job_id: str, name: str | None, as_json: bool) -> None:
     from jobs.client.costs import read_trace
     from jobs.client.drivers import driver_of
     from jobs.client.home import Home
+    from jobs.client.lifecycle import uploaded
     from jobs.client.pair_log import lines_of, pair_named, stages_of, with_names
+    from jobs.storage import layout
+    from jobs.storage.records import JobRecord, read_record
 
     home = Home.default()
     book = home.book(job_id)
@@ -303,7 +306,11 @@ def logs(job_id: str, name: str | None, as_json: bool) -> None:
             click.echo(shown, nl=False)
         return
     lines = [with_names(line, book) for line in lines_of(text, pair)]
-    stages = [*stages_of(read_trace(open_for_user(book.store), job_id), pair)]
+    store = open_for_user(book.store)
+    stages = []
+    if uploaded(store, book):
+        job = read_record(store, layout.job(job_id), JobRecord)
+        stages = [*stages_of(read_trace(store, job_id), job, pair.pair_id)]
     if as_json:
         runs = [asdict(run) for run in stages]
         record = {"job": job_id, "pair": name, "lines": lines, "stages": runs}

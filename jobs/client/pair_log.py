@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from jobs.client.home import BookPair, JobBook
-from jobs.execution.graph import pair_group
-from jobs.storage.records import TaskTrace
+from jobs.client.wording import many
+from jobs.execution.graph import pair_group, style_group
+from jobs.storage.records import JobRecord, TaskTrace
 from nst.errors import InputError
 
 
@@ -51,7 +52,7 @@ def lines_of(text: str, pair: BookPair) -> list[str]:
 
 @dataclass(frozen=True)
 class StageRun:
-    """When a stage of a pair ran, and what it cost.
+    """When a stage of a pair or of its style ran, and what it cost.
 
     Attributes:
         stage: Its name.
@@ -60,6 +61,7 @@ class StageRun:
         rows: How many of its rows were computed.
         pbs: Of them together.
         core_s: Seconds of a core, of them together.
+        pairs: How many pairs of the job it was computed for: those that share a style.
     """
 
     stage: str
@@ -68,21 +70,34 @@ class StageRun:
     rows: int
     pbs: int
     core_s: float
+    pairs: int
 
     def line(self) -> str:
         """The same for people, in local time."""
+        shared = f", for {many(self.pairs, 'pair')}" if self.pairs > 1 else ""
         return (
             f"{datetime.fromtimestamp(self.start):%Y-%m-%d %H:%M:%S} {self.stage}: "
             f"{self.rows} rows, {self.pbs:,} PBS, "
-            f"{self.core_s:.1f} core-seconds in {self.end - self.start:.1f} s"
+            f"{self.core_s:.1f} core-seconds in {self.end - self.start:.1f} s{shared}"
         )
 
 
-def stages_of(trace: list[TaskTrace], pair: BookPair) -> Iterator[StageRun]:
-    """Every stage of a pair that has run, in the order of their first tasks."""
+def stages_of(trace: list[TaskTrace], job: JobRecord, pair_id: str) -> Iterator[StageRun]:
+    """Every stage of a pair and its style that has run, in the order of their first tasks.
+
+    Args:
+        trace: Tasks of the job's last driver.
+        job: What was submitted.
+        pair_id: One of its pairs.
+    """
+    style = next(pair.style for pair in job.pairs if pair.pair_id == pair_id)
+    sharing = {
+        pair_group(pair_id): 1,
+        style_group(style): sum(pair.style == style for pair in job.pairs),
+    }
     by_stage: defaultdict[str, list[TaskTrace]] = defaultdict(list)
     for task in sorted(trace, key=lambda task: task.start):
-        if task.group == pair_group(pair.pair_id):
+        if task.group in sharing:
             by_stage[task.stage].append(task)
     for stage, tasks in by_stage.items():
         yield StageRun(
@@ -92,4 +107,5 @@ def stages_of(trace: list[TaskTrace], pair: BookPair) -> Iterator[StageRun]:
             rows=len(tasks),
             pbs=sum(t.pbs for t in tasks),
             core_s=sum(t.end - t.start for t in tasks),
+            pairs=sharing[tasks[0].group],
         )

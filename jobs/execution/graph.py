@@ -97,6 +97,11 @@ def pair_group(pair_id: str) -> str:
     return f"pair:{pair_id}"
 
 
+def style_group(style_id: str) -> str:
+    """The group of the tasks of a style, which pairs may share."""
+    return f"style:{style_id}"
+
+
 def build_graph(plan: CircuitPlan, pairs: Sequence[PairRecord]) -> TaskGraph:
     """Lay out the row tasks of a job's pairs.
 
@@ -109,14 +114,14 @@ def build_graph(plan: CircuitPlan, pairs: Sequence[PairRecord]) -> TaskGraph:
     outputs: dict[str, tuple[int, ...]] = {}
     pairs_of: dict[str, list[str]] = {}
     for rank, pair in enumerate(pairs):
-        style_group = f"style:{pair.style}"
+        shared = style_group(pair.style)
         if pair.style not in codes:
-            rows = builder.add(pair.style, style_group, rank, style=True, code=None)
+            rows = builder.add(pair.style, shared, rank, style=True, code=None)
             codes[pair.style] = rows[STYLE_CODE][0]
         group = pair_group(pair.pair_id)
         rows = builder.add(pair.content, group, rank, style=False, code=codes[pair.style])
         outputs[pair.pair_id] = tuple(rows[OUTPUT])
-        pairs_of.setdefault(style_group, []).append(pair.pair_id)
+        pairs_of.setdefault(shared, []).append(pair.pair_id)
         pairs_of[group] = [pair.pair_id]
     groups = {name: tuple(members) for name, members in pairs_of.items()}
     return TaskGraph(tuple(builder.tasks), outputs, groups)
