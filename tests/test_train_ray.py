@@ -261,7 +261,7 @@ class Command:
 
 @pytest.mark.slow
 def test_a_run_survives_its_driver_and_a_worker(folder: Path, tmp_path: Path) -> None:
-    out, steps = tmp_path / "out", 150
+    out, steps = tmp_path / "out", 60
     common = arguments(
         folder, out, "--max-iter", str(steps), "--workers", "2", "--save-every", "1", "--cpu"
     )
