@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -94,6 +95,9 @@ class RayExecutor:
             completion: The scheduler's `Completion`.
             lost: What `get` raises of a ciphertext that is gone.
         """
+        # A task's second reference tells how it ended; nobody asks for the result of one that
+        # failed, and Ray would print a stack trace of that.
+        os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"
         self.load, self.completion, self.lost = load, completion, lost
         self._slots = [_Slot() for _ in range(count)]
         self._ended: deque[Any] = deque()
@@ -207,12 +211,12 @@ class RayExecutor:
         except RayError as error:
             task = slot.tasks.pop(took)
             cause = error.cause if isinstance(error, RayTaskError) else error
-            gone: tuple[int, ...] = ()
             if isinstance(cause, ObjectLostError):
-                gone = self._gone(task.inputs, cause)
-            blamed = not isinstance(cause, ObjectLostError)
-            reason = _one_line(cause or error)
-            self._ended.append(self.completion(task.index, None, reason, blamed=blamed, lost=gone))
+                gone, reason = self._gone(task.inputs, cause), "what it needs was lost with a node"
+                ended = self.completion(task.index, None, reason, blamed=False, lost=gone)
+            else:
+                ended = self.completion(task.index, None, _one_line(cause or error), blamed=True)
+            self._ended.append(ended)
             return
         task = slot.tasks.pop(took)
         self._ended.append(

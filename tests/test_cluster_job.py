@@ -92,6 +92,7 @@ def test_jobs_on_a_cluster(
     )
     result = run(*submit)
     assert result.exit_code == 0, result.output
+    assert f"ok    cluster  {jobs_api} answers" in run("doctor", "--cluster", jobs_api).output
     home = Home(tmp_path / "home")
     (book,) = home.books()
     assert book.job_id in result.output and book.driver_pid == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import secrets
-import socket
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -291,12 +290,14 @@ def test_the_constants_are_those_of_the_benchmark(circuits: Path) -> None:
     assert pair_bytes(level, built) < built.output_ciphertext_bytes / 3
 
 
-def test_clusters() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        result = run("--ray-address", f"127.0.0.1:{port}")
-        assert result.exit_code == 0 and "ray cluster  127.0.0.1" in result.output
-    for address in (f"127.0.0.1:{port}", f"http://127.0.0.1:{port}", "nonsense"):
-        result = run("--ray-address", address)
-        (line,) = findings(result)
-        assert result.exit_code == 2 and address in line and "ray start" in line
+@pytest.mark.parametrize(("address", "code"), [("http://127.0.0.1:{port}", 3), ("ftp://h", 2)])
+def test_a_cluster_that_cannot_be_used(
+    address: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = address.format(port=free_ports(1)[0])
+    given = run("--cluster", address)
+    (line,) = findings(given)
+    assert given.exit_code == code and address in line and "http://host:8265" in line
+    # The one that jobs would go to is looked at unasked.
+    monkeypatch.setenv("NST_BATCH_CLUSTER", address)
+    assert run().output == given.output

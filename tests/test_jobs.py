@@ -313,6 +313,16 @@ def test_logs_are_shown_without_what_steers_terminals(home: Home, book: JobBook)
     assert run("logs", "job").output == "one[2J\ttwo\nthree"
 
 
+def test_logs_are_shown_without_what_ray_s_object_store_says(home: Home, book: JobBook) -> None:
+    dump = (
+        "Plasma Store Usage:\n- objects spillable: 28\n- bytes in use: 681107\n\n"
+        "- objects created by worker: 28\n\nEviction Stats:\n(global lru) used: 0%\n"
+        "(global lru) bytes evicted: 0\n\n"
+    )
+    home.driver_log("job").write_text(f"one\n{dump}two\n\n{dump}{dump}- three\n")
+    assert run("logs", "job").output == "one\ntwo\n\n- three\n"
+
+
 def test_a_deleted_job_leaves_nothing(
     home: Home, store: Store, book: JobBook, drive: list[int]
 ) -> None:

@@ -14,7 +14,11 @@ EXIT_FAILED, EXIT_UNREACHABLE = 2, 3
 
 
 @click.command(
-    epilog=examples("doctor", "doctor --store s3://bucket/prefix --endpoint-url http://host:8333")
+    epilog=examples(
+        "doctor",
+        "doctor --store s3://bucket/prefix --endpoint-url http://host:8333",
+        "doctor --cluster http://host:8265",
+    )
 )
 @click.option(
     "--store", "stores", multiple=True, help=f"{STORE_HELP} Repeatable.  [default: the local one]"
@@ -28,22 +32,23 @@ EXIT_FAILED, EXIT_UNREACHABLE = 2, 3
     show_default="all cores",
     help="Ray actors that run at once.",
 )
-@click.option("--ray-address", help="A cluster that should answer: host:port or http://host:8265.")
+@click.option("--cluster", metavar="ADDRESS", help="A Ray cluster, as for submit.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def doctor(
     stores: tuple[str, ...],
     s3: S3Options,
     quality: str,
     actors: int,
-    ray_address: str | None,
+    cluster: str | None,
     as_json: bool,
 ) -> None:
-    """Check this machine and its stores, and say what to do.
+    """Check this machine, its stores and a cluster, and say what to do.
 
-    Looks at versions, Ray, keys, free memory and disk, and at every store's credentials, bytes,
-    conditional writes and clock. Nothing stays in a store.
+    Looks at versions, Ray, keys, free memory and disk, at every store's credentials, bytes,
+    conditional writes and clock, and whether the cluster answers and takes the token. Nothing
+    stays in a store.
 
-    Exit codes: 0 nothing fails, 2 something does, 3 a store cannot be used.
+    Exit codes: 0 nothing fails, 2 something does, 3 a store or the cluster cannot be used.
     """
     import json
     from dataclasses import asdict
@@ -54,7 +59,7 @@ def doctor(
     home = Home.default()
     urls = [s3.fold(url) for url in stores or (str(home.store),)]
     checks = []
-    for check in diagnose(home, urls, quality, actors, ray_address):
+    for check in diagnose(home, urls, quality, actors, cluster or ""):
         checks.append(check)
         if not as_json:
             advice = f" -> {check.advice}" if check.advice else ""

@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import stat
 import sys
 import time
@@ -16,16 +15,15 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
-from urllib.request import urlopen
 
+from jobs.client.drivers import Place, require_reachable
 from jobs.client.home import Home
 from jobs.storage import layout
 from jobs.storage.s3_address import SCHEME
 from jobs.storage.store import LocalStore, Store, check_format, connect
 from nst.circuits import PLAN_FILE, circuit_id, load_plan
 from nst.client import CARD_FILE, EVALUATION_FILE, SECRET_FILE
-from nst.errors import NstBatchError, StoreError
+from nst.errors import ClusterError, NstBatchError, StoreError
 from nst.folders import HOME_VARIABLE
 from nst.levels import QualityLevel, get_level
 from nst.plan import CircuitPlan
@@ -39,7 +37,7 @@ REINSTALL = "install nst-batch again (in a checkout: make venv)"
 PYARROW_END = 26
 """The first pyarrow that needs numpy 2, with which every Ray actor dies."""
 PATIENCE = 5.0
-"""Seconds for which a store or a cluster that does not answer is asked again."""
+"""Seconds for which a store that does not answer is asked again."""
 PROBE_BYTES = 1 << 16
 SKEW_WARN, SKEW_FAIL = 60.0, 600.0
 """Seconds; S3 refuses requests whose clock is a quarter of an hour off."""
@@ -64,7 +62,7 @@ class Check:
         what: Its name.
         detail: What was found.
         advice: What to do, empty if nothing.
-        unreachable: Whether it is a store that cannot be used at all.
+        unreachable: Whether it is a store or a cluster that cannot be used at all.
     """
 
     status: Status
@@ -75,7 +73,7 @@ class Check:
 
 
 def diagnose(
-    home: Home, stores: list[str], quality: str, actors: int, ray_address: str | None = None
+    home: Home, stores: list[str], quality: str, actors: int, cluster: str = ""
 ) -> Iterator[Check]:
     """All checks, one after the other.
 
@@ -84,10 +82,12 @@ def diagnose(
         stores: URLs, with all options in them.
         quality: Level that jobs are to be run at.
         actors: Ray actors that run at once on this machine.
-        ray_address: A cluster that should answer, `host:port` or its dashboard's URL.
+        cluster: Address of the Jobs API of a cluster that should answer, empty for none.
     """
     yield from check_versions()
-    yield check_ray(ray_address)
+    yield check_ray()
+    if cluster:
+        yield check_cluster(cluster)
     yield from check_keys(home)
     try:
         level = get_level(quality)
@@ -128,27 +128,27 @@ def check_versions() -> Iterator[Check]:
             yield Check("ok", package, found)
 
 
-def check_ray(address: str | None) -> Check:
-    """Whether Ray can be imported, has its shared memory, and a named cluster answers."""
-    what = "ray on this machine" if address is None else "ray cluster"
+def check_ray() -> Check:
+    """Whether Ray can be imported and has its shared memory."""
+    what = "ray on this machine"
     try:
         import ray
     except Exception as error:  # A broken installation raises anything.
         return Check("FAIL", what, f"cannot be imported: {_line(error)}", REINSTALL)
-    if address is None:
-        if not os.access(SHARED_MEMORY, os.W_OK):
-            return Check(
-                "warn", what, f"{SHARED_MEMORY} cannot be written", "in a container: --shm-size=2g"
-            )
-        return Check("ok", what, f"{ray.__version__} can be imported; jobs start it themselves")
-    try:
-        _call_cluster(address)
-    except (OSError, ValueError) as error:
+    if not os.access(SHARED_MEMORY, os.W_OK):
         return Check(
-            "FAIL", what, f"{address} does not answer: {_line(error)}",
-            "check the address and the network, or start it: ray start --head",
-        )  # fmt: skip
-    return Check("ok", what, f"{address} answers")
+            "warn", what, f"{SHARED_MEMORY} cannot be written", "in a container: --shm-size=2g"
+        )
+    return Check("ok", what, f"{ray.__version__} can be imported; jobs start it themselves")
+
+
+def check_cluster(address: str) -> Check:
+    """Whether a cluster's Jobs API answers, and takes the token that is at hand if it wants one."""
+    try:
+        require_reachable(Place(address))
+    except NstBatchError as error:
+        return _failed("cluster", error, unreachable=isinstance(error, ClusterError))
+    return Check("ok", "cluster", f"{address} answers")
 
 
 def check_keys(home: Home) -> Iterator[Check]:
@@ -345,17 +345,6 @@ def _free_disk(folder: Path) -> int:
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-def _call_cluster(address: str) -> None:
-    """Raise OSError or ValueError if nobody answers there."""
-    if address.startswith(("http://", "https://")):
-        with urlopen(f"{address.rstrip('/')}/api/version", timeout=PATIENCE):
-            return
-    parts = urlsplit(f"//{address.removeprefix('ray://')}")
-    if parts.hostname is None or parts.port is None:
-        raise ValueError("give host:port or http://host:port")
-    socket.create_connection((parts.hostname, parts.port), timeout=PATIENCE).close()
 
 
 def _failed(what: str, error: NstBatchError, unreachable: bool = False) -> Check:

@@ -250,7 +250,9 @@ def _jobs_api(address: str) -> Iterator[Any]:
             raise ValueError
         port = parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError as error:
-        raise InputError(f"cluster {address}: give http://host:8265") from error
+        raise InputError(
+            f"cluster {address}: no address of a Jobs API; give http://host:8265"
+        ) from error
     try:
         # Ray itself would go on trying for long.
         socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()

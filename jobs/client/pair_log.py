@@ -33,11 +33,17 @@ def pair_named(book: JobBook, name: str) -> BookPair:
     raise InputError(f"job {book.job_id} has no pair {name!r}; {hint}")
 
 
+DUMP = re.compile(
+    r"^(Plasma Store Usage:|Eviction Stats:|- (objects|bytes) \w|\(global lru\) ).*\n\n*", re.M
+)
+"""Lines of what Ray's object store prints of itself, by the hundred, when a node is lost."""
+
+
 def with_names(text: str, book: JobBook) -> str:
-    """A driver's log with the names of pairs behind their ids."""
+    """A driver's log with the names of pairs behind their ids, without dumps of Ray's."""
     names = {pair.pair_id: pair.name for pair in book.pairs}
     # The server's words: nothing in them may steer a terminal.
-    plain = "".join(c for c in text if c.isprintable() or c in "\n\t")
+    plain = DUMP.sub("", "".join(c for c in text if c.isprintable() or c in "\n\t"))
     return re.sub(
         r"\bpair (\w+)\b",
         lambda m: f"{m[0]} ({names[m[1]]})" if m[1] in names else m[0],
