@@ -7,6 +7,7 @@ which hold key generation, encryption and decryption; `seal` makes that a proper
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -102,8 +103,20 @@ class Evaluator:
             # Two calls at once have given other bits than one after the other (bench-sharing).
             with self._lock:
                 (result,) = self._circuits[stage].call(arguments, self._keys)
+            _survive_broken_pipes()
             return bytes(result.serialize())
         except (RuntimeError, ValueError) as error:
             raise CircuitError(
                 f"stage {stage} refused its ciphertexts ({str(error).splitlines()[0]})"
             ) from error
+
+
+def _survive_broken_pipes() -> None:
+    """Ignore SIGPIPE, as Python does from its start.
+
+    LLVM, which Concrete's runtime is built on, sets a handler of its own with a process's first
+    circuit, and that ends the process when it writes to a pipe or connection that is closed.
+    """
+    # Python sets handlers in its main thread only; that is where an actor runs its circuits.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)

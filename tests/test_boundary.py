@@ -124,7 +124,7 @@ def test_a_sealed_process_evaluates(
     pixels = noise_pixels(TOY_SIZE, 4)
     (tmp_path / "in").write_bytes(cipher.encrypt(pixels, STYLE).pack())
     code = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 from nst.server import Evaluator, seal
 seal()
@@ -137,8 +137,15 @@ envelope = Envelope.unpack(source.read_bytes(), "input")
 above, row, below, *_ = envelope.rows
 result = evaluator.run("style_stem", [above, row, below])
 target.write_bytes(Envelope(envelope.key_id, envelope.circuit_id, (result,)).pack())
+# LLVM's handler would end the process here.
+reading, writing = os.pipe()
+os.close(reading)
+try:
+    os.write(writing, b"to nobody")
+except BrokenPipeError:
+    print("alive")
 """
-    output_of(
+    said = output_of(
         code,
         str(circuits / PLAN_FILE),
         str(circuits / SERVER_FILE),
@@ -146,6 +153,7 @@ target.write_bytes(Envelope(envelope.key_id, envelope.circuit_id, (result,)).pac
         str(tmp_path / "in"),
         str(tmp_path / "out"),
     )
+    assert said == "alive\n"
     result = Envelope.unpack((tmp_path / "out").read_bytes(), "result")
     result.require(cipher.key_id, cipher.circuit_id, "result")
     layer = network.stages["style_stem"]

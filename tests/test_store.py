@@ -127,6 +127,26 @@ def test_of_racing_creators_one_wins(opener: Opener) -> None:
     assert stores[0].list("race/") == [f"race/{heat}" for heat in range(5)]
 
 
+def test_a_folder_may_be_emptied_while_others_write_into_it(tmp_path: Path) -> None:
+    """Two drivers of a job clean up behind each other; folders that are empty go."""
+    store, failed = open_store(str(tmp_path)), []
+
+    def come_and_go(name: str) -> None:
+        try:
+            for _ in range(300):
+                store.write(f"results/pair/{name}", b"row")
+                store.delete(f"results/pair/{name}")
+        except StoreError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=come_and_go, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+
+
 def test_readers_see_whole_blobs_only(opener: Opener) -> None:
     writer, reader = opener(), opener()
     size = 1 << 20

@@ -19,6 +19,8 @@ FIRST_PATIENCE = 10.0
 """The same where somebody waits at the command line and may have mistyped."""
 PARTIAL = ".partial-"
 """How names of files that are still being written begin."""
+FOLDER_TRIES = 100
+"""How often to make a folder that others remove."""
 
 
 class Store(Protocol):
@@ -174,8 +176,7 @@ class LocalStore:
         folder = self._path(key).parent
         partial = None
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle, name = tempfile.mkstemp(dir=folder, prefix=PARTIAL)
+            handle, name = _temporary(folder)
             partial = Path(name)
             with os.fdopen(handle, "wb") as file:
                 file.write(blob)
@@ -187,6 +188,20 @@ class LocalStore:
                 f"store {self.root}: cannot write {key}: {error.strerror}; "
                 "free some space or choose another --store"
             ) from error
+
+
+def _temporary(folder: Path) -> tuple[int, str]:
+    """A new file in a folder that is made if need be: as `tempfile.mkstemp`."""
+
+    def once() -> tuple[int, str]:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return tempfile.mkstemp(dir=folder, prefix=PARTIAL)
+
+    for _ in range(FOLDER_TRIES):
+        # Whoever deletes the last blob of a folder removes the folder, perhaps just now.
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            return once()
+    return once()
 
 
 def connect(url: str, patience: float = PATIENCE) -> Store:
