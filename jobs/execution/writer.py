@@ -105,7 +105,7 @@ class JobWriter:
         self.graph = without_done(whole, checkpoints.stored(whole), there)
         self.state.pbs_total = self.graph.pbs
         self.write_state()
-        log.info("job %s: %d pairs left, %d PBS", self.job.job_id, len(pairs), self.graph.pbs)
+        log.info("job %s: %d to do, %s PBS", self.job.job_id, len(pairs), f"{self.graph.pbs:,}")
         for pair_id, missing in self.graph.outputs.items():
             if not missing:
                 self.pair_done(pair_id)
