@@ -30,7 +30,7 @@ from jobs.execution.graph import build_graph
 from jobs.execution.loading import EvaluatorLoader, job_plan, read_plan
 from jobs.execution.stage_times import read_times, times_of
 from jobs.storage import layout
-from jobs.storage.records import JobRecord, TaskTrace, read_record
+from jobs.storage.records import TaskTrace, read_job
 from jobs.storage.store import open_store
 from nst.architecture import CONTENT, STYLE
 from nst.ciphertext import Envelope
@@ -57,7 +57,7 @@ class Calls:
 
     def __init__(self, store_url: str, job_id: str) -> None:
         store = open_store(store_url)
-        job = read_record(store, layout.job(job_id), JobRecord)
+        job = read_job(store, job_id)
         self.plan = read_plan(store, job.circuit_id)
         self._evaluator = EvaluatorLoader(store_url, job.circuit_id, job.key_id)()
         rows: dict[str, bytes] = {}
@@ -295,7 +295,7 @@ def predicted_s(store_url: str, job_id: str, found: Beside, actors: int) -> floa
     It is told the bare calls beside each other and nothing else of the job.
     """
     store = open_store(store_url)
-    job = read_record(store, layout.job(job_id), JobRecord)
+    job = read_job(store, job_id)
     plan = job_plan(store, job)
     seconds = {name: s["seconds"] for name, s in found.mean(found.together).items()}
     times = read_times().model_copy(update={"stages": times_of(plan, seconds)})

@@ -33,7 +33,7 @@ from jobs.client.fetch import SHEET
 from jobs.client.submit import new_id
 from jobs.execution.loading import read_plan
 from jobs.storage import layout
-from jobs.storage.records import JobRecord, read_record, write_record
+from jobs.storage.records import read_job, write_record
 from jobs.storage.store import open_store
 from nst.stylize import to_image
 
@@ -95,7 +95,7 @@ def main(quality: str = "draft") -> None:
 def run_alone(folder: Path, job: Finished, quality: str) -> NDArray[np.uint8]:
     """The first pair of a job as a job of its own, on the very same ciphertexts."""
     store, book = job.store, job.book
-    record = read_record(store, layout.job(book.job_id), JobRecord)
+    record = read_job(store, book.job_id)
     alone = record.model_copy(update={"job_id": new_id(), "pairs": record.pairs[:1]})
     for input_id in (alone.pairs[0].content, alone.pairs[0].style):
         blob = store.read(layout.encrypted_input(book.job_id, input_id))

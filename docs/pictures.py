@@ -31,7 +31,7 @@ from jobs.client.home import Home
 from jobs.client.view import Snapshot, table
 from jobs.client.watch import describe
 from jobs.storage import layout
-from jobs.storage.records import JobRecord, read_marks, read_record
+from jobs.storage.records import read_job, read_marks
 from jobs.storage.store import open_store
 from tests.browser import browser, set_scheme, set_width
 
@@ -68,7 +68,7 @@ def run_job(folder: Path) -> Path:
     home = Home(folder / ".local" / "share" / "nst-batch")
     job = jobs.Client(str(home.store), cluster="", home=home.root).submit(pairs, "draft")
     store, book = open_store(str(home.store)), home.book(job.id)
-    record = read_record(store, layout.job(job.id), JobRecord)
+    record = read_job(store, job.id)
     lost = next(pair.pair_id for pair in book.pairs if pair.name == LOST)
     # The driver does not read inputs before Ray has started.
     content = next(pair.content for pair in record.pairs if pair.pair_id == lost)

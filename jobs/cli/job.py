@@ -226,8 +226,7 @@ def status(job_id: str | None, watching: bool, as_json: bool) -> None:
     from jobs.client.drivers import driver_of
     from jobs.client.lifecycle import uploaded
     from jobs.client.watch import describe
-    from jobs.storage import layout
-    from jobs.storage.records import JobRecord, pair_states, read_marks, read_record
+    from jobs.storage.records import pair_states, read_job, read_marks
 
     if job_id is None:
         if watching:
@@ -248,7 +247,7 @@ def status(job_id: str | None, watching: bool, as_json: bool) -> None:
     state, shown = _state_of(home, store, book)
     ended = {}
     if uploaded(store, book):
-        ended = read_marks(store, read_record(store, layout.job(job_id), JobRecord)).ended
+        ended = read_marks(store, read_job(store, job_id)).ended
     found = pair_states([pair.pair_id for pair in book.pairs], state, ended)
     pairs = [
         {
@@ -291,8 +290,7 @@ def logs(job_id: str, name: str | None, as_json: bool) -> None:
     from jobs.client.home import Home
     from jobs.client.lifecycle import uploaded
     from jobs.client.pair_log import lines_of, pair_named, stages_of, with_names
-    from jobs.storage import layout
-    from jobs.storage.records import JobRecord, read_record
+    from jobs.storage.records import read_job
 
     home = Home.default()
     book = home.book(job_id)
@@ -309,7 +307,7 @@ def logs(job_id: str, name: str | None, as_json: bool) -> None:
     store = open_for_user(book.store)
     stages = []
     if uploaded(store, book):
-        job = read_record(store, layout.job(job_id), JobRecord)
+        job = read_job(store, job_id)
         stages = [*stages_of(read_trace(store, job_id), job, pair.pair_id)]
     if as_json:
         runs = [asdict(run) for run in stages]

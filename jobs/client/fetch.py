@@ -14,12 +14,11 @@ from jobs.client.home import BookPair, Home, JobBook, box_of
 from jobs.client.pictures import Floats, cut_out, write_png
 from jobs.storage import layout
 from jobs.storage.records import (
-    JobRecord,
     JobState,
     PairEnd,
     pair_states,
+    read_job,
     read_marks,
-    read_record,
     read_state,
 )
 from jobs.storage.store import Store
@@ -105,7 +104,7 @@ def decrypted(
     cipher = KeyRing(home.keys).cipher(book.key_id, circuits, ask)
     # The state first: pairs that end in between are shown as what they are.
     state = read_state(store, book.job_id)
-    ended = read_marks(store, read_record(store, layout.job(book.job_id), JobRecord)).ended
+    ended = read_marks(store, read_job(store, book.job_id)).ended
     states = pair_states([pair.pair_id for pair in book.pairs], state, ended)
     costs = pair_costs(store, book.job_id, plan, book.pairs)
     pictures = home.pictures(book.job_id)

@@ -12,6 +12,7 @@ from jobs.storage.records import (
     Cancellation,
     JobRecord,
     JobState,
+    read_job,
     read_marks,
     read_record,
     read_state,
@@ -94,7 +95,7 @@ def prepare_retry(home: Home, store: Store, book: JobBook, failed_too: bool) -> 
             f"job {book.job_id} was not uploaded to its end; nst-batch delete {book.job_id}, "
             "and submit the pairs again"
         )
-    job = read_record(store, layout.job(book.job_id), JobRecord)
+    job = read_job(store, book.job_id)
     marks = read_marks(store, job)
     failed = [p for p, end in marks.ended.items() if end.status == "failed"] if failed_too else []
     left = len(job.pairs) - len(marks.ended) + len(failed)

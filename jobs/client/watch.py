@@ -11,13 +11,12 @@ from rich.live import Live
 from jobs.client.home import JobBook
 from jobs.client.submit import eta_seconds
 from jobs.client.view import Lines, Snapshot, table
-from jobs.storage import layout
 from jobs.storage.records import (
     JobRecord,
     JobState,
     PairEnd,
+    read_job,
     read_marks,
-    read_record,
     read_state,
 )
 from jobs.storage.store import Store
@@ -103,9 +102,7 @@ class _Looks:
         state = read_state(self.store, self.book.job_id)
         count = state.pairs_done + state.pairs_failed
         if count != self._count:
-            self._job = self._job or read_record(
-                self.store, layout.job(self.book.job_id), JobRecord
-            )
+            self._job = self._job or read_job(self.store, self.book.job_id)
             self._ended = read_marks(self.store, self._job, self._ended).ended
             self._count = count
         return Snapshot(self.book, state, self._ended, describe(state, time.time()))

@@ -24,7 +24,7 @@ from jobs.execution.saved import Checkpoints
 from jobs.execution.scheduler import Completion, Executor, LostError, run_graph
 from jobs.execution.writer import JobWriter, log
 from jobs.storage import layout
-from jobs.storage.records import JobRecord, JobState, read_record
+from jobs.storage.records import JobRecord, JobState, read_job
 from jobs.storage.store import Store, open_store
 from nst.ciphertext import Envelope
 from nst.errors import CircuitError, NstBatchError, StoreError
@@ -155,7 +155,7 @@ def main() -> None:
     log_to_stderr()
     try:
         store = open_store(arguments.store)
-        job = read_record(store, layout.job(arguments.job_id), JobRecord)
+        job = read_job(store, arguments.job_id)
         writer = JobWriter(store, job, arguments.actors)
         try:
             drive(writer, on_running_ray if arguments.cluster else on_local_ray)

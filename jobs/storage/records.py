@@ -169,6 +169,11 @@ def write_record(store: Store, key: str, record: BaseModel) -> None:
     store.write(key, record.model_dump_json().encode())
 
 
+def read_job(store: Store, job_id: str) -> JobRecord:
+    """What was submitted; see `read_record` for errors."""
+    return read_record(store, layout.job(job_id), JobRecord)
+
+
 def read_state(store: Store, job_id: str) -> JobState:
     """The state of a job; `submitted` before a driver has taken it up."""
     for key in (layout.job_end(job_id), layout.state(job_id)):
