@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import time
@@ -19,6 +20,7 @@ from cluster.executor import RayExecutor
 from jobs.execution.driver import run_job
 from jobs.execution.graph import Task
 from jobs.execution.scheduler import Completion, LostError
+from jobs.execution.writer import log
 from jobs.storage import layout
 from jobs.storage.records import Cancellation, JobRecord, read_marks, write_record
 from jobs.storage.store import Store, open_store
@@ -153,8 +155,12 @@ def test_a_killed_actor_costs_a_task(
 
 
 def test_a_killed_node_costs_what_it_held(
-    nodes: Nodes, store: Store, undisturbed: dict[str, list[bytes]]
+    nodes: Nodes,
+    store: Store,
+    undisturbed: dict[str, list[bytes]],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO, log.name)
     nodes.add()
     job, hands = fake_job(store), executor(4)
     hands.after = 60
@@ -164,6 +170,9 @@ def test_a_killed_node_costs_what_it_held(
     # Results that were there already were lost, and made again.
     ran = [(t["group"], t["stage"], t["row"]) for t in json.loads(store.read(layout.trace("job")))]
     assert len(ran) > len(set(ran))
+    # The log says so in a line a task; Ray's traces of results that nobody asked for are not in it.
+    assert "lost with a node" in caplog.text
+    assert "Unhandled error" not in caplog.text and "Traceback" not in caplog.text
     assert results(store, job) == undisturbed
     assert no_actor_left()
 

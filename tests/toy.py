@@ -67,7 +67,8 @@ def random_stage(stage: Stage, code: int, rng: np.random.Generator) -> IntegerSt
 
     parts = [weights(*each) for each in zip(stage.sources, stage.source_channels, strict=True)]
     # So that few channels carry enough: most of them are not zero.
-    lift = {"style_stem": 0, "style_rows": 0, "style_mix1": 2 * LEVEL, "style_code": 2 * LEVEL}.get(stage.name, LEVEL * few)
+    lifts = {"style_stem": 0, "style_rows": 0, "style_mix1": 2 * LEVEL, "style_code": 2 * LEVEL}
+    lift = lifts.get(stage.name, LEVEL * few)
     return IntegerStage(
         stage,
         np.concatenate(parts, axis=1),
