@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import tempfile
@@ -13,6 +14,8 @@ from nst.errors import InputError
 LONGEST_BASE = 24
 """Characters of a folder for temporary files below which the names of Ray's sockets fit."""
 CONNECT_SECONDS = 10.0
+TOKEN_ADVICE = "ray._private.authentication.authentication_token_setup"
+"""Logger that tells everybody whom Ray gave a token how to do without."""
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 """For GLIBC_TUNABLES: `malloc` asks for transparent huge pages. A PBS reads the whole bootstrapping
 key, tens of megabytes; with pages of 4 KiB two actors slow each other down by 4 %."""
@@ -31,6 +34,7 @@ def local_ray(cpus: int) -> Iterator[None]:
     # Actors run one single-threaded circuit each; idle OpenMP threads would only spin.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("GLIBC_TUNABLES", HUGE_PAGES)
+    logging.getLogger(TOKEN_ADVICE).setLevel(logging.ERROR)
     import ray
 
     # Ray's sockets lie in this folder, and the path of a socket may have 107 characters.

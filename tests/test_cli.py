@@ -237,6 +237,9 @@ def test_submit_status_fetch(tmp_path: Path, shared_home: Path) -> None:
         "wood": "succeeded",
         "text": "skipped",
     }
+    logs = run("logs", job["job"]).output
+    assert "(wood): succeeded" in logs
+    assert "RAY_AUTH_MODE" not in logs, "Ray's advice to do without its token"
 
     # A result row swapped for one under another key is an error of that pair only.
     rows = sorted((tmp_path / "store" / "jobs" / job["job"] / "results").glob("*/*/000.ct"))
