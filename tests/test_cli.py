@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from PIL import Image
 
-from jobs.cli.main import main
 from nst import levels
 from nst.levels import QualityLevel
-from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_weights
+from tests.command_line import refused, run
+from tests.toy import TOY_P_ERROR, TOY_SIZE, offer_toy, toy_weights
+from tests.user_pairs import folder_of, picture
 
 QUALITY = ["--quality", "toy"]
 
@@ -33,39 +33,12 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def toy_level(weights: Path, shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, weights, TOY_P_ERROR))
-    monkeypatch.setenv("NST_BATCH_HOME", str(shared_home))
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-def picture(path: Path, seed: int = 0, width: int = 48, height: int = 40) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(path)
+    offer_toy(monkeypatch, weights, shared_home)
 
 
 def pixels(folder: Path, name: str) -> np.ndarray:
     with Image.open(folder / f"{name}.png") as png:
         return np.asarray(png, dtype=np.float64)
-
-
-def folder_of(root: Path, names: tuple[str, ...]) -> Path:
-    for seed, name in enumerate(names):
-        picture(root / "content" / f"{name}.png", seed)
-        picture(root / "style" / f"{name}.png", seed + 100)
-    return root
-
-
-def refused(result: Result, code: int, *words: str) -> None:
-    """The command ended with this code and one line that holds these words, no stack trace."""
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    (line,) = [x for x in result.output.splitlines() if x.startswith("error: ")]
-    for word in words:
-        assert word in line, line
 
 
 def test_preview_writes_a_picture_per_pair_and_a_gallery(tmp_path: Path) -> None:
@@ -114,7 +87,7 @@ def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
     kept.write_bytes(b"mine")
     for command in ("preview", "submit"):
         result = run(command, source, *QUALITY, "--out", tmp_path / "out")
-        refused(result, 2, "sea.png", "--force")
+        refused(result, "sea.png", "--force")
     assert kept.read_bytes() == b"mine"
     assert run("preview", source, *QUALITY, "--out", tmp_path / "out", "--force").exit_code == 0
     assert kept.read_bytes() != b"mine"
@@ -126,9 +99,9 @@ def test_unusable_sources(command: str, tmp_path: Path) -> None:
     picture(tmp_path / "lone" / "content" / "x.png")
     picture(tmp_path / "lone" / "style" / "y.png")
     out = ["--out", tmp_path / "out"]
-    refused(run(command, tmp_path / "nowhere", *QUALITY, *out), 2, "nowhere")
-    refused(run(command, tmp_path / "empty", *QUALITY, *out), 2, "empty")
-    refused(run(command, tmp_path / "lone", *QUALITY, *out), 2, "--grid")
+    refused(run(command, tmp_path / "nowhere", *QUALITY, *out), "nowhere")
+    refused(run(command, tmp_path / "empty", *QUALITY, *out), "empty")
+    refused(run(command, tmp_path / "lone", *QUALITY, *out), "--grid")
 
 
 def test_unknown_quality_and_untrained_level(
@@ -136,21 +109,21 @@ def test_unknown_quality_and_untrained_level(
 ) -> None:
     source = folder_of(tmp_path / "pairs", ("sea",))
     out = ["--out", tmp_path / "out"]
-    refused(run("preview", source, "--quality", "best", *out), 2, "best", "draft")
+    refused(run("preview", source, "--quality", "best", *out), "best", "draft")
     missing = QualityLevel("mid", 128, tmp_path / "none.safetensors")
     monkeypatch.setitem(levels.LEVELS, "mid", missing)
-    refused(run("preview", source, "--quality", "mid", *out), 2, "mid", "none.safetensors")
+    refused(run("preview", source, "--quality", "mid", *out), "mid", "none.safetensors")
 
 
 def test_unusable_stores(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "pairs", ("sea",))
     (tmp_path / "file").write_text("no folder")
-    refused(run("submit", source, *QUALITY, "--store", tmp_path / "file"), 3, "file")
+    refused(run("submit", source, *QUALITY, "--store", tmp_path / "file"), "file", code=3)
     other = tmp_path / "other"
     other.mkdir()
     (other / "store.json").write_text('{"format": 99}')
-    refused(run("submit", source, *QUALITY, "--store", other), 3, "99")
-    refused(run("submit", source, *QUALITY, "--store", "gs://bucket"), 2, "gs://bucket")
+    refused(run("submit", source, *QUALITY, "--store", other), "99", code=3)
+    refused(run("submit", source, *QUALITY, "--store", "gs://bucket"), "gs://bucket")
 
 
 @pytest.fixture
@@ -174,11 +147,13 @@ def test_missing_credentials_and_stores_that_do_not_answer(
     source = folder_of(tmp_path / "pairs", ("sea",))
     there = ["--store", "s3://bucket/prefix", "--endpoint-url", SILENT, "--region", "r"]
     submit = ["submit", source, *QUALITY, "--yes", *there]
-    refused(run(*submit), 3, "s3://bucket/prefix", "no complete credentials", "AWS_ACCESS_KEY_ID")
-    refused(run(*submit, "--profile", "nosuch"), 3, "nosuch")
+    refused(
+        run(*submit), "s3://bucket/prefix", "no complete credentials", "AWS_ACCESS_KEY_ID", code=3
+    )
+    refused(run(*submit, "--profile", "nosuch"), "nosuch", code=3)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")
-    refused(run(*submit), 3, "s3://bucket/prefix", SILENT)
+    refused(run(*submit), "s3://bucket/prefix", SILENT, code=3)
     assert not (Path(os.environ["NST_BATCH_HOME"]) / "jobs").exists()
 
 
@@ -187,14 +162,14 @@ def test_a_cluster_that_does_not_answer_is_noticed_before_anything_is_encrypted(
 ) -> None:
     source = folder_of(tmp_path / "pairs", ("sea",))
     submit = ["submit", source, *QUALITY, "--yes", "--store", tmp_path / "store"]
-    refused(run(*submit, "--cluster", SILENT), 3, SILENT, "--cluster", "that it runs")
-    refused(run(*submit, "--cluster", "ftp://x"), 2, "ftp://x", "http://host:8265")
+    refused(run(*submit, "--cluster", SILENT), SILENT, "--cluster", "that it runs", code=3)
+    refused(run(*submit, "--cluster", "ftp://x"), "ftp://x", "http://host:8265")
     assert not (shared_home / "jobs").exists() and not (tmp_path / "store" / "jobs").exists()
 
 
 def test_unknown_job(tmp_path: Path) -> None:
-    refused(run("fetch", "abc", "--out", tmp_path), 2, "abc")
-    refused(run("status", "abc"), 2, "abc")
+    refused(run("fetch", "abc", "--out", tmp_path), "abc")
+    refused(run("status", "abc"), "abc")
 
 
 def test_keys_and_circuits(shared_home: Path) -> None:
@@ -267,4 +242,4 @@ def test_a_result_of_other_circuits_is_refused(
     other = toy_weights(tmp_path / "other.safetensors", seed=1)
     monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, other, TOY_P_ERROR))
     result = run("fetch", jobs[0]["job"], "--out", tmp_path / "out")
-    refused(result, 2, jobs[0]["job"], "circuits")
+    refused(result, jobs[0]["job"], "circuits")

@@ -11,10 +11,8 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from PIL import Image
 
-from jobs.cli.main import main
 from jobs.client.auto import choose
 from jobs.execution.forecast import Offer, distinct_pairs
 from jobs.execution.stage_times import read_times
@@ -25,8 +23,9 @@ from nst.circuits import load_plan
 from nst.errors import InputError
 from nst.levels import QualityLevel
 from nst.plan import CircuitPlan
+from tests.command_line import refused, run
 from tests.plans import made_up_plan
-from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_weights
+from tests.toy import offer_toy, toy_weights
 
 QUALITY = ["--quality", "toy"]
 
@@ -44,8 +43,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def toy_level(weights: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, weights, TOY_P_ERROR))
-    monkeypatch.setenv("NST_BATCH_HOME", str(home))
+    offer_toy(monkeypatch, weights, home)
 
 
 @pytest.fixture
@@ -61,22 +59,10 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def run(*arguments: str | Path, answer: str | None = None) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments], input=answer)
-
-
 def estimate(*arguments: str | Path) -> dict:
     result = run("estimate", *arguments, *QUALITY, "--json")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
-
-
-def refused(result: Result, *words: str) -> None:
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.output
-    (line,) = [x for x in result.output.splitlines() if "error: " in x]
-    for word in words:
-        assert word in line, line
 
 
 def plan_of(home: Path) -> CircuitPlan:
@@ -274,7 +260,7 @@ def test_a_job_over_the_limit_is_asked_about(source: Path, home: Path, tmp_path:
     arguments = ["submit", source, *QUALITY, "--store", tmp_path / "store", "--limit", 0.001]
     # Nobody there to answer.
     refused(run(*arguments), "2 pairs at toy: about 0.0", "--yes")
-    refused(run(*arguments, answer="n\n"), "nothing was submitted")
+    refused(run(*arguments, typed="n\n"), "nothing was submitted")
     assert untouched(home) and not (tmp_path / "store").exists()
 
 
@@ -294,7 +280,7 @@ def test_a_job_that_is_allowed_goes_on(
     monkeypatch.setattr("jobs.cli.main._submit", lambda *a: submitted.append(a))
     limit = ["--limit", "0.001"] if how != "within" else []
     yes = ["--yes"] if how == "yes" else []
-    result = run("submit", source, *QUALITY, *limit, *yes, answer="y\n" if how == "answer" else "")
+    result = run("submit", source, *QUALITY, *limit, *yes, typed="y\n" if how == "answer" else "")
     assert result.exit_code == 0, result.output
     assert len(submitted) == 1
     assert untouched(home)

@@ -11,28 +11,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from click.testing import CliRunner, Result
-from PIL import Image
 
-from jobs.cli.main import main
 from jobs.client.home import Home
 from jobs.storage import layout
 from jobs.storage.records import read_state
 from jobs.storage.store import open_store
-from nst import levels
-from nst.levels import QualityLevel
+from tests.command_line import run
 from tests.conftest import BUCKET
 from tests.s3_server import S3Server, free_ports
-from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_weights
+from tests.toy import offer_toy, toy_weights
+from tests.user_pairs import folder_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 240.0
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 @pytest.fixture
@@ -64,6 +56,8 @@ def jobs_api(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[s
             },
         )
         try:
+            # As `ray start` does; a job that finds nothing there takes any cluster of this machine.
+            (Path(folder) / "ray_current_cluster").write_text(cluster.address)
             cluster.add_node(num_cpus=2)
             # From here on the client has what no driver must see.
             monkeypatch.setenv("NST_BATCH_PASSPHRASE", "correct horse battery")
@@ -77,13 +71,8 @@ def test_jobs_on_a_cluster(
     jobs_api: str, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = toy_weights(tmp_path / "toy.safetensors")
-    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, weights, TOY_P_ERROR))
-    monkeypatch.setenv("NST_BATCH_HOME", str(tmp_path / "home"))
-    source, out = tmp_path / "pairs", tmp_path / "out"
-    for kind in ("content", "style"):
-        (source / kind).mkdir(parents=True)
-        noise = np.random.default_rng(len(kind)).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(source / kind / "sea.png")
+    offer_toy(monkeypatch, weights, tmp_path / "home")
+    source, out = folder_of(tmp_path / "pairs", ["sea"]), tmp_path / "out"
     prefix = f"s3://{BUCKET}/{secrets.token_hex(4)}"
     submit = (
         *("submit", source, "--quality", "toy", "--no-wait"),

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner, Result
 
 from jobs.cli.configured import FILE, all_commands, options_of, variables
 from jobs.cli.main import main
+from tests.command_line import refused, run
 
 
 @pytest.fixture(autouse=True)
@@ -23,10 +23,6 @@ def user_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "config" / "nst-batch"
     folder.mkdir(parents=True)
     return folder / FILE
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments)
 
 
 def write(text: str, path: Path = Path(FILE)) -> None:
@@ -43,14 +39,6 @@ def shown(command: str, key: str) -> tuple[object, str, str]:
         if (r["command"], r["key"]) == (command, key)
     ]
     return row["value"], row["source"], row["where"]
-
-
-def refused(result: Result, *words: str) -> None:
-    assert result.exit_code == 2, result.output
-    (line,) = result.output.splitlines()
-    assert line.startswith("error: ")
-    for word in words:
-        assert word in line
 
 
 def test_the_first_that_says_something_wins(

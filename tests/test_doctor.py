@@ -11,20 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from jobs.cli.main import main
 from jobs.client import doctor
 from jobs.client.doctor import ACTOR_BYTES, BASE_BYTES, check_memory, pair_bytes
 from jobs.storage.s3_store import S3Store
 from jobs.storage.store import LocalStore, open_store
-from nst import levels
 from nst.circuits import load_plan
 from nst.client import KeyCard, KeyRing
 from nst.levels import QualityLevel, get_level
+from tests.command_line import run
 from tests.conftest import BUCKET
 from tests.s3_server import S3Server, free_ports
-from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_weights
+from tests.toy import TOY_P_ERROR, TOY_SIZE, offer_toy, toy_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 LINE = re.compile(r"(ok  |warn|FAIL)  \S.*")
@@ -36,16 +35,14 @@ Usage = namedtuple("Usage", "total used free")
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty data directory on a machine with enough of everything."""
     weights = toy_weights(tmp_path / "toy.safetensors")
-    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, weights, TOY_P_ERROR))
-    monkeypatch.setenv("NST_BATCH_HOME", str(tmp_path / "home"))
+    offer_toy(monkeypatch, weights, tmp_path / "home")
     monkeypatch.setattr(doctor, "available_memory", lambda: 64 * 10**9)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: Usage(10**12, 0, 10**12))
     return tmp_path / "home"
 
 
-def run(*arguments: str | Path) -> Result:
-    command = ["doctor", "--quality", "toy", "--actors", "2", *(str(a) for a in arguments)]
-    return CliRunner().invoke(main, command)
+def diagnosed(*arguments: str | Path) -> Result:
+    return run("doctor", "--quality", "toy", "--actors", 2, *arguments)
 
 
 def findings(result: Result) -> list[str]:
@@ -64,13 +61,13 @@ def s3_arguments(server: S3Server, bucket: str = BUCKET) -> tuple[str, ...]:
 
 
 def test_a_sound_machine_with_a_folder(home: Path) -> None:
-    result = run()
+    result = diagnosed()
     assert result.exit_code == 0, result.output
     assert findings(result) == []
     for word in ("python", "pyarrow", "ray", "keys", "memory", "disk", "conditional", "clock"):
         assert word in result.output
     assert LocalStore(home / "store").list("") == []
-    names = [check["what"] for check in json.loads(run("--json").stdout)["checks"]]
+    names = [check["what"] for check in json.loads(diagnosed("--json").stdout)["checks"]]
     assert len(set(names)) == len(names), "each line says what it is about"
 
 
@@ -79,24 +76,26 @@ def test_a_sound_machine_with_two_stores(s3_server: S3Server, tmp_path: Path) ->
     used = open_store(f"{arguments[1]}?endpoint={s3_server.endpoint}")
     used.write("a", b"1")
     before = used.list("")
-    result = run(*arguments)
+    result = diagnosed(*arguments)
     assert result.exit_code == 0, result.output
     assert findings(result) == []
     assert "credentials  from env" in result.output
     assert used.list("") == before
     for secret in (s3_server.access_key, s3_server.secret_key):
         assert secret not in result.output
-    both = run("--store", f"{arguments[1]}?endpoint={s3_server.endpoint}", "--store", tmp_path)
+    both = diagnosed(
+        "--store", f"{arguments[1]}?endpoint={s3_server.endpoint}", "--store", tmp_path
+    )
     assert both.exit_code == 0 and findings(both) == []
 
 
 def test_json(home: Path) -> None:
-    result = run("--json", "--store", home / "elsewhere")
+    result = diagnosed("--json", "--store", home / "elsewhere")
     report = json.loads(result.output)
     assert report["ok"] and result.exit_code == 0
     assert {c["status"] for c in report["checks"]} == {"ok"}
     (home / "elsewhere" / "store.json").write_text('{"format": 99}')
-    result = run("--json", "--store", home / "elsewhere")
+    result = diagnosed("--json", "--store", home / "elsewhere")
     report = json.loads(result.output)
     assert not report["ok"] and result.exit_code == 3
     (failed,) = [c for c in report["checks"] if c["status"] == "FAIL"]
@@ -105,29 +104,29 @@ def test_json(home: Path) -> None:
 
 def test_stores_out_of_reach(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "PATIENCE", 0.5)
-    result = run(*s3_arguments(s3_server, "no-such-bucket"))
+    result = diagnosed(*s3_arguments(s3_server, "no-such-bucket"))
     (line,) = findings(result)
     assert result.exit_code == 3 and "aws s3 mb s3://no-such-bucket" in line
 
     nobody = f"http://127.0.0.1:{free_ports(1)[0]}"
-    result = run("--store", f"s3://{BUCKET}/a", "--endpoint-url", nobody)
+    result = diagnosed("--store", f"s3://{BUCKET}/a", "--endpoint-url", nobody)
     (line,) = findings(result)
     assert result.exit_code == 3 and "does not answer" in line and "--endpoint-url" in line
 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secrets.token_hex(20))
-    result = run(*s3_arguments(s3_server))
+    result = diagnosed(*s3_arguments(s3_server))
     (line,) = findings(result)
     assert result.exit_code == 3 and "credentials are wrong" in line
 
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    result = run(*s3_arguments(s3_server))
+    result = diagnosed(*s3_arguments(s3_server))
     (line,) = findings(result)
     assert result.exit_code == 3 and "AWS_ACCESS_KEY_ID" in line
 
 
 def test_options_of_s3_need_a_store_in_s3() -> None:
-    result = run("--profile", "studio")
+    result = diagnosed("--profile", "studio")
     assert result.exit_code == 2
     assert result.output.startswith("error: ") and "profile" in result.output
 
@@ -141,7 +140,7 @@ def test_a_store_that_ignores_conditions(
         put(store, *arguments)
 
     monkeypatch.setattr(S3Store, "_put", unconditional)
-    result = run(*s3_arguments(s3_server))
+    result = diagnosed(*s3_arguments(s3_server))
     (line,) = findings(result)
     assert result.exit_code == 2
     assert line.startswith("FAIL") and "If-None-Match" in line and "published twice" in line
@@ -154,7 +153,7 @@ def test_clocks(
     offset: float, status: str, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(LocalStore, "clock", lambda _: time.time() + offset)
-    result = run("--store", tmp_path / "store")
+    result = diagnosed("--store", tmp_path / "store")
     (line,) = [x for x in result.output.splitlines() if ": clock" in x]
     assert line.startswith(status) and result.exit_code == code
 
@@ -163,7 +162,7 @@ def test_temporary_credentials_are_warned_of(
     s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(S3Store, "credentials", lambda _: ("env", True))
-    result = run(*s3_arguments(s3_server))
+    result = diagnosed(*s3_arguments(s3_server))
     (line,) = findings(result)
     assert result.exit_code == 0 and line.startswith("warn") and "cannot renew" in line
 
@@ -171,7 +170,7 @@ def test_temporary_credentials_are_warned_of(
 def test_keys(home: Path, key_ring: KeyRing, key_card: KeyCard) -> None:
     home.mkdir()
     (home / "keys").symlink_to(key_ring.folder)
-    result = run()
+    result = diagnosed()
     assert result.exit_code == 0 and findings(result) == []
     assert "back this folder up" in result.output
     folder = key_ring.folder / key_card.key_id
@@ -179,7 +178,7 @@ def test_keys(home: Path, key_ring: KeyRing, key_card: KeyCard) -> None:
     secret.chmod(0o644)
     folder.chmod(0o755)
     try:
-        result = run()
+        result = diagnosed()
     finally:
         secret.chmod(0o600)
         folder.chmod(0o700)
@@ -196,7 +195,7 @@ def test_damaged_keys(home: Path, card: str) -> None:
             (folder / name).touch(mode=0o600)
         (folder / "key.json").write_text(card)
     (lost / "secret.key").unlink()
-    result = run()
+    result = diagnosed()
     first, second = findings(result)
     assert result.exit_code == 2
     assert "aaaa" in first and "secret.key missing" in first and "backup" in first
@@ -215,10 +214,10 @@ def test_keys_of_another_version(
     # That key set alone: other tests have made more in the ring, of other circuits.
     (home / "keys").mkdir(mode=0o700)
     (home / "keys" / key_card.key_id).symlink_to(key_ring.folder / key_card.key_id)
-    assert findings(run()) == []
+    assert findings(diagnosed()) == []
     real = doctor.version
     monkeypatch.setattr(doctor, "version", lambda p: "99.0" if p == "concrete-python" else real(p))
-    result = run()
+    result = diagnosed()
     (line,) = findings(result)
     assert result.exit_code == 0 and line.startswith("warn") and key_card.key_id in line
 
@@ -240,13 +239,13 @@ def test_wrong_versions(
         return found
 
     monkeypatch.setattr(doctor, "version", version)
-    result = run()
+    result = diagnosed()
     (line,) = findings(result)
     assert result.exit_code == 2 and words in line
 
 
 def test_unknown_quality(tmp_path: Path) -> None:
-    result = run("--quality", "best")
+    result = diagnosed("--quality", "best")
     (line,) = findings(result)
     assert result.exit_code == 2 and "best" in line
     assert "conditional writes" in result.output
@@ -269,7 +268,7 @@ def test_free_memory_is_known() -> None:
 
 def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: Usage(10**12, 10**12, 10**6))
-    result = run("--store", tmp_path / "not" / "yet")
+    result = diagnosed("--store", tmp_path / "not" / "yet")
     home_line, store_line = findings(result)
     assert result.exit_code == 2
     assert "NST_BATCH_HOME" in home_line
@@ -295,9 +294,9 @@ def test_a_cluster_that_cannot_be_used(
     address: str, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = address.format(port=free_ports(1)[0])
-    given = run("--cluster", address)
+    given = diagnosed("--cluster", address)
     (line,) = findings(given)
     assert given.exit_code == code and address in line and "http://host:8265" in line
     # The one that jobs would go to is looked at unasked.
     monkeypatch.setenv("NST_BATCH_CLUSTER", address)
-    assert run().output == given.output
+    assert diagnosed().output == given.output

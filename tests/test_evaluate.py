@@ -9,18 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from PIL import Image
 
-from jobs.cli.main import main
 from jobs.client.evaluation import held_out_pairs
-from nst import levels
 from nst.color import ColorStatistics, colored
-from nst.levels import QualityLevel
 from nst.stylize import Picture
 from nst.vgg import LAYERS_16
 from nst.weights import save_weights
-from tests.toy import TOY_P_ERROR, TOY_SIZE, random_network, toy_network, toy_weights
+from tests.command_line import refused, run
+from tests.toy import TOY_P_ERROR, TOY_SIZE, offer_toy, random_network, toy_network, toy_weights
+from tests.user_pairs import folder_of, picture
 from tests.vggs import random_arrays, write_npz
 
 QUALITY = ["--quality", "toy"]
@@ -38,26 +37,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def toy_level(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, weights, TOY_P_ERROR))
-    monkeypatch.setenv("NST_BATCH_HOME", str(tmp_path / "home"))
-
-
-def run(*arguments: str | Path | int) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-def picture(path: Path, seed: int = 0, width: int = 48, height: int = 40) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(path)
-    return path
-
-
-def folder_of(root: Path, names: tuple[str, ...], width: int = 48) -> Path:
-    for seed, name in enumerate(names):
-        picture(root / "content" / f"{name}.png", seed, width)
-        picture(root / "style" / f"{name}.png", seed + 100)
-    return root
+    offer_toy(monkeypatch, weights, tmp_path / "home")
 
 
 def evaluate(vgg: Path, *arguments: str | Path | int) -> tuple[Result, dict[str, Any]]:
@@ -65,14 +45,6 @@ def evaluate(vgg: Path, *arguments: str | Path | int) -> tuple[Result, dict[str,
     result = run("evaluate", *arguments, "--vgg", vgg, *QUALITY, "--json", "-")
     assert result.exit_code in (0, 1), result.output
     return result, json.loads(result.stdout)
-
-
-def refused(result: Result, *words: str) -> None:
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.output
-    (line,) = [x for x in result.output.splitlines() if x.lower().startswith("error: ")]
-    for word in words:
-        assert word in line, line
 
 
 def test_report_table_and_sheet(vgg: Path, tmp_path: Path) -> None:

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from jobs.cli.main import main
 from nst import levels
 from nst.architecture import LEVEL
 from nst.circuits import circuit_id, load_plan
@@ -22,6 +21,7 @@ from nst.levels import QualityLevel
 from nst.network import StyleTransfer
 from nst.stylize import Picture, finish, plan_content, plan_style
 from nst.weights import load_weights
+from tests.command_line import refused, run
 from tests.toy import TOY, TOY_P_ERROR, TOY_SIZE
 
 
@@ -65,17 +65,12 @@ def write(path: Path, state: Any) -> Path:
     return path
 
 
-def run(*arguments: str | Path) -> Result:
-    quality = ["--quality", "toy", "--data", "toy pictures"]
-    return CliRunner().invoke(main, ["export", *map(str, arguments), *quality])
+def export(*arguments: str | Path) -> Result:
+    return run("export", *arguments, "--quality", "toy", "--data", "toy pictures")
 
 
-def refused(result: Result, out: Path, *words: str) -> None:
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.output
-    (line,) = [x for x in result.output.splitlines() if x.startswith("error: ")]
-    for word in words:
-        assert word in line, line
+def made_nothing(result: Result, out: Path, *words: str) -> None:
+    refused(result, *words)
     assert not list(out.parent.glob("made*"))
 
 
@@ -86,7 +81,7 @@ def test_export_writes_weights_with_a_card(
     first = write(tmp_path / "first.pt", {**state, "step": 5, "seconds": 30.0})
     last = write(tmp_path / "last.pt", state)
     out = tmp_path / "made.safetensors"
-    result = run(first, last, "--out", out)
+    result = export(first, last, "--out", out)
     assert result.exit_code == 0, result.output
 
     made = load_weights(out)
@@ -116,7 +111,7 @@ def test_export_writes_weights_with_a_card(
 def test_weights_of_another_level_are_carried_over(network: IntegerNetwork, tmp_path: Path) -> None:
     first = tmp_path / "first.safetensors"
     checkpoint = write(tmp_path / "last.pt", state_of(network))
-    assert run(checkpoint, "--out", first, "--strength", "0.5").exit_code == 0
+    assert export(checkpoint, "--out", first, "--strength", "0.5").exit_code == 0
     before = json.loads(first.with_suffix(".json").read_text())
     # Twice the size at twice the stride: the same style branch, four times the content.
     level = QualityLevel("twice", 2 * TOY_SIZE, tmp_path / "none", TOY_P_ERROR, {"style_stride": 2})
@@ -124,13 +119,13 @@ def test_weights_of_another_level_are_carried_over(network: IntegerNetwork, tmp_
     try:
         out = tmp_path / "made.safetensors"
         arguments = ["export", str(first), "--quality", "twice", "--out", str(out)]
-        result = CliRunner().invoke(main, arguments)
+        result = run(*arguments)
         assert result.exit_code == 0, result.output
         card, made, old = (
             json.loads(out.with_suffix(".json").read_text()),
             *map(load_weights, (out, first)),
         )
-        again = CliRunner().invoke(main, [*arguments, "--strength", "0.5"])
+        again = run(*arguments, "--strength", "0.5")
         assert again.exit_code == 0
         assert json.loads(out.with_suffix(".json").read_text())["strength"] == 0.25
     finally:
@@ -157,8 +152,8 @@ def test_weights_are_exported_again_with_another_last_touch(
 ) -> None:
     """What was measured in training stays true, circuits stay the same, and pictures change."""
     first, out = tmp_path / "first.safetensors", tmp_path / "made.safetensors"
-    assert run(write(tmp_path / "last.pt", state_of(network)), "--out", first).exit_code == 0
-    result = run(first, f"--{touch}", "0.5", "--out", out)
+    assert export(write(tmp_path / "last.pt", state_of(network)), "--out", first).exit_code == 0
+    result = export(first, f"--{touch}", "0.5", "--out", out)
     assert result.exit_code == 0, result.output
     before, card = (json.loads(p.with_suffix(".json").read_text()) for p in (first, out))
     assert (before[touch], card[touch]) == (0.0, 0.5)
@@ -179,24 +174,23 @@ def test_weights_that_cannot_be_carried_over_are_refused(
 ) -> None:
     first, out = tmp_path / "first.safetensors", tmp_path / "made.safetensors"
     checkpoint = write(tmp_path / "last.pt", state_of(network))
-    assert run(checkpoint, "--out", first).exit_code == 0
-    refused(run(checkpoint, first, "--out", out), out, "alone")
+    assert export(checkpoint, "--out", first).exit_code == 0
+    made_nothing(export(checkpoint, first, "--out", out), out, "alone")
     wider = QualityLevel("toy", TOY_SIZE, tmp_path / "none", TOY_P_ERROR, {"latent": 8})
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(levels.LEVELS, "toy", wider)
-        refused(run(first, "--out", out), out, "first.safetensors", "more than strides")
+        made_nothing(export(first, "--out", out), out, "first.safetensors", "more than strides")
     first.with_suffix(".json").unlink()
-    refused(run(first, "--out", out), out, "no card")
-    result = CliRunner().invoke(
-        main, ["export", str(checkpoint), "--quality", "toy", "--out", str(out)]
-    )
-    assert result.exit_code == 2 and "give --data" in result.output
+    made_nothing(export(first, "--out", out), out, "no card")
+    refused(run("export", checkpoint, "--quality", "toy", "--out", out), "give --data")
 
 
 def test_weights_over_the_budget_are_refused(network: IntegerNetwork, tmp_path: Path) -> None:
     checkpoint = write(tmp_path / "big.pt", state_of(network))
     out = tmp_path / "made.safetensors"
-    refused(run(checkpoint, "--out", out, "--budget-pbs", "1.1"), out, "big.pt", "budget of 1.1")
+    made_nothing(
+        export(checkpoint, "--out", out, "--budget-pbs", "1.1"), out, "big.pt", "budget of 1.1"
+    )
 
 
 @pytest.mark.slow
@@ -208,27 +202,29 @@ def test_accumulators_that_are_too_wide_are_refused(
     wide = replace(network, stages={**network.stages, "body1": loud})
     checkpoint = write(tmp_path / "loud.pt", state_of(wide))
     out = tmp_path / "made.safetensors"
-    refused(run(checkpoint, "--out", out), out, "body1")
+    made_nothing(export(checkpoint, "--out", out), out, "body1")
 
 
 def test_what_is_no_checkpoint_is_refused(network: IntegerNetwork, tmp_path: Path) -> None:
     out = tmp_path / "made.safetensors"
-    refused(run(tmp_path / "gone.pt", "--out", out), out, "gone.pt")
+    made_nothing(export(tmp_path / "gone.pt", "--out", out), out, "gone.pt")
     (tmp_path / "text.pt").write_text("no checkpoint")
-    refused(run(tmp_path / "text.pt", "--out", out), out, "text.pt")
-    refused(run(write(tmp_path / "list.pt", [1, 2]), "--out", out), out, "list.pt")
+    made_nothing(export(tmp_path / "text.pt", "--out", out), out, "text.pt")
+    made_nothing(export(write(tmp_path / "list.pt", [1, 2]), "--out", out), out, "list.pt")
     state = state_of(network)
     other = {**state, "architecture": {**TOY.to_dict(), "latent": 8}}
-    refused(run(write(tmp_path / "other.pt", other), "--out", out), out, "other.pt")
+    made_nothing(export(write(tmp_path / "other.pt", other), "--out", out), out, "other.pt")
     strange = {**state, "architecture": {"layers": 3}}
-    refused(run(write(tmp_path / "strange.pt", strange), "--out", out), out, "strange.pt")
+    made_nothing(export(write(tmp_path / "strange.pt", strange), "--out", out), out, "strange.pt")
 
 
 def test_where_it_cannot_be_written(network: IntegerNetwork, tmp_path: Path) -> None:
     checkpoint = write(tmp_path / "last.pt", state_of(network))
     for name in ("made", "made/made.safetensors"):
-        refused(run(checkpoint, "--out", tmp_path / name), tmp_path / "made", ".safetensors")
-    assert CliRunner().invoke(main, ["export", "--quality", "toy"]).exit_code == 2
+        made_nothing(
+            export(checkpoint, "--out", tmp_path / name), tmp_path / "made", ".safetensors"
+        )
+    refused(run("export", "--quality", "toy"))
 
 
 def test_the_octaves_of_a_run_are_those_of_its_weights(
@@ -237,5 +233,5 @@ def test_the_octaves_of_a_run_are_those_of_its_weights(
     """Training measured its losses with them."""
     state, out = state_of(network), tmp_path / "made.safetensors"
     state["options"]["octaves"] = 0.6
-    assert run(write(tmp_path / "last.pt", state), "--out", out).exit_code == 0
+    assert export(write(tmp_path / "last.pt", state), "--out", out).exit_code == 0
     assert load_weights(out).octaves == 0.6

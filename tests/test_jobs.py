@@ -9,10 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 from ray.exceptions import AuthenticationError
 
-from jobs.cli.main import main
 from jobs.client import drivers, lifecycle
 from jobs.client.drivers import ClusterDriver, LocalDriver, Place
 from jobs.client.home import BookPair, Home, JobBook
@@ -30,6 +28,7 @@ from jobs.storage.records import (
 from jobs.storage.s3_address import without_profile
 from jobs.storage.store import Store, open_store
 from nst.errors import ClusterError
+from tests.command_line import refused, run
 from tests.fakes import PLAN, fake_executor, fake_job, plain_results  # noqa: F401
 from tests.plans import grid_of_pairs
 
@@ -84,17 +83,6 @@ def drive(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(drivers, "start_here", start_here)
     return started
-
-
-def run(*arguments: str | Path, typed: str = "") -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments], input=typed)
-
-
-def refused(result: Result, code: int, *words: str) -> None:
-    assert result.exit_code == code, result.output
-    (line,) = [x for x in result.output.splitlines() if x.startswith("error: ")]
-    for word in words:
-        assert word in line, line
 
 
 def shown(job: str = "job") -> dict[str, str]:
@@ -179,8 +167,8 @@ def test_a_job_at_work_is_left_alone(
     try:
         home.save_book(book.model_copy(update={"driver_pid": process.pid}))
         set_state(store, status="running")
-        refused(run("retry", "job"), 2, "is running", "cancel")
-        refused(run("delete", "job", "--yes"), 2, "is running", "cancel")
+        refused(run("retry", "job"), "is running", "cancel")
+        refused(run("delete", "job", "--yes"), "is running", "cancel")
         assert "driver gone" not in run("status", "job").output
     finally:
         process.kill()
@@ -217,15 +205,15 @@ def test_a_silent_cluster_is_judged_by_the_sign_of_life(
     assert "driver gone" in run("status", "job").output
     # Nobody can stop it, and nobody need to.
     assert lifecycle.cancel(home, store, book).status == "cancelled"
-    refused(run("logs", "job"), 3, NOBODY, "--cluster")
+    refused(run("logs", "job"), NOBODY, "--cluster", code=3)
 
 
 def test_a_cluster_that_does_not_answer(
     home: Home, store: Store, book: JobBook, drive: list[int]
 ) -> None:
-    refused(run("retry", "job", "--cluster", NOBODY), 3, NOBODY)
+    refused(run("retry", "job", "--cluster", NOBODY), NOBODY, code=3)
     assert read_state(store, "job").status == "submitted" and not drive
-    refused(run("retry", "job", "--cluster", "ftp://x"), 2, "ftp://x", "http://host:8265")
+    refused(run("retry", "job", "--cluster", "ftp://x"), "ftp://x", "http://host:8265")
     assert run("retry", "job", "--cluster", NOBODY, "--here").exit_code == 2
 
 
@@ -298,7 +286,9 @@ def test_a_token_that_is_missing_is_one_line(
 
     monkeypatch.setattr("ray.job_submission.JobSubmissionClient", client)
     monkeypatch.setattr(drivers.socket, "create_connection", lambda *_: socket.socket())
-    refused(run("retry", "job", "--cluster", "h:1"), 3, "h:1", "Missing authentication", "token")
+    refused(
+        run("retry", "job", "--cluster", "h:1"), "h:1", "Missing authentication", "token", code=3
+    )
     assert not drive
 
 
@@ -328,13 +318,13 @@ def test_a_deleted_job_leaves_nothing(
 ) -> None:
     run("retry", "job")
     store.write(layout.result_row("job", "dead", "p00", 0), b"an orphan")
-    refused(run("delete", "job"), 2, "--yes")
+    refused(run("delete", "job"), "--yes")
     assert home.books()
     result = run("delete", "job", "--yes")
     assert result.exit_code == 0, result.output
     assert store.list("") == [layout.STORE]
     assert home.books() == [] and not (home.root / "jobs" / "job").exists()
-    refused(run("status", "job"), 2, "job")
+    refused(run("status", "job"), "job")
 
 
 def test_what_other_jobs_use_outlives_a_job(home: Home, store: Store, book: JobBook) -> None:
@@ -363,7 +353,7 @@ def test_a_job_whose_upload_broke_off_can_only_be_deleted(
 ) -> None:
     store.delete(layout.job("job"))
     assert "not uploaded" in run("status", "job").output
-    refused(run("retry", "job"), 2, "delete job")
+    refused(run("retry", "job"), "delete job")
     assert run("delete", "job", "--yes").exit_code == 0
     assert store.list("") == [layout.STORE] and home.books() == []
 
@@ -384,7 +374,7 @@ def test_missing_shared_objects_are_uploaded_again(
     home: Home, store: Store, book: JobBook, drive: list[int]
 ) -> None:
     store.delete(layout.server_zip(book.circuit_id))
-    refused(run("retry", "job"), 2, book.circuit_id)
+    refused(run("retry", "job"), book.circuit_id)
     folder = home.circuits / book.circuit_id
     folder.mkdir(parents=True)
     (folder / "server.zip").write_bytes(b"circuits")
@@ -398,7 +388,7 @@ def test_missing_shared_objects_are_uploaded_again(
 
 @pytest.mark.parametrize("command", [("retry",), ("cancel",), ("delete", "--yes"), ("logs",)])
 def test_unknown_jobs(home: Home, command: tuple[str, ...]) -> None:
-    refused(run(*command, "nothing"), 2, "nothing", "nst-batch list")
+    refused(run(*command, "nothing"), "nothing", "nst-batch list")
 
 
 def test_the_list_says_when_jobs_were_made_and_what_to_do_without_any(

@@ -11,21 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from PIL import Image
 
 from jobs.cli import keys as cli_keys
-from jobs.cli.main import main
 from jobs.client import drivers
 from nst import client as nst_client
-from nst import levels
 from nst.architecture import STYLE
 from nst.client import EVALUATION_FILE, SECRET_FILE, KeyCard, KeyRing
 from nst.errors import InputError
 from nst.folders import PASSPHRASE_VARIABLE
-from nst.levels import QualityLevel
 from nst.secret_box import FORMAT, MAGIC, SHORTEST, is_box, lock, unlock
-from tests.toy import TOY_P_ERROR, TOY_SIZE, noise_pixels, toy_weights
+from tests.command_line import refused, run
+from tests.toy import TOY_SIZE, noise_pixels, offer_toy, toy_weights
 
 PASSPHRASE = "correct horse bättery"
 SECRET = bytes(range(256)) * 4
@@ -228,8 +226,7 @@ def home(
     (home / "circuits" / key_card.circuit_id).symlink_to(circuits)
     shutil.copytree(key_ring.folder / key_card.key_id, home / "keys" / key_card.key_id)
     weights = toy_weights(tmp_path / "toy.safetensors")
-    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, weights, TOY_P_ERROR))
-    monkeypatch.setenv("NST_BATCH_HOME", str(home))
+    offer_toy(monkeypatch, weights, home)
     monkeypatch.delenv(PASSPHRASE_VARIABLE, raising=False)
     return home
 
@@ -238,19 +235,6 @@ def home(
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody types what a command is given as input."""
     monkeypatch.setattr(cli_keys, "is_terminal", lambda: True)
-
-
-def run(*arguments: str | Path, typed: str = "") -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments], input=typed)
-
-
-def refused(result: Result, *words: str) -> None:
-    """Exit code 2 and one line that holds these words, no stack trace."""
-    assert result.exit_code == 2, result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit)
-    (line,) = [x for x in result.output.splitlines() if x.startswith("error: ")]
-    for word in words:
-        assert word in line, line
 
 
 def listed() -> dict[str, bool]:

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
 import jobs
 import nst
-from jobs.cli.main import main
 from jobs.client import drivers
 from jobs.client.home import Home, JobBook
 from jobs.client.pictures import Box, read_picture
@@ -33,6 +31,7 @@ from nst.errors import CircuitError, InputError
 from nst.integer import IntegerStage, Ints, is_style, space_to_depth
 from nst.plan import CircuitPlan
 from nst.quality import psnr
+from tests.command_line import refused, run
 from tests.plans import grid_of_pairs, made_up_plan
 from tests.toy import TOY, TOY_P_ERROR, TOY_SIZE, noise_pixels, random_network, toy_network
 from tests.toy_job import EXAMPLE, EXAMPLES, ToyJob
@@ -74,15 +73,11 @@ def test_sizes_end_somewhere(size: tuple[int, int]) -> None:
 
 def test_commands_refuse_a_wrong_size_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments in (["preview", "x", "--out", "y"], ["submit", "x"], ["circuits", "build"]):
-        result = CliRunner().invoke(main, [*arguments, "--size", "wide"])
-        assert result.exit_code == 2
-        assert result.output.startswith("error: invalid value for '--size': size 'wide' is not ")
-        assert len(result.output.splitlines()) == 1
+        result = run(*arguments, "--size", "wide")
+        refused(result, "error: invalid value for '--size': size 'wide' is not ")
     monkeypatch.setenv("NST_BATCH_SIZE", "1x1")
-    result = CliRunner().invoke(main, ["preview", "x", "--out", "y"])
-    assert result.exit_code == 2
-    assert result.output.startswith("error: NST_BATCH_SIZE: ")
-    assert "the width must be" in result.output
+    result = run("preview", "x", "--out", "y")
+    refused(result, "error: NST_BATCH_SIZE: ", "the width must be")
 
 
 def in_the_clear(stage: IntegerStage, rows: list[Ints], code: Ints | None) -> Ints:
@@ -276,7 +271,7 @@ def test_dry_runs_and_estimates_are_those_of_the_size(
     pairs = str(toy_job.folder / "pairs")
 
     def said(*arguments: str) -> dict:
-        result = CliRunner().invoke(main, [*arguments, "--quality", "toy", "--json"])
+        result = run(*arguments, "--quality", "toy", "--json")
         assert result.exit_code == 0, result.output
         return json.loads(result.stdout)
 

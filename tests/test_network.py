@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from nst.architecture import CONTENT, STYLE, Architecture
+from nst.architecture import CONTENT, STYLE
 from nst.color import ColorStatistics, dither, quantize_pixels, whiten
 from nst.errors import CircuitError
 from nst.integer import is_style
@@ -24,19 +25,7 @@ from nst.weights import load_weights, save_weights
 from tests.toy import TOY, noise_pixels, toy_network, toy_weights
 
 SIZE = 32
-SMALL = Architecture(
-    latent=6,
-    body=2,
-    up=2,
-    coarse=6,
-    coarse_body=2,
-    reads_pixels=True,
-    style_stem=4,
-    style_body=8,
-    style_rows=8,
-    code=8,
-    code_layers=2,
-)
+SMALL = dataclasses.replace(TOY, latent=6, body=2, up=2, coarse=6, dense=9, code=8)
 
 
 def black() -> np.ndarray:

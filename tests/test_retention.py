@@ -8,9 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from jobs.cli.main import main
 from jobs.client.home import HOME_VARIABLE, Home, JobBook
 from jobs.client.retention import expired, prune
 from jobs.client.submit import keep_until
@@ -18,6 +16,7 @@ from jobs.storage import layout
 from jobs.storage.records import JobState, write_record
 from jobs.storage.store import Store, open_store
 from nst.errors import StoreError
+from tests.command_line import run
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -72,10 +71,10 @@ def test_the_command_says_what_it_did(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
     home = Home(tmp_path / "home")
     kept(home, "0ld", tmp_path / "store", 3)
-    done = CliRunner().invoke(main, ["prune"])
+    done = run("prune")
     assert done.exit_code == 0 and "0ld: 2 objects deleted" in done.output
     assert home.books() == []
-    again = CliRunner().invoke(main, ["prune"])
+    again = run("prune")
     assert again.exit_code == 0 and "nothing" in again.output
 
 
@@ -87,12 +86,12 @@ def test_json_says_what_is_deleted_and_what_is_left(
     kept(home, "0ld", tmp_path / "store", 3)
     kept(home, "gone", tmp_path / "gone", 3)
     (tmp_path / "gone" / "store.json").write_text("something else")
-    done = CliRunner().invoke(main, ["prune", "--json"])
+    done = run("prune", "--json")
     assert done.exit_code == 1
     report = json.loads(done.stdout)
     assert report["deleted"] == {"0ld": 2} and "is damaged" in report["left"]["gone"]
     home.forget("gone")
-    none = CliRunner().invoke(main, ["prune", "--json"])
+    none = run("prune", "--json")
     assert (none.exit_code, json.loads(none.stdout)) == (0, {"deleted": {}, "left": {}})
 
 

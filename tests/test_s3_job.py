@@ -5,36 +5,23 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
-import numpy as np
 import pytest
-from click.testing import CliRunner, Result
-from PIL import Image
 
-from jobs.cli.main import main
 from jobs.client.home import Home
 from jobs.storage import layout
 from jobs.storage.store import open_store
-from nst import levels
-from nst.levels import QualityLevel
+from tests.command_line import run
 from tests.conftest import BUCKET
 from tests.s3_server import S3Server
-from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_weights
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments])
+from tests.toy import offer_toy, toy_weights
+from tests.user_pairs import folder_of
 
 
 @pytest.mark.slow
 def test_a_job_in_s3(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = toy_weights(tmp_path / "toy.safetensors")
-    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, weights, TOY_P_ERROR))
-    monkeypatch.setenv("NST_BATCH_HOME", str(tmp_path / "home"))
-    source, out = tmp_path / "pairs", tmp_path / "out"
-    for kind in ("content", "style"):
-        (source / kind).mkdir(parents=True)
-        noise = np.random.default_rng(len(kind)).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(source / kind / "sea.png")
+    offer_toy(monkeypatch, weights, tmp_path / "home")
+    source, out = folder_of(tmp_path / "pairs", ["sea"]), tmp_path / "out"
     prefix = f"s3://{BUCKET}/{secrets.token_hex(4)}"
     result = run(
         *("submit", source, "--quality", "toy", "--actors", 1, "--out", out),

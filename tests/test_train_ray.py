@@ -17,14 +17,12 @@ import psutil
 import pytest
 import ray.train
 import torch
-from click.testing import CliRunner
 from PIL import Image
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from cluster.local import local_ray
 from cluster.train import Task, TrainingError, Workers, make_trainer, train
-from jobs.cli.main import main
 from jobs.cli.train import _Follower, _scales
 from jobs.cli.train import train as train_command
 from nst.architecture import Architecture
@@ -32,6 +30,7 @@ from nst.checkpoint import Checkpoint, RunFolder
 from nst.errors import InputError
 from nst.network import StyleTransfer
 from nst.training import Options
+from tests.command_line import refused, run
 from tests.toy import TOY
 from tests.training_data import SIZE, make_run
 
@@ -78,10 +77,7 @@ def test_gpus_that_are_not_there_are_not_waited_for(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     call = arguments(folder, tmp_path / "run", "--gpu", "--workers", "2")
-    result = CliRunner().invoke(main, call)
-    assert result.exit_code == 2
-    (line,) = result.output.splitlines()
-    assert line.startswith("error: --gpu wants a GPU for each of 2 workers") and "1 here" in line
+    refused(run(*call), "error: --gpu wants a GPU for each of 2 workers", "1 here")
     assert not (tmp_path / "run").exists()
 
 
@@ -110,9 +106,7 @@ def test_wrong_input_is_one_line(
     more: list[str], message: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(main, arguments(folder, tmp_path / "out", *more))
-    assert result.exit_code == 2
-    assert message in result.output and result.output.count("\n") == 1
+    refused(run(*arguments(folder, tmp_path / "out", *more)), message)
     assert not (tmp_path / "out").exists()
 
 

@@ -37,20 +37,7 @@ from tests.toy import TOY, toy_network, toy_weights
 from tests.training_data import SIZE, UNUSABLE, USABLE, make_pictures, make_run, picture
 
 CPU = torch.device("cpu")
-VARIED = Architecture(
-    latent=6,
-    body=2,
-    up=2,
-    coarse=5,
-    coarse_body=2,
-    dense=3,
-    reads_pixels=True,
-    style_stem=4,
-    style_body=8,
-    style_rows=8,
-    code=8,
-    code_layers=2,
-)
+VARIED = dataclasses.replace(TOY, latent=6, body=2, up=2, coarse=5, code=8)
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 from rich.console import Console
 
 from jobs.cli.job import see_through
 from jobs.cli.keys import Passphrases
-from jobs.cli.main import main
 from jobs.client import drivers, watch
 from jobs.client.home import BookPair, BookSkipped, Home, JobBook
 from jobs.execution.driver import run_job
@@ -29,6 +27,7 @@ from jobs.storage.records import (
     write_record,
 )
 from jobs.storage.store import Store, open_store
+from tests.command_line import run
 from tests.fakes import Meddling, fake_executor, fake_job, plain_results  # noqa: F401
 
 
@@ -80,10 +79,6 @@ def book(home: Home, store: Store, job: JobRecord) -> JobBook:
     )  # fmt: skip
     home.save_book(book)
     return book
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments)
 
 
 def steps(store: Store, book: JobBook) -> Iterator[bool]:

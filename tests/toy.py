@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from nst import levels
 from nst.architecture import (
     CONTENT,
     LEVEL,
@@ -24,7 +26,9 @@ from nst.architecture import (
     Stage,
 )
 from nst.color import PIXEL_STEPS
+from nst.folders import HOME_VARIABLE
 from nst.integer import IntegerNetwork, IntegerStage, Ints
+from nst.levels import QualityLevel
 from nst.server import Evaluator
 from nst.weights import save_weights
 
@@ -98,6 +102,13 @@ def toy_weights(path: Path, seed: int = 0) -> Path:
     """The toy network as `path`, a safetensors file, with its card beside it."""
     save_weights(toy_network(seed), path, {"trained": "no: random weights"})
     return path
+
+
+def offer_toy(patch: pytest.MonkeyPatch, weights: Path, home: Path) -> None:
+    """Make weights of the toy a quality level, `toy`, and a folder the data directory."""
+    level = QualityLevel("toy", TOY_SIZE, weights, TOY_P_ERROR)
+    patch.setitem(levels.LEVELS, level.name, level)
+    patch.setenv(HOME_VARIABLE, str(home))
 
 
 def noise_pixels(size: int, seed: int = 0) -> Ints:

@@ -1,0 +1,22 @@
+"""The command line as tests call it."""
+
+from __future__ import annotations
+
+from click.testing import CliRunner, Result
+
+from jobs.cli.main import main
+
+
+def run(*arguments: object, typed: str = "") -> Result:
+    """Call `nst-batch` in this process, with what somebody types."""
+    return CliRunner().invoke(main, [str(a) for a in arguments], input=typed)
+
+
+def refused(result: Result, *words: str, code: int = 2) -> None:
+    """The command ended with this code and one line of error with these words, no stack trace."""
+    assert result.exit_code == code, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert "Traceback" not in result.output
+    (line,) = [x for x in result.output.splitlines() if x.startswith("error: ")]
+    for word in words:
+        assert word in line, line
