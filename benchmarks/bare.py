@@ -24,7 +24,7 @@ import concrete.compiler as runtime
 import psutil
 
 from benchmarks.measure import FOLDER, role_of, session_of
-from cluster.local import HUGE_PAGES
+from cluster.local import ACTOR_MALLOC
 from jobs.execution.forecast import Forecaster, Offer
 from jobs.execution.graph import build_graph
 from jobs.execution.loading import EvaluatorLoader, job_plan, read_plan
@@ -118,7 +118,7 @@ def bare_rate(stages: Stages) -> float:
 
 def environment() -> dict[str, str]:
     """Environment of a process that calls circuits as an actor does."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "GLIBC_TUNABLES": HUGE_PAGES}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "GLIBC_TUNABLES": ACTOR_MALLOC}
 
 
 class BareProcess:

@@ -19,6 +19,9 @@ TOKEN_ADVICE = "ray._private.authentication.authentication_token_setup"
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 """For GLIBC_TUNABLES: `malloc` asks for transparent huge pages. A PBS reads the whole bootstrapping
 key, tens of megabytes; with pages of 4 KiB two actors slow each other down by 4 %."""
+ACTOR_MALLOC = f"{HUGE_PAGES}:glibc.malloc.mmap_threshold=1048576"
+"""Of actors besides: a call's rows, megabytes each, go back to the system with its end and leave no
+holes in the heap."""
 
 
 @contextmanager
@@ -33,7 +36,7 @@ def local_ray(cpus: int) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Actors run one single-threaded circuit each; idle OpenMP threads would only spin.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("GLIBC_TUNABLES", HUGE_PAGES)
+    os.environ.setdefault("GLIBC_TUNABLES", ACTOR_MALLOC)
     logging.getLogger(TOKEN_ADVICE).setLevel(logging.ERROR)
     import ray
 

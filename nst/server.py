@@ -87,9 +87,6 @@ class Evaluator:
                 f"circuits {plan.circuit_id} or their evaluation keys cannot be loaded "
                 f"({str(error).splitlines()[0]}); submit the job again"
             ) from error
-        self._circuits = {
-            stage.name: self._program.get_server_circuit(stage.name) for stage in plan.stages
-        }
         self._lock = threading.Lock()
 
     def run(self, stage: str, rows: Sequence[bytes]) -> bytes:
@@ -102,7 +99,10 @@ class Evaluator:
             arguments = [runtime.TransportValue.deserialize(row) for row in rows]
             # Two calls at once have given other bits than one after the other (bench-sharing).
             with self._lock:
-                (result,) = self._circuits[stage].call(arguments, self._keys)
+                # A circuit keeps copies of what it was called with; getting one takes milliseconds.
+                circuit = self._program.get_server_circuit(stage)
+                (result,) = circuit.call(arguments, self._keys)
+                del circuit
             _survive_broken_pipes()
             return bytes(result.serialize())
         except (RuntimeError, ValueError) as error:

@@ -21,6 +21,8 @@ from botocore.validate import ParamValidator
 from ray.autoscaler._private.aws.config import _create_default_inbound_rules
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from cluster.local import ACTOR_MALLOC
+
 ROOT = Path(__file__).resolve().parent.parent
 CLUSTER = ROOT / "cluster"
 KUBERAY = json.loads((ROOT / "tests/data/kuberay/schema.json").read_text())
@@ -30,7 +32,7 @@ ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "OMP_NUM_THREADS": "1",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "GLIBC_TUNABLES": ACTOR_MALLOC,
 }
 AVX512_AWS, AVX512_GCP = re.compile(r"[cmr]7a\.\w+"), re.compile(r"c3d-\w+-\d+")
 IMAGE = "nst-batch:0.1.0"
