@@ -14,16 +14,16 @@ import pytest
 from click.testing import Result
 
 from jobs.client import doctor
-from jobs.client.doctor import ACTOR_BYTES, BASE_BYTES, check_memory, pair_bytes
+from jobs.client.doctor import BASE_BYTES, actor_bytes, check_memory, pair_bytes
 from jobs.storage.s3_store import S3Store
 from jobs.storage.store import LocalStore, open_store
+from nst.canvas import Canvas
 from nst.circuits import load_plan
 from nst.client import KeyCard, KeyRing
-from nst.levels import QualityLevel, get_level
 from tests.command_line import run
 from tests.conftest import BUCKET
 from tests.s3_server import S3Server, free_ports
-from tests.toy import TOY_P_ERROR, TOY_SIZE, offer_toy, toy_weights
+from tests.toy import TOY_SIZE, offer_toy, toy_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 LINE = re.compile(r"(ok  |warn|FAIL)  \S.*")
@@ -252,13 +252,25 @@ def test_unknown_quality(tmp_path: Path) -> None:
 
 
 def test_memory() -> None:
-    need = BASE_BYTES + 2 * ACTOR_BYTES
-    assert check_memory(2 * need, 2, 0).status == "ok"
-    tight = check_memory(need, 2, 0)
+    each = 10**9
+    need = BASE_BYTES + 2 * each
+    assert check_memory(2 * need, 2, each, 0).status == "ok"
+    tight = check_memory(need, 2, each, 0)
     assert tight.status == "warn" and tight.advice == "submit with --actors 1"
-    assert check_memory(need - 1, 2, 0).status == "FAIL"
-    assert check_memory(BASE_BYTES, 2, 0).advice.startswith("free memory")
-    assert check_memory(None, 2, 0).status == "warn"
+    assert check_memory(need - 1, 2, each, 0).status == "FAIL"
+    assert check_memory(BASE_BYTES, 2, each, 0).advice.startswith("free memory")
+    assert check_memory(None, 2, each, 0).status == "warn"
+
+
+def test_a_larger_size_takes_more_memory(home: Path) -> None:
+    def needed(*size: str) -> float:
+        (line,) = [x for x in diagnosed(*size).output.splitlines() if x[6:].startswith("memory")]
+        number, unit = line.split(" need ")[1].split()[:2]
+        return float(number) * {"MB": 1e6, "GB": 1e9}[unit]
+
+    # Three times the width: two actors and what is in flight grow, circuits and keys do not.
+    assert 1.2 * needed() < needed("--size", "96x32") < 3 * needed()
+    assert "96 x 32 pixels" in diagnosed("--size", "96x32").output
 
 
 def test_free_memory_is_known() -> None:
@@ -278,15 +290,16 @@ def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_the_constants_are_those_of_the_benchmark(circuits: Path) -> None:
     record = json.loads((ROOT / "benchmarks" / "low.json").read_text())
     planned = json.loads((ROOT / "benchmarks" / "bytes.json").read_text())["levels"]["low"]
-    pair = pair_bytes(get_level("low"), None)
+    canvas = Canvas(64, 64)
+    pair = pair_bytes(canvas, None)
     assert pair == pytest.approx(planned["stored_when_done"], rel=0.2)
-    memory = BASE_BYTES + record["actors"] * ACTOR_BYTES + pair
+    memory = BASE_BYTES + record["actors"] * actor_bytes(canvas, None) + pair
     assert memory == pytest.approx(record["peak_rss_bytes"], rel=0.2)
     # Circuits that are built tell exactly.
-    built = load_plan(circuits)
-    level = QualityLevel("toy", TOY_SIZE, Path(), TOY_P_ERROR)
-    assert built.output_ciphertext_bytes / 4 < pair_bytes(level, built)
-    assert pair_bytes(level, built) < built.output_ciphertext_bytes / 3
+    built, toy = load_plan(circuits), Canvas(TOY_SIZE, TOY_SIZE)
+    assert built.output_ciphertext_bytes / 4 < pair_bytes(toy, built)
+    assert pair_bytes(toy, built) < built.output_ciphertext_bytes / 3
+    assert actor_bytes(toy, built) < actor_bytes(toy, None)
 
 
 @pytest.mark.parametrize(("address", "code"), [("http://127.0.0.1:{port}", 3), ("ftp://h", 2)])

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import click
 
 from jobs.cli.examples import examples
+from jobs.cli.options import size_option
 from jobs.cli.store import STORE_HELP, s3_options
 from jobs.storage.s3_address import S3Options
+
+if TYPE_CHECKING:
+    from nst.canvas import Canvas
 
 EXIT_FAILED, EXIT_UNREACHABLE = 2, 3
 
@@ -17,6 +22,7 @@ EXIT_FAILED, EXIT_UNREACHABLE = 2, 3
     epilog=examples(
         "doctor",
         "doctor --store s3://bucket/prefix --endpoint-url http://host:8333",
+        "doctor --quality mid --size 768x512 --actors 4",
         "doctor --cluster http://host:8265",
     )
 )
@@ -25,6 +31,7 @@ EXIT_FAILED, EXIT_UNREACHABLE = 2, 3
 )
 @s3_options
 @click.option("--quality", "-q", default="low", show_default=True, help="Level of your jobs.")
+@size_option
 @click.option(
     "--actors",
     type=click.IntRange(min=1),
@@ -38,6 +45,7 @@ def doctor(
     stores: tuple[str, ...],
     s3: S3Options,
     quality: str,
+    size: Canvas | None,
     actors: int,
     cluster: str | None,
     as_json: bool,
@@ -59,7 +67,7 @@ def doctor(
     home = Home.default()
     urls = [s3.fold(url) for url in stores or (str(home.store),)]
     checks = []
-    for check in diagnose(home, urls, quality, actors, cluster or ""):
+    for check in diagnose(home, urls, quality, actors, cluster or "", size):
         checks.append(check)
         if not as_json:
             advice = f" -> {check.advice}" if check.advice else ""

@@ -18,9 +18,13 @@ from typing import Literal
 
 from jobs.client.drivers import Place, require_reachable
 from jobs.client.home import Home
+from jobs.execution.forecast import distinct_pairs, largest_call
+from jobs.execution.graph import build_graph
+from jobs.execution.stage_times import read_times
 from jobs.storage import layout
 from jobs.storage.s3_address import SCHEME
 from jobs.storage.store import LocalStore, Store, check_format, connect
+from nst.canvas import Canvas
 from nst.circuits import PLAN_FILE, circuit_id, load_plan
 from nst.client import CARD_FILE, EVALUATION_FILE, SECRET_FILE
 from nst.errors import ClusterError, NstBatchError, StoreError
@@ -41,8 +45,11 @@ PATIENCE = 5.0
 PROBE_BYTES = 1 << 16
 SKEW_WARN, SKEW_FAIL = 60.0, 600.0
 """Seconds; S3 refuses requests whose clock is a quarter of an hour off."""
-BASE_BYTES, ACTOR_BYTES = 600_000_000, 2_500_000_000
-"""Resident memory of Ray, driver and client together, and of an actor (see benchmarks/low.json)."""
+BASE_BYTES = 600_000_000
+"""Resident memory of Ray, driver and client together (see benchmarks/low.json)."""
+CALL_BYTES_PER_PIXEL = 1_770_000
+"""What an actor's largest call reads and gives, a pixel of width: where no circuits are built that
+tell exactly."""
 MEMORY_MARGIN = 1.2
 PAIR_BYTES_PER_PIXEL = 12_500
 """Stored for a pair, a pixel of the result: where no circuits are built that tell exactly (see
@@ -73,7 +80,12 @@ class Check:
 
 
 def diagnose(
-    home: Home, stores: list[str], quality: str, actors: int, cluster: str = ""
+    home: Home,
+    stores: list[str],
+    quality: str,
+    actors: int,
+    cluster: str = "",
+    canvas: Canvas | None = None,
 ) -> Iterator[Check]:
     """All checks, one after the other.
 
@@ -83,6 +95,7 @@ def diagnose(
         quality: Level that jobs are to be run at.
         actors: Ray actors that run at once on this machine.
         cluster: Address of the Jobs API of a cluster that should answer, empty for none.
+        canvas: Size of contents and results; None for the level's own.
     """
     yield from check_versions()
     yield check_ray()
@@ -91,18 +104,19 @@ def diagnose(
     yield from check_keys(home)
     try:
         level = get_level(quality)
-        plan = _built_plan(home, level)
-        yield Check("ok", "quality", f"{quality}: {level.size} x {level.size} pixels")
+        canvas = level.canvas(canvas)
+        plan = _built_plan(home, level, canvas)
+        yield Check("ok", "quality", f"{quality}: {canvas} pixels")
     except NstBatchError as error:
         yield _failed("quality", error)
     else:
         # In memory words are whole, in the store a quarter of them is left.
-        output = plan.output_ciphertext_bytes if plan else 4 * pair_bytes(level, plan)
-        yield check_memory(available_memory(), actors, output)
+        output = plan.output_ciphertext_bytes if plan else 4 * pair_bytes(canvas, plan)
+        yield check_memory(available_memory(), actors, actor_bytes(canvas, plan), output)
         yield check_space("disk of the data directory", home.root, HOME_BYTES, HOME_VARIABLE)
         for url in stores:
             if not url.startswith(SCHEME):
-                yield check_pairs_space(Path(url).expanduser(), pair_bytes(level, plan))
+                yield check_pairs_space(Path(url).expanduser(), pair_bytes(canvas, plan))
     for url in stores:
         yield from check_store(url)
 
@@ -195,20 +209,21 @@ def _key_faults(home: Home, folder: Path) -> Iterator[Check]:
             )  # fmt: skip
 
 
-def check_memory(available: int | None, actors: int, output_bytes: int) -> Check:
+def check_memory(available: int | None, actors: int, bytes_each: int, output_bytes: int) -> Check:
     """Free memory against what a job takes on this machine.
 
     Args:
         available: Bytes, None if unknown.
         actors: How many run at once, one a core.
+        bytes_each: What one of them takes.
         output_bytes: Ciphertexts of one result, which a job holds as rows in flight.
     """
-    need = BASE_BYTES + actors * ACTOR_BYTES + output_bytes
+    need = BASE_BYTES + actors * bytes_each + output_bytes
     if available is None:
         advice = f"see that {_gb(need)} are free"
         return Check("warn", "memory", "free memory is unknown on this system", advice)
     detail = f"{_gb(available)} free, {actors} actors need {_gb(need)}"
-    fitting = int((available / MEMORY_MARGIN - BASE_BYTES - output_bytes) // ACTOR_BYTES)
+    fitting = int((available / MEMORY_MARGIN - BASE_BYTES - output_bytes) // bytes_each)
     if available >= need * MEMORY_MARGIN:
         return Check("ok", "memory", detail)
     advice = (
@@ -314,10 +329,17 @@ def _clock(store: Store, what: str) -> Check:
     return Check(status, what, detail, "set this machine's clock: timedatectl set-ntp true")
 
 
-def pair_bytes(level: QualityLevel, plan: CircuitPlan | None) -> int:
+def actor_bytes(canvas: Canvas, plan: CircuitPlan | None) -> int:
+    """Resident memory of an actor: circuits, keys and its largest call."""
+    if plan is None:
+        return read_times().worker_bytes_of(CALL_BYTES_PER_PIXEL * canvas.padded.width)
+    return read_times().worker_bytes_of(largest_call(build_graph(plan, distinct_pairs(1))))
+
+
+def pair_bytes(canvas: Canvas, plan: CircuitPlan | None) -> int:
     """Bytes in the store for one pair: result, encrypted content and style."""
     if plan is None:
-        return PAIR_BYTES_PER_PIXEL * level.size**2
+        return PAIR_BYTES_PER_PIXEL * canvas.padded.width * canvas.padded.height
     return stored_result_bytes(plan) + plan.input_ciphertext_bytes + plan.style_ciphertext_bytes
 
 
@@ -334,10 +356,13 @@ def available_memory() -> int | None:
     return min(found, default=None)
 
 
-def _built_plan(home: Home, level: QualityLevel) -> CircuitPlan | None:
-    """The plan of a level's circuits if they are built already."""
-    folder = home.circuits / circuit_id(load_weights(level.weights), level.size, level.p_error)
-    return load_plan(folder) if (folder / PLAN_FILE).is_file() else None
+def _built_plan(home: Home, level: QualityLevel, canvas: Canvas) -> CircuitPlan | None:
+    """The plan of a level's circuits for contents of a size if they are built already."""
+    network, padded = load_weights(level.weights), canvas.padded
+    folder = home.circuits / circuit_id(network, level.size, level.p_error, padded.width)
+    if not (folder / PLAN_FILE).is_file():
+        return None
+    return load_plan(folder).at_height(padded.height)
 
 
 def _free_disk(folder: Path) -> int:

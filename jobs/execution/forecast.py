@@ -160,9 +160,7 @@ class Forecaster:
             style_rows=plan.style_rows,
         )
         self.single = build_graph(plan, distinct_pairs(1))
-        self.worker_bytes = times.worker_bytes + int(
-            times.bytes_per_source_byte * largest_call(self.single)
-        )
+        self.worker_bytes = times.worker_bytes_of(largest_call(self.single))
 
     def estimate(self, pairs: Sequence[PairRecord], cores: Sequence[int]) -> Estimate:
         """What these pairs will take, by number of cores.

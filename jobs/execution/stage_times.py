@@ -51,6 +51,10 @@ class StageTimes(BaseModel):
     bytes_per_source_byte: float
     stages: dict[str, StageTime]
 
+    def worker_bytes_of(self, call_bytes: int) -> int:
+        """Resident memory of a worker whose largest call reads and gives so many bytes."""
+        return self.worker_bytes + int(self.bytes_per_source_byte * call_bytes)
+
     def seconds(self, plan: CircuitPlan) -> dict[str, float]:
         """Seconds of one row task of each stage of a plan, on one core.
 
