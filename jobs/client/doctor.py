@@ -47,7 +47,10 @@ SKEW_WARN, SKEW_FAIL = 60.0, 600.0
 """Seconds; S3 refuses requests whose clock is a quarter of an hour off."""
 BASE_BYTES = 600_000_000
 """Resident memory of Ray, driver and client together (see benchmarks/low.json)."""
-CALL_BYTES_PER_PIXEL = 1_770_000
+RAY_BYTES = 300_000_000
+"""What a worker takes as a Ray actor besides: Ray's libraries, and the rows of the shared object
+store that it has read."""
+CALL_BYTES_PER_PIXEL = 1_800_000
 """What an actor's largest call reads and gives, a pixel of width: where no circuits are built that
 tell exactly."""
 MEMORY_MARGIN = 1.2
@@ -330,10 +333,11 @@ def _clock(store: Store, what: str) -> Check:
 
 
 def actor_bytes(canvas: Canvas, plan: CircuitPlan | None) -> int:
-    """Resident memory of an actor: circuits, keys and its largest call."""
-    if plan is None:
-        return read_times().worker_bytes_of(CALL_BYTES_PER_PIXEL * canvas.padded.width)
-    return read_times().worker_bytes_of(largest_call(build_graph(plan, distinct_pairs(1))))
+    """Resident memory of an actor: Ray, circuits, keys and its largest call."""
+    call = CALL_BYTES_PER_PIXEL * canvas.padded.width
+    if plan is not None:
+        call = largest_call(build_graph(plan, distinct_pairs(1)))
+    return RAY_BYTES + read_times().worker_bytes_of(call)
 
 
 def pair_bytes(canvas: Canvas, plan: CircuitPlan | None) -> int:
