@@ -14,6 +14,7 @@ import threading
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import concrete.compiler as runtime
 
@@ -99,16 +100,23 @@ class Evaluator:
             arguments = [runtime.TransportValue.deserialize(row) for row in rows]
             # Two calls at once have given other bits than one after the other (bench-sharing).
             with self._lock:
-                # A circuit keeps copies of what it was called with; getting one takes milliseconds.
-                circuit = self._program.get_server_circuit(stage)
-                (result,) = circuit.call(arguments, self._keys)
-                del circuit
+                result = self.evaluate(stage, arguments)
             _survive_broken_pipes()
             return bytes(result.serialize())
         except (RuntimeError, ValueError) as error:
             raise CircuitError(
                 f"stage {stage} refused its ciphertexts ({str(error).splitlines()[0]})"
             ) from error
+
+    def evaluate(self, stage: str, arguments: list[Any]) -> Any:
+        """The call itself, between ciphertexts in Concrete's form, beside those of other threads.
+
+        Raises:
+            RuntimeError: if the ciphertexts do not fit the stage.
+        """
+        # A circuit keeps copies of what it was called with; getting one takes milliseconds.
+        (result,) = self._program.get_server_circuit(stage).call(arguments, self._keys)
+        return result
 
 
 def _survive_broken_pipes() -> None:
