@@ -12,11 +12,16 @@ def run(*arguments: object, typed: str = "") -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments], input=typed)
 
 
-def refused(result: Result, *words: str, code: int = 2) -> None:
-    """The command ended with this code and one line of error with these words, no stack trace."""
+def refused(result: Result, *words: str, code: int = 2, alone: bool = True) -> None:
+    """The command ended with this code and one line of error with these words, no stack trace.
+
+    That line is all there is, unless it may stand beside others, such as questions.
+    """
     assert result.exit_code == code, result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
     assert "Traceback" not in result.output
-    (line,) = [x for x in result.output.splitlines() if x.startswith("error: ")]
+    lines = result.output.splitlines()
+    (line,) = [x for x in lines if x.startswith("error: ")]
+    assert not alone or lines == [line]
     for word in words:
         assert word in line, line

@@ -259,8 +259,8 @@ def test_the_best_level_is_the_largest_that_fits() -> None:
 def test_a_job_over_the_limit_is_asked_about(source: Path, home: Path, tmp_path: Path) -> None:
     arguments = ["submit", source, *QUALITY, "--store", tmp_path / "store", "--limit", 0.001]
     # Nobody there to answer.
-    refused(run(*arguments), "2 pairs at toy: about 0.0", "--yes")
-    refused(run(*arguments, typed="n\n"), "nothing was submitted")
+    refused(run(*arguments), "2 pairs at toy: about 0.0", "--yes", alone=False)
+    refused(run(*arguments, typed="n\n"), "nothing was submitted", alone=False)
     assert untouched(home) and not (tmp_path / "store").exists()
 
 
@@ -268,7 +268,7 @@ def test_the_limit_may_stand_in_the_environment(
     source: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NST_BATCH_LIMIT", "0.001")
-    refused(run("submit", source, *QUALITY), "limit of 0.001")
+    refused(run("submit", source, *QUALITY), "limit of 0.001", alone=False)
     assert untouched(home)
 
 

@@ -146,7 +146,7 @@ def test_pairs_that_cannot_be_used_cost_only_themselves(
     assert [p["name"] for p in report["pairs"]] == ["flat"]
     assert (tmp_path / "out" / "evaluation.png").exists()
     (content / "flat.png").unlink()
-    refused(run("evaluate", source, *QUALITY, *options, "--vgg", vgg), "none of the")
+    refused(run("evaluate", source, *QUALITY, *options, "--vgg", vgg), "none of the", alone=False)
 
 
 def test_held_out_pairs_are_those_training_never_saw(vgg: Path, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_wrong_usage(vgg: Path, tmp_path: Path) -> None:
     refused(run(*base, source, "--weights", tmp_path / "none.safetensors"), "none.safetensors")
     (tmp_path / "file").write_text("in the way")
     refused(run(*base, source, "--out", tmp_path / "file"), "file")
-    refused(run(*base, source, "--json", empty / "no" / "all.json"), "all.json")
+    refused(run(*base, source, "--json", empty / "no" / "all.json"), "all.json", alone=False)
 
 
 def test_weights_for_another_size_are_refused(vgg: Path, tmp_path: Path) -> None:

@@ -253,7 +253,8 @@ def test_keys_protect_list_unprotect(home: Path, key_card: KeyCard) -> None:
     assert listed() == {key_id: True}
     assert "no passphrase" not in run("keys", "list").output
     refused(run("keys", "protect", key_id), "already", "unprotect")
-    refused(run("keys", "unprotect", key_id, typed="wrong wrong\n"), "wrong passphrase", key_id)
+    wrong = run("keys", "unprotect", key_id, typed="wrong wrong\n")
+    refused(wrong, "wrong passphrase", key_id, alone=False)
     result = run("keys", "unprotect", key_id, typed=f"{PASSPHRASE}\n")
     assert result.exit_code == 0, result.output
     assert listed() == {key_id: False}
@@ -368,11 +369,12 @@ def test_fetch_and_retry_ask_for_the_passphrase(
     assert result.exit_code == 0, result.output
     (job,) = [p.name for p in (home / "jobs").iterdir()]
     out = ("--out", tmp_path / "out")
-    refused(run("fetch", job, *out, typed="wrong wrong\n"), "wrong passphrase", key_card.key_id)
+    wrong = run("fetch", job, *out, typed="wrong wrong\n")
+    refused(wrong, "wrong passphrase", key_card.key_id, alone=False)
     result = run("fetch", job, *out, typed=f"{PASSPHRASE}\n")
     assert result.exit_code == 0 and "not done yet: 1 pair" in result.output
     # Retrying asks before the driver starts, not when the job has ended.
-    refused(run("retry", job, *out, typed="wrong wrong\n"), "wrong passphrase")
+    refused(run("retry", job, *out, typed="wrong wrong\n"), "wrong passphrase", alone=False)
     assert len(driver.environments) == 1
 
 
