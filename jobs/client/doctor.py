@@ -18,8 +18,7 @@ from typing import Literal
 
 from jobs.client.drivers import Place, require_reachable
 from jobs.client.home import Home
-from jobs.execution.forecast import distinct_pairs, largest_call
-from jobs.execution.graph import build_graph
+from jobs.execution.forecast import Forecaster, Offer
 from jobs.execution.stage_times import read_times
 from jobs.storage import layout
 from jobs.storage.s3_address import SCHEME
@@ -334,10 +333,10 @@ def _clock(store: Store, what: str) -> Check:
 
 def actor_bytes(canvas: Canvas, plan: CircuitPlan | None) -> int:
     """Resident memory of an actor: Ray, circuits, keys and its largest call."""
-    call = CALL_BYTES_PER_PIXEL * canvas.padded.width
-    if plan is not None:
-        call = largest_call(build_graph(plan, distinct_pairs(1)))
-    return RAY_BYTES + read_times().worker_bytes_of(call)
+    times = read_times()
+    if plan is None:
+        return RAY_BYTES + times.worker_bytes_of(CALL_BYTES_PER_PIXEL * canvas.padded.width)
+    return RAY_BYTES + Forecaster(plan, times, Offer()).worker_bytes
 
 
 def pair_bytes(canvas: Canvas, plan: CircuitPlan | None) -> int:
