@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from benchmarks.measure import provenance, write_result
-from nst.architecture import Architecture
-from nst.checkpoint import Checkpoint, RunFolder
-from nst.levels import LEVELS
-from nst.plan import count_pbs
-from nst.training import Options, Run, Trainer, Worker
+from nst.network.architecture import Architecture
+from nst.training.checkpoint import Checkpoint, RunFolder
+from nst.network.levels import LEVELS
+from nst.engines.concrete.plan import count_pbs
+from nst.training.loop import Options, Run, Trainer, Worker
 
 FIRST: dict[str, Any] = {
     "body": 4,

@@ -32,7 +32,7 @@ from jobs.execution.stage_times import read_times, times_of
 from jobs.storage import layout
 from jobs.storage.records import TaskTrace, read_job
 from jobs.storage.store import open_store
-from nst.architecture import CONTENT, STYLE
+from nst.network.architecture import CONTENT, STYLE
 from nst.ciphertext import Envelope
 
 EVERY_S = 15.0
@@ -58,8 +58,8 @@ class Calls:
     def __init__(self, store_url: str, job_id: str) -> None:
         store = open_store(store_url)
         job = read_job(store, job_id)
-        self.plan = read_plan(store, job.circuit_id)
-        self._evaluator = EvaluatorLoader(store_url, job.circuit_id, job.key_id)()
+        self.plan = read_plan(store, job.model_id)
+        self._evaluator = EvaluatorLoader(store_url, job.model_id, job.key_id)()
         rows: dict[str, bytes] = {}
         for name, input_id in ((CONTENT, job.pairs[0].content), (STYLE, job.pairs[0].style)):
             blob = store.read(layout.encrypted_input(job_id, input_id))

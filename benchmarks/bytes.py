@@ -17,14 +17,14 @@ from benchmarks.measure import provenance, write_result
 from benchmarks.redone import redone
 from benchmarks.run import load
 from jobs.execution.checkpoints import boundaries
-from nst.architecture import STYLE, grids
-from nst.circuits import PLAN_FILE, SERVER_FILE, build, load_plan
-from nst.client import Cipher, KeyRing
-from nst.integer import IntegerNetwork
-from nst.levels import LEVELS
-from nst.plan import CircuitPlan
-from nst.server import Evaluator
-from nst.switching import stored_result_bytes, switched, word_bits
+from nst.network.architecture import STYLE, grids
+from nst.engines.concrete.circuits import PLAN_FILE, SERVER_FILE, build, load_plan
+from nst.engines.concrete.client import Cipher, KeyRing
+from nst.network.integers import IntegerNetwork
+from nst.network.levels import LEVELS
+from nst.engines.concrete.plan import CircuitPlan
+from nst.engines.concrete.server import Evaluator
+from nst.engines.concrete.switching import stored_result_bytes, switched, word_bits
 
 CHECKED = "draft"
 ACTORS = 2
@@ -40,11 +40,11 @@ def main() -> None:
         folder = Path(name)
         for quality in LEVELS:
             level, network = load(quality)
-            circuits = build(network, level.size, level.p_error, folder / "circuits")
+            circuits = build(network, level.side, level.p_error, folder / "circuits")
             levels[quality] = planned(load_plan(circuits), circuits)
             print(quality, levels[quality], flush=True)
             if quality == CHECKED:
-                checked = check(folder, circuits, network, level.size)
+                checked = check(folder, circuits, network, level.side)
                 print(checked, flush=True)
     result = {**provenance("make bench-bytes"), "levels": levels, "checked_on_ciphertexts": checked}
     print(write_result("bytes", result))
@@ -93,7 +93,7 @@ def check(folder: Path, circuits: Path, network: IntegerNetwork, size: int) -> d
     stem = evaluator.run("style_stem", [picture.rows[0]] * 3)
     first = next(stage for stage in plan.stages if stage.name == "style_stem")
     row = evaluator.run("up", blank_arguments(network, cipher, size))
-    stored = switched(key_id, plan.circuit_id, (row,), word_bits(plan)).pack()
+    stored = switched(key_id, plan.model_id, (row,), word_bits(plan)).pack()
     rows = plan.stages[-1].rows
     pairs = {
         "input": (plan.input_ciphertext_bytes, len(picture.pack())),

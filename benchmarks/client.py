@@ -26,12 +26,12 @@ from jobs.client.pictures import write_png
 from jobs.client.submit import new_id, submit, upload_shared
 from jobs.storage import layout
 from jobs.storage.store import open_store
-from nst.architecture import CELL, CONTENT, STYLE
-from nst.circuits import SERVER_FILE, build, load_plan
-from nst.client import KeyRing
-from nst.server import Evaluator
+from nst.network.architecture import CELL, CONTENT, STYLE
+from nst.engines.concrete.circuits import SERVER_FILE, build, load_plan
+from nst.engines.concrete.client import KeyRing
+from nst.engines.concrete.server import Evaluator
 from nst.stylize import finish
-from nst.switching import switched, word_bits
+from nst.engines.concrete.switching import switched, word_bits
 
 LEVELS = ("draft", "low", "mid", "high", "ultra")
 EXAMPLES = FOLDER.parent / "examples" / "pairs"
@@ -46,7 +46,7 @@ TARGETS = {
 COMMANDS = {
     "help": "import sys; sys.argv[1:] = ['--help']; from jobs.cli.main import main; main()",
     "import_submit_and_fetch": "import jobs.client.submit, jobs.client.fetch",
-    "import_compiler": "import nst.compilation",
+    "import_compiler": "import nst.engines.concrete.compilation",
 }
 T = TypeVar("T")
 
@@ -114,7 +114,7 @@ def measured(folder: Path, quality: str, repeats: int) -> dict[str, float]:
     pair = step("read_and_plan_pair", lambda: prepared(EXAMPLES, quality)[:1])[0]
 
     def built() -> Path:
-        return build(network, level.size, level.p_error, home.circuits)
+        return build(network, level.side, level.p_error, home.circuits)
 
     circuits = step("compile_circuits", built)
     step("find_circuits", built, repeats)
@@ -142,9 +142,9 @@ def measured(folder: Path, quality: str, repeats: int) -> dict[str, float]:
     )
 
     evaluator = Evaluator(plan, (circuits / SERVER_FILE).read_bytes(), ring.evaluation_keys(key_id))
-    row = evaluator.run("up", blank_arguments(network, cipher, level.size))
-    blob = switched(key_id, plan.circuit_id, (row,), word_bits(plan)).pack()
-    places = [layout.result_row(job_id, "a", pair_id, y) for y in range(level.size // CELL)]
+    row = evaluator.run("up", blank_arguments(network, cipher, level.side))
+    blob = switched(key_id, plan.model_id, (row,), word_bits(plan)).pack()
+    places = [layout.result_row(job_id, "a", pair_id, y) for y in range(level.side // CELL)]
     for place in places:
         store.write(place, blob)
     levels = step(

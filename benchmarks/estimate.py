@@ -35,10 +35,10 @@ from jobs.execution.graph import build_graph
 from jobs.execution.loading import read_plan
 from jobs.execution.stage_times import SHIPPED, StageTime, StageTimes, times_of
 from jobs.storage.store import open_store
-from nst import levels
-from nst.circuits import build, load_plan
-from nst.levels import QualityLevel
-from nst.plan import CircuitPlan
+from nst.network import levels
+from nst.engines.concrete.circuits import build, load_plan
+from nst.network.levels import QualityLevel
+from nst.engines.concrete.plan import CircuitPlan
 from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_weights
 
 EXAMPLES = FOLDER.parent / "examples" / "pairs"
@@ -135,7 +135,7 @@ def measured_times(
 ) -> StageTimes:
     """Stage times of a level with all cores of this machine busy."""
     book, _ = submit_pairs(folder, prepared(EXAMPLES, quality)[:1], quality)
-    plan = read_plan(open_store(book.store), book.circuit_id)
+    plan = read_plan(open_store(book.store), book.model_id)
     with BareCalls(book.store, book.job_id, os.cpu_count() or 1) as bare:
         bare.measure_rest(ROUNDS)
         peak = bare.peak_rss()
@@ -173,7 +173,7 @@ def estimated(times: StageTimes, quality: str, pairs: int, cores: Sequence[int])
     """What `nst-batch estimate` says."""
     level, network = load(quality)
     with tempfile.TemporaryDirectory() as folder:
-        plan = load_plan(build(network, level.size, level.p_error, Path(folder)))
+        plan = load_plan(build(network, level.side, level.p_error, Path(folder)))
     offer, start = Offer(), time.perf_counter()
     estimate = Forecaster(plan, times, offer).estimate(distinct_pairs(pairs), cores)
     return {

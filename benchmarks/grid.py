@@ -54,7 +54,7 @@ def main(quality: str = "draft") -> None:
         pairs = prepared(folder / "pairs", quality, grid=True)
         book, submit_s = submit_pairs(folder, pairs, quality)
         store = open_store(book.store)
-        plan = read_plan(store, book.circuit_id)
+        plan = read_plan(store, book.model_id)
         job = run_submitted(folder, book, ACTORS, submit_s)
         fetch_pictures(job, quality, folder / "out")
         shutil.copy(folder / "out" / SHEET, FOLDER / "grid.png")

@@ -24,10 +24,10 @@ from concrete.ml.torch.compile import compile_brevitas_qat_model
 from benchmarks.measure import provenance, write_result
 from benchmarks.pbs import ROUNDS, StageCall, operations_per_pbs
 from benchmarks.run import load
-from nst.compilation import compile_module
-from nst.integer import IntegerNetwork
-from nst.levels import P_ERROR
-from nst.plan import count_pbs
+from nst.engines.concrete.compilation import compile_module
+from nst.network.integers import IntegerNetwork
+from nst.network.levels import P_ERROR
+from nst.engines.concrete.plan import count_pbs
 from tests.oracle import make_oracle, run_clear
 from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_network
 
@@ -55,7 +55,7 @@ def main() -> None:
         return
     level, network = load("low")
     result = compared(
-        network, level.size, P_ERROR, arguments.stage, arguments.patch, not arguments.no_run
+        network, level.side, P_ERROR, arguments.stage, arguments.patch, not arguments.no_run
     )
     print(write_result("monolithic", {**provenance("make bench-monolithic"), **result}))
     print(json.dumps(result, indent=2))

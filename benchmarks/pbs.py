@@ -22,11 +22,11 @@ from concrete import fhe
 
 from benchmarks.measure import provenance, write_result
 from benchmarks.run import load
-from nst import architecture as shape
-from nst.compilation import compile_module
-from nst.fft_plan import fix_fft_plan
-from nst.integer import IntegerNetwork
-from nst.levels import noise_levels
+from nst.network import architecture as shape
+from nst.engines.concrete.compilation import compile_module
+from nst.engines.concrete.fft_plan import fix_fft_plan
+from nst.network.integers import IntegerNetwork
+from nst.network.levels import noise_levels
 from tests.toy import TOY_SIZE, toy_network
 
 KEPT = (3, 4, 5, 6)
@@ -47,7 +47,7 @@ def main() -> None:
         print(json.dumps(measured(toy_network(), TOY_SIZE, (4, 3), (0.01,), (0.01,)), indent=2))
         return
     level, network = load("low")
-    rows = measured(network, level.size, KEPT, P_ERRORS, TIMED)
+    rows = measured(network, level.side, KEPT, P_ERRORS, TIMED)
     result = {**provenance("make bench-pbs"), "quality": "low", "stage": STAGE, "rows": rows}
     print(write_result("pbs", result))
     print(table(rows))

@@ -26,10 +26,10 @@ import concrete.compiler as runtime
 from benchmarks.bytes import blank_arguments
 from benchmarks.measure import FOLDER, provenance, write_result
 from benchmarks.run import Finished, load, prepared, run_submitted, submit_pairs
-from nst.circuits import SERVER_FILE, build, load_plan
-from nst.client import KeyRing
-from nst.levels import get_level
-from nst.server import Evaluator
+from nst.engines.concrete.circuits import SERVER_FILE, build, load_plan
+from nst.engines.concrete.client import KeyRing
+from nst.network.levels import get_level
+from nst.engines.concrete.server import Evaluator
 
 EXAMPLES = FOLDER.parent / "examples" / "pairs"
 ACTORS = 2
@@ -67,7 +67,7 @@ def main() -> None:
 def stage_profile(folder: Path, quality: str, calls: int, native: Path | None) -> dict[str, Any]:
     """Seconds that a process pays once, and mean seconds of the parts of one call of `STAGE`."""
     level, network = load(quality)
-    circuits = build(network, level.size, level.p_error, folder / "circuits")
+    circuits = build(network, level.side, level.p_error, folder / "circuits")
     plan, ring = load_plan(circuits), KeyRing(folder / "keys")
     key_id = ring.create(circuits, quality).key_id
     rows = blank_arguments(network, ring.cipher(key_id, circuits), get_level(quality).size)

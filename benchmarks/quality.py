@@ -15,8 +15,8 @@ from benchmarks.measure import provenance, write_result
 from benchmarks.run import load
 from jobs.client.evaluation import held_out_pairs, make_samples, measure_samples, summarize
 from jobs.client.preparation import prepare
-from nst.levels import LEVELS
-from nst.vgg import VGG16
+from nst.network.levels import LEVELS
+from nst.training.vgg import VGG16
 
 P_ERRORS = (0.05, 0.02, 0.01, 0.002)
 
@@ -34,7 +34,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name in (n for n, level in LEVELS.items() if level.trained):
         level, network = load(name)
-        ready, failed = prepare(pairs, network, level.size, "crop")
+        ready, failed = prepare(pairs, network, level.side, "crop")
         others = [p for p in P_ERRORS if name == "low" and p != level.p_error]
         for p_error in (level.p_error, *others):
             samples, _ = make_samples(ready, network, 1, p_error, None)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from jobs.execution.checkpoints import StoredRow, checkpointed, without_done
 from jobs.execution.graph import Task, TaskGraph, build_graph
 from jobs.storage.records import PairRecord
-from nst.plan import CircuitPlan
+from nst.engines.concrete.plan import CircuitPlan
 
 DEATHS = 19
 """Moments at which the driver dies, evenly spread over the pair."""

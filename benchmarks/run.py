@@ -20,9 +20,9 @@ from jobs.client.submit import submit
 from jobs.storage import layout
 from jobs.storage.records import JobState, TaskTrace, read_state
 from jobs.storage.store import Store, open_store
-from nst.integer import IntegerNetwork
-from nst.levels import QualityLevel, get_level
-from nst.weights import load_weights
+from nst.network.integers import IntegerNetwork
+from nst.network.levels import QualityLevel, get_level
+from nst.network.weights import load_weights
 
 
 @dataclass
@@ -49,7 +49,7 @@ def prepared(source: Path, quality: str, grid: bool = False) -> list[PreparedPai
     """Pairs of a folder, ready to encrypt; raises RuntimeError if one is unusable."""
     level, network = load(quality)
     pairs, skipped = find_pairs(source, grid)
-    ready, unreadable = prepare(pairs, network, level.size, "crop")
+    ready, unreadable = prepare(pairs, network, level.side, "crop")
     if skipped or unreadable:
         raise RuntimeError(f"unusable pairs in {source}: {skipped + unreadable}")
     return ready

@@ -10,7 +10,7 @@ import ray
 from numpy.typing import NDArray
 
 from cluster.metrics import ActorMetrics
-from nst.server import Evaluator, seal
+from nst.engines.concrete.server import Evaluator, seal
 
 Blob = NDArray[np.uint8]
 

@@ -22,7 +22,7 @@ from ray.exceptions import (
 )
 
 from cluster.actors import RowActor, as_blob
-from nst.server import Evaluator
+from nst.engines.concrete.server import Evaluator
 
 QUEUED_AHEAD = 2
 """Tasks an actor has at a time: one running, one whose arguments are already on their way."""

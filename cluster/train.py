@@ -18,9 +18,9 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from cluster.local import HUGE_PAGES
-from nst.checkpoint import Checkpoint, RunFolder
+from nst.training.checkpoint import Checkpoint, RunFolder
 from nst.errors import NstBatchError
-from nst.training import Run, Trainer, Worker
+from nst.training.loop import Run, Trainer, Worker
 
 MAX_FAILURES = 3
 """How often workers are started again by default; `--resume` goes on after that."""
@@ -79,7 +79,7 @@ def train(run: Run, workers: Workers, max_failures: int = MAX_FAILURES) -> int:
         max_failures: Deaths of workers after which to give up.
 
     Raises:
-        InputError: see `nst.training.Trainer`.
+        InputError: see `nst.training.loop.Trainer`.
         TrainingError: if workers fail again and again, or at Ctrl-C.
     """
     # On a busy machine the imports of several workers alone take longer than Ray's minute.

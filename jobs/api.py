@@ -33,16 +33,16 @@ from jobs.execution.stage_times import read_times
 from jobs.storage.records import JobState, Status, read_state
 from jobs.storage.s3_address import SCHEME, S3Options
 from jobs.storage.store import FIRST_PATIENCE, Store, open_store
-from nst.canvas import Canvas
-from nst.circuits import build_level
-from nst.client import AskPassphrase
+from nst.pictures.size import Size
+from nst.engines.concrete.circuits import build_level
+from nst.engines.concrete.client import AskPassphrase
 from nst.errors import ClusterError, InputError
 from nst.folders import PASSPHRASE_VARIABLE
-from nst.integer import IntegerNetwork
-from nst.levels import QualityLevel, get_level
-from nst.plan import CircuitPlan
+from nst.network.integers import IntegerNetwork
+from nst.network.levels import QualityLevel, get_level
+from nst.engines.concrete.plan import CircuitPlan
 from nst.stylize import to_image
-from nst.weights import load_weights
+from nst.network.weights import load_weights
 
 __all__ = ["Client", "Job", "Pair", "Results"]
 
@@ -173,7 +173,7 @@ class Client:
         actors, quality = options.of("actors", actors), options.of("quality", quality)
         if quality != AUTO:
             get_level(quality)  # before files are looked for
-        canvas = Canvas(*size).checked() if size else options.of("size")
+        canvas = Size(*size).checked() if size else options.of("size")
         if isinstance(pairs, str | Path):
             found, skipped = find_pairs(Path(pairs), options.of("grid", grid))
         else:
@@ -182,7 +182,7 @@ class Client:
             budget = options.of("budget", budget)
             quality = self._best(found, place, actors, budget, url.startswith(SCHEME), canvas)
         level, network = _level_and_network(quality)
-        prepared, unreadable = prepare(found, network, level.size, options.of("fit", fit), canvas)
+        prepared, unreadable = prepare(found, network, level.side, options.of("fit", fit), canvas)
         skipped += unreadable
         if not prepared:
             reason = skipped[0].reason if skipped else "there is none"
@@ -239,7 +239,7 @@ class Client:
         actors: int | None,
         budget: float,
         uploads: bool,
-        canvas: Canvas | None,
+        canvas: Size | None,
     ) -> str:
         """Name of the best level whose job fits a number of seconds."""
         if place.cluster and actors is None:
@@ -258,7 +258,7 @@ class Client:
         level: QualityLevel,
         network: IntegerNetwork,
         pairs: list[PreparedPair],
-        canvas: Canvas | None,
+        canvas: Size | None,
     ) -> None:
         """Raise InputError if these pairs take more core-hours than `limit`."""
         plan = self._plan_of(level, network, canvas)
@@ -270,7 +270,7 @@ class Client:
             )
 
     def _plan_of(
-        self, level: QualityLevel, network: IntegerNetwork, canvas: Canvas | None
+        self, level: QualityLevel, network: IntegerNetwork, canvas: Size | None
     ) -> CircuitPlan:
         """Circuits of a level, compiled if need be."""
         return build_level(level, network, self.home.circuits, canvas)[1]

@@ -1,6 +1,6 @@
-"""Ciphertexts on their way: a self-describing envelope around Concrete's serialized tensors.
+"""Ciphertexts on their way: a self-describing envelope around an engine's serialized ciphertexts.
 
-An envelope names the key set and the circuits it was made under, so that mixing them up is an
+An envelope names the key set and the model it was made under, so that mixing them up is an
 error in one line and not a picture of noise, and carries a checksum. It holds nothing about the
 picture: no name, no pixel.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from nst.errors import CircuitError
 
 MAGIC = b"NSTC"
-FORMAT = 2
+FORMAT = 3
 FULL_BITS = 64
 """Bits of a ciphertext's words as Concrete computes on them."""
 _PREFIX = struct.Struct("<4sII")
@@ -28,36 +28,36 @@ def key_set_id(evaluation_keys: bytes) -> str:
 
 @dataclass(frozen=True)
 class Envelope:
-    """Serialized ciphertext tensors of the rows of one picture, top to bottom.
+    """Serialized ciphertexts of the parts of one picture, in order.
 
     Attributes:
         key_id: Key set they are encrypted under.
-        circuit_id: Circuits they are input or output of.
-        rows: One serialized ciphertext a row.
+        model_id: Model they are input or output of.
+        parts: Serialized ciphertexts.
         word_bits: Bits that are left of their words: all 64, or fewer in results (see
-            `nst.switching`).
+            `nst.engines.concrete.switching`).
     """
 
     key_id: str
-    circuit_id: str
-    rows: tuple[bytes, ...]
+    model_id: str
+    parts: tuple[bytes, ...]
     word_bits: int = FULL_BITS
 
     def pack(self) -> bytes:
-        """As bytes: a fixed prefix, a JSON header, the rows."""
+        """As bytes: a fixed prefix, a JSON header, the parts."""
         digest = hashlib.sha256(f"{self.word_bits} ".encode())
-        for row in self.rows:
-            digest.update(row)
+        for part in self.parts:
+            digest.update(part)
         header = json.dumps(
             {
                 "key_id": self.key_id,
-                "circuit_id": self.circuit_id,
+                "model_id": self.model_id,
                 "word_bits": self.word_bits,
-                "lengths": [len(row) for row in self.rows],
+                "lengths": [len(part) for part in self.parts],
                 "sha256": digest.hexdigest(),
             }
         ).encode()
-        return b"".join([_PREFIX.pack(MAGIC, FORMAT, len(header)), header, *self.rows])
+        return b"".join([_PREFIX.pack(MAGIC, FORMAT, len(header)), header, *self.parts])
 
     @staticmethod
     def unpack(blob: bytes, what: str) -> Envelope:
@@ -82,20 +82,20 @@ class Envelope:
             start = _PREFIX.size + length
             header = json.loads(blob[_PREFIX.size : start])
             bits = int(header["word_bits"])
-            rows = []
+            parts = []
             digest = hashlib.sha256(f"{bits} ".encode())
             for size in header["lengths"]:
-                rows.append(blob[start : start + size])
-                digest.update(rows[-1])
+                parts.append(blob[start : start + size])
+                digest.update(parts[-1])
                 start += size
             if start != len(blob) or digest.hexdigest() != header["sha256"]:
                 raise ValueError("checksum does not match")
-            return Envelope(header["key_id"], header["circuit_id"], tuple(rows), bits)
+            return Envelope(header["key_id"], header["model_id"], tuple(parts), bits)
         except (struct.error, ValueError, KeyError, TypeError) as error:
             raise CircuitError(f"{what} is damaged ({error}); submit the pair again") from error
 
-    def require(self, key_id: str, circuit_id: str, what: str) -> None:
-        """Check that the ciphertexts were made under this key set and these circuits.
+    def require(self, key_id: str, model_id: str, what: str) -> None:
+        """Check that the ciphertexts were made under this key set and by this model.
 
         Raises:
             CircuitError: if not, saying which of the two differs.
@@ -105,8 +105,8 @@ class Envelope:
                 f"{what} was made under key {self.key_id}, not {key_id}; "
                 "fetch it with the key it was submitted with"
             )
-        if self.circuit_id != circuit_id:
+        if self.model_id != model_id:
             raise CircuitError(
-                f"{what} was made by circuits {self.circuit_id}, not {circuit_id}; "
+                f"{what} was made by model {self.model_id}, not {model_id}; "
                 "submit the pair again, or fetch it with the version that submitted it"
             )

@@ -23,3 +23,15 @@ class StoreAddressError(StoreError):
 
 class ClusterError(NstBatchError):
     """A Ray cluster cannot be reached, or refuses a job."""
+
+
+def first_line(error: BaseException | None) -> str:
+    """What an error says in one line: its first, or its name if it says nothing."""
+    lines = str(error or "").strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def last_line(error: BaseException) -> str:
+    """The last line: of an error that carries another process's stack trace, what happened."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Where a user's keys and compiled circuits are."""
+"""Where a user's keys and published models are."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ class Folders:
         return self.root / "keys"
 
     @property
-    def circuits(self) -> Path:
-        """Compiled circuits by id."""
-        return self.root / "circuits"
+    def models(self) -> Path:
+        """Published models by id."""
+        return self.root / "models"

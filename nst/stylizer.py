@@ -6,30 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from nst.architecture import CELL, CONTENT, STYLE
-from nst.canvas import Canvas
-from nst.errors import CircuitError, InputError
+from nst.engines.base import Features, Published
+from nst.errors import InputError
 from nst.folders import Folders, default_folder
-from nst.levels import get_level
-from nst.stylize import (
-    Picture,
-    central_part,
-    finish,
-    pad_to_grid,
-    plan_content,
-    plan_style,
-    to_image,
-)
-from nst.weights import load_weights
-
-if TYPE_CHECKING:
-    from nst.client import AskPassphrase, Cipher
+from nst.keyring import AskPassphrase, KeyRing
+from nst.model import DEFAULT_ENGINE, Model
+from nst.pictures.picture import Picture, central_part, pad_to_grid, to_image
+from nst.pictures.size import Size
 
 Source = Image.Image | NDArray[np.uint8]
 """A PIL image, or 8-bit RGB pixels `[H, W, 3]`; of either the central part counts."""
@@ -43,20 +31,20 @@ class EncryptedPair:
         content: The encrypted content.
         style: The encrypted style.
         key_id: Key set that they are under.
-        circuit_id: Circuits that take them.
+        model_id: Model that takes them.
     """
 
     content: bytes
     style: bytes
     key_id: str
-    circuit_id: str
+    model_id: str
 
 
 class Stylizer:
     """A quality level on this machine: its network, and on demand its circuits and a key set.
 
-    Computing on what `encrypt` returns is a server's work: `nst.server.Evaluator` does a row of a
-    stage, and `jobs.Client` whole pairs.
+    Computing on what `encrypt` returns is a server's work: `Engine.load` gives what does a task of
+    a stage, and `jobs.Client` whole pairs.
 
     Example:
         >>> from PIL import Image
@@ -74,25 +62,26 @@ class Stylizer:
         folder: Path | None = None,
         ask: AskPassphrase | None = None,
         size: tuple[int, int] | None = None,
+        engine: str = DEFAULT_ENGINE,
     ) -> None:
         """Load a level's weights.
 
         Args:
             quality: Name of the level.
-            folder: Data directory with keys and circuits; None is that of `nst-batch`.
+            folder: Data directory with keys and models; None is that of `nst-batch`.
             ask: Called for the passphrase of a key set that has one.
             size: Width and height of contents and results in pixels; None for a square of the
                 level's size.
+            engine: Name of the engine.
 
         Raises:
             InputError: if there is no such level, or the size is too small or too large.
-            CircuitError: if its weights are missing or damaged.
+            CircuitError: if its weights are missing or damaged, or there is no such engine.
         """
-        self.level = get_level(quality)
-        self.network = load_weights(self.level.weights)
         self.folders = Folders(folder or default_folder())
+        asked = Size(*size) if size else None
+        self.model = Model.load(quality, self.folders.models, asked, engine)
         self._ask = ask
-        self.canvas = self.level.canvas(Canvas(*size).checked() if size else None)
 
     def preview(self, content: Source, style: Source) -> Image.Image:
         """The result to expect, computed in the clear: the same integers, without noise.
@@ -101,9 +90,8 @@ class Stylizer:
             InputError: if a picture cannot be used.
         """
         one, other = self._content(content), self._style(style)
-        code = plan_style(self.network, other).code
-        features = plan_content(self.network, one, code).features
-        return self._result(one, other, features)
+        prepared = self.model.prepare_content(one, self.model.prepare_style(other))
+        return self._result(one, other, prepared.features)
 
     def encrypt(self, content: Source, style: Source) -> EncryptedPair:
         """Encrypt a pair; the first call compiles circuits and makes a key set if need be.
@@ -112,76 +100,56 @@ class Stylizer:
             InputError: if a picture cannot be used, or the passphrase is wrong or missing.
             CircuitError: if circuits or keys cannot be made.
         """
-        one, other = self._content(content), self._style(style)
-        plan = plan_style(self.network, other)
-        gain = plan_content(self.network, one, plan.code).gain
-        pictures = [
-            (one.quantized(CONTENT, gain), CONTENT),
-            (other.quantized(STYLE, plan.gain), STYLE),
-        ]
-        sealed_content, sealed_style = self._cipher.encrypt_all(pictures)
+        prepared_style = self.model.prepare_style(self._style(style))
+        prepared = self.model.prepare_content(self._content(content), prepared_style)
+        cipher = self.model.cipher(self._ring, self.key_id, self._ask)
+        sealed_content, sealed_style = cipher.encrypt_all([prepared.input, prepared_style.input])
         return EncryptedPair(
-            sealed_content.pack(),
-            sealed_style.pack(),
-            self._cipher.key_id,
-            self._cipher.circuit_id,
+            sealed_content.pack(), sealed_style.pack(), self.key_id, self.model.plan.model_id
         )
 
     def decrypt(self, result: Sequence[bytes], content: Source, style: Source) -> Image.Image:
-        """The result of a pair, from packed envelopes of the last stage's rows, top to bottom.
+        """The result of a pair, from packed envelopes of the last stage's parts, in order.
 
         Colours come from the pictures themselves: give those that were encrypted.
 
         Raises:
-            CircuitError: if the rows are damaged, too few or too many, or were made under another
-                key set or by other circuits.
+            CircuitError: if the parts are damaged, too few or too many, or were made under another
+                key set or by another model.
             InputError: if a picture cannot be used, or the passphrase is wrong or missing.
         """
         one, other = self._content(content), self._style(style)
-        levels = self._cipher.decrypt_result(result, "the result")
-        padded = self.canvas.padded
-        rows, cells = padded.height // CELL, padded.width // CELL
-        if levels.shape[1:] != (rows, cells):
-            raise CircuitError(
-                f"the result has {levels.shape[1]} rows of {levels.shape[2]} cells, not {rows} of "
-                f"{cells}; give all rows of one result at {self.level.name}"
-            )
-        return self._result(one, other, levels)
+        cipher = self.model.cipher(self._ring, self.key_id, self._ask)
+        return self._result(one, other, cipher.decrypt_result(result, "the result"))
 
     def evaluation_keys(self) -> bytes:
         """What a server needs besides the ciphertexts: it computes with them and cannot decrypt."""
-        from nst.client import KeyRing
+        return self._ring.evaluation_keys(self.key_id)
 
-        return KeyRing(self.folders.keys).evaluation_keys(self._cipher.key_id)
-
-    @cached_property
-    def circuits(self) -> Path:
-        """Folder of the compiled circuits; compiles them if need be."""
-        # Concrete takes seconds to import: a preview need not wait for it.
-        from nst.circuits import build_level
-
-        return build_level(self.level, self.network, self.folders.circuits, self.canvas)[0]
+    @property
+    def published(self) -> Published:
+        """The plan and the bundles of the model; builds them if need be."""
+        return self.model.published
 
     @cached_property
-    def _cipher(self) -> Cipher:
-        from nst.circuits import load_plan
-        from nst.client import KeyRing
+    def key_id(self) -> str:
+        """The key set; makes one if need be."""
+        return self.model.key_set(self._ring).key_id
 
-        ring = KeyRing(self.folders.keys)
-        card = ring.find(load_plan(self.circuits).circuit_id)
-        card = card or ring.create(self.circuits, self.level.name)
-        return ring.cipher(card.key_id, self.circuits, self._ask)
+    @property
+    def _ring(self) -> KeyRing:
+        return KeyRing(self.folders.keys)
 
     def _content(self, source: Source) -> Picture:
-        return Picture(pad_to_grid(central_part(_rgb(source), self.canvas)))
+        return Picture(pad_to_grid(central_part(_rgb(source), self.model.size)))
 
     def _style(self, source: Source) -> Picture:
-        return Picture(central_part(_rgb(source), Canvas.of(self.level.size)))
+        return Picture(central_part(_rgb(source), self.model.level.square))
 
-    def _result(self, content: Picture, style: Picture, features: NDArray[np.int64]) -> Image.Image:
+    def _result(self, content: Picture, style: Picture, features: Features) -> Image.Image:
         """Finished, and without what the content was padded by."""
-        result = finish(self.network, content, style, features)
-        return to_image(result[:, : self.canvas.height, : self.canvas.width])
+        size, result = self.model.size, self.model.finish(content, style, features)
+        return to_image(result[:, : size.height, : size.width])
 
 
 def _rgb(source: Source) -> Image.Image:

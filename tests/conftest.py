@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from nst.circuits import SERVER_FILE, build, load_plan
-from nst.client import Cipher, KeyCard, KeyRing
-from nst.integer import IntegerNetwork
-from nst.server import Evaluator
+from nst.engines.concrete.circuits import SERVER_FILE, build, load_plan
+from nst.engines.concrete.client import Cipher, KeyCard, KeyRing
+from nst.network.integers import IntegerNetwork
+from nst.engines.concrete.server import Evaluator
 from tests.s3_server import S3Server
 from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_network
 from tests.toy_job import ToyJob, run_toy_job
@@ -48,7 +48,7 @@ def no_configuration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 @pytest.fixture(autouse=True)
 def broken_pipes_are_survived() -> None:
-    """A test that runs a circuit by itself leaves LLVM's handler; see `nst.server`."""
+    """A test that runs a circuit by itself leaves LLVM's handler; see `nst.engines.concrete.server`."""
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 

@@ -16,8 +16,8 @@ from jobs.storage.records import JobRecord, PairRecord, write_record
 from jobs.storage.store import Store
 from nst.ciphertext import Envelope
 from nst.errors import CircuitError
-from nst.plan import CircuitPlan
-from nst.server import Evaluator
+from nst.engines.concrete.plan import CircuitPlan
+from nst.engines.concrete.server import Evaluator
 from tests.plans import grid_of_pairs, made_up_plan
 
 
@@ -25,8 +25,8 @@ from tests.plans import grid_of_pairs, made_up_plan
 def plain_results() -> Iterator[None]:
     """Rows are stored as they are, in modules that import this: they are no ciphertexts."""
 
-    def whole(key_id: str, circuit_id: str, rows: Sequence[bytes], bits: int) -> Envelope:
-        return Envelope(key_id, circuit_id, tuple(rows))
+    def whole(key_id: str, model_id: str, rows: Sequence[bytes], bits: int) -> Envelope:
+        return Envelope(key_id, model_id, tuple(rows))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writing, "switched", whole)
@@ -86,20 +86,20 @@ def fake_job(
 ) -> JobRecord:
     """Put a job into a store as a client would: by default 3 contents with 2 styles."""
     pairs = grid_of_pairs(3, 2) if pairs is None else pairs
-    store.write(layout.circuit_plan(plan.circuit_id), json.dumps(plan.to_dict()).encode())
-    store.write(layout.server_zip(plan.circuit_id), b"circuits")
+    store.write(layout.circuit_plan(plan.model_id), json.dumps(plan.to_dict()).encode())
+    store.write(layout.server_zip(plan.model_id), b"circuits")
     store.write(layout.evaluation_keys("key"), b"keys")
     for input_id in {i for pair in pairs for i in (pair.content, pair.style)}:
         rows = tuple(f"{input_id} {row}".encode() for row in range(plan.size // 4))
         if input_id == poisoned:
             rows = (*rows[:-1], POISON)
-        envelope = Envelope("key", plan.circuit_id, rows)
+        envelope = Envelope("key", plan.model_id, rows)
         store.write(layout.encrypted_input(job_id, input_id), envelope.pack())
     job = JobRecord(
         job_id=job_id,
         created="2026-01-01T00:00:00+00:00",
         quality="toy",
-        circuit_id=plan.circuit_id,
+        model_id=plan.model_id,
         key_id="key",
         pairs=list(pairs),
     )

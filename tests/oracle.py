@@ -16,12 +16,12 @@ from brevitas.quant import Int16Bias
 from PIL import Image
 from torch import Tensor, nn
 
-from nst.architecture import CONTENT, LEVEL, STYLE, Architecture
-from nst.integer import IntegerNetwork, IntegerStage, Ints, is_style, join, space_to_depth
-from nst.levels import LEVELS
-from nst.network import TIE, ReluLevels, SignedLevels, Weights
+from nst.network.architecture import CONTENT, LEVEL, STYLE, Architecture
+from nst.network.integers import IntegerNetwork, IntegerStage, Ints, is_style, join, space_to_depth
+from nst.network.levels import LEVELS
+from nst.training.network import TIE, ReluLevels, SignedLevels, Weights
 from nst.stylize import Picture, plan_content, plan_style
-from nst.weights import load_weights
+from nst.network.weights import load_weights
 from tests.toy import random_network
 
 PICTURES = Path(__file__).resolve().parent.parent / "examples" / "pairs"
@@ -57,7 +57,7 @@ class Clear:
 
 
 def run_clear(network: IntegerNetwork, size: int) -> Clear:
-    """An example pair through `nst.integer`, at the contrast the client would choose."""
+    """An example pair through `nst.network.integers`, at the contrast the client would choose."""
     content, style = crop(CONTENT, "cat", size), crop(STYLE, "rocket", size)
     style_plan = plan_style(network, style)
     content_plan = plan_content(network, content, style_plan.code)

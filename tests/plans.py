@@ -6,8 +6,8 @@ from itertools import product
 from typing import Any
 
 from jobs.storage.records import PairRecord
-from nst.architecture import Architecture, grids
-from nst.plan import CircuitPlan, StagePlan
+from nst.network.architecture import Architecture, grids
+from nst.engines.concrete.plan import CircuitPlan, StagePlan
 
 
 def made_up_plan(size: int = 64, body: int = 2, **sizes: Any) -> CircuitPlan:

@@ -26,13 +26,13 @@ from jobs.execution.notify import Hook
 from jobs.storage import layout
 from jobs.storage.records import JobState, write_record
 from jobs.storage.store import open_store
-from nst import levels
-from nst.architecture import STYLE
+from nst.network import levels
+from nst.network.architecture import STYLE
 from nst.ciphertext import Envelope
 from nst.errors import CircuitError, ClusterError, InputError
-from nst.quality import psnr
+from nst.training.quality import psnr
 from nst.stylize import to_image
-from nst.weights import load_weights
+from nst.network.weights import load_weights
 from tests.toy import TOY_SIZE
 from tests.toy_job import EXAMPLE, EXAMPLES, NAME, ToyJob
 
@@ -343,16 +343,16 @@ def test_what_stylizer_encrypts_is_for_the_circuits_and_its_key(
 ) -> None:
     content, style = example("content"), example("style")
     sent = stylizer.encrypt(content, style)
-    assert (sent.key_id, sent.circuit_id) == (toy_job.book.key_id, toy_job.book.circuit_id)
+    assert (sent.key_id, sent.model_id) == (toy_job.book.key_id, toy_job.book.model_id)
     rgb, _ = read_picture(EXAMPLES / STYLE / f"{EXAMPLE}.jpg", TOY_SIZE, "crop")
     for blob in (sent.content, sent.style):
         envelope = Envelope.unpack(blob, "picture")
-        envelope.require(sent.key_id, sent.circuit_id, "picture")
+        envelope.require(sent.key_id, sent.model_id, "picture")
         assert len(envelope.rows) == TOY_SIZE // 4
         assert rgb.tobytes()[:24] not in blob
     assert stylizer.encrypt(content, style).content != sent.content
     assert len(stylizer.evaluation_keys()) > 1_000_000
-    assert stylizer.circuits.name == sent.circuit_id
+    assert stylizer.circuits.name == sent.model_id
 
 
 def test_stylizer_decrypts_what_a_server_made(toy_job: ToyJob, stylizer: nst.Stylizer) -> None:
@@ -385,7 +385,7 @@ heavy = {"concrete", "torch", "ray", "PIL", "numpy", "rich"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 nst.Stylizer("draft")
 assert not {"concrete", "torch", "ray"} & set(sys.modules)
-from nst.server import seal
+from nst.engines.concrete.server import seal
 seal()
 try:
     nst.Stylizer("draft").evaluation_keys()

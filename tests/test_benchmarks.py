@@ -47,10 +47,10 @@ from jobs.execution.stage_times import StageTimes
 from jobs.storage import layout
 from jobs.storage.records import JobRecord, TaskTrace, read_record, read_state
 from jobs.storage.store import open_store
-from nst import levels
-from nst.circuits import load_plan
-from nst.training import Options
-from nst.vgg import LAYERS_16
+from nst.network import levels
+from nst.engines.concrete.circuits import load_plan
+from nst.training.loop import Options
+from nst.training.vgg import LAYERS_16
 from tests.toy import TOY, TOY_P_ERROR, TOY_SIZE, toy_network
 from tests.toy_job import ToyJob
 from tests.training_data import SHORT, make_pictures
@@ -127,7 +127,7 @@ def finished(
     toy_job.play_back()(home, book, actors)
     pairs = read_record(store, layout.job(book.job_id), JobRecord).pairs
     trace, now = [], 1000.0
-    for task in build_graph(read_plan(store, book.circuit_id), pairs).tasks:
+    for task in build_graph(read_plan(store, book.model_id), pairs).tasks:
         spent = task.pbs / 1000
         trace.append(
             TaskTrace(

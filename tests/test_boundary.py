@@ -11,18 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nst.architecture import STYLE
+from nst.network.architecture import STYLE
 from nst.ciphertext import Envelope
-from nst.circuits import PLAN_FILE, SERVER_FILE
-from nst.client import EVALUATION_FILE, Cipher, KeyRing
-from nst.integer import IntegerNetwork, space_to_depth
-from nst.server import FORBIDDEN_MODULES, FORBIDDEN_NAMES
+from nst.engines.concrete.circuits import PLAN_FILE, SERVER_FILE
+from nst.engines.concrete.client import EVALUATION_FILE, Cipher, KeyRing
+from nst.network.integers import IntegerNetwork, space_to_depth
+from nst.engines.concrete.server import FORBIDDEN_MODULES, FORBIDDEN_NAMES
 from tests.toy import TOY_SIZE, assert_close_levels, noise_pixels
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVER_MODULES = (
-    "nst.server",
-    "nst.switching",
+    "nst.engines.concrete.server",
+    "nst.engines.concrete.switching",
     "jobs.execution.driver",
     "jobs.execution.loading",
     "jobs.execution.writer",
@@ -60,9 +60,9 @@ def test_server_modules_import_no_client_code(module: str) -> None:
 
 def test_the_client_does_import_what_is_forbidden() -> None:
     # Otherwise the list would be out of date and the test above blind.
-    code = "import sys, json, nst.client; print(json.dumps(sorted(sys.modules)))"
-    loaded = json.loads(output_of(code.replace("nst.client", "nst.client, nst.compilation")))
-    assert {"concrete.fhe", "nst.client", "nst.circuits", "nst.compilation"} <= set(loaded)
+    code = "import sys, json, nst.engines.concrete.client; print(json.dumps(sorted(sys.modules)))"
+    loaded = json.loads(output_of(code.replace("nst.engines.concrete.client", "nst.engines.concrete.client, nst.engines.concrete.compilation")))
+    assert {"concrete.fhe", "nst.engines.concrete.client", "nst.engines.concrete.circuits", "nst.engines.concrete.compilation"} <= set(loaded)
     # To encrypt and to decrypt takes the runtime alone: the frontend costs a user seconds.
     assert {"concrete.fhe", "torch"}.isdisjoint(json.loads(output_of(code)))
     assert "concrete.ml" in FORBIDDEN_MODULES
@@ -71,7 +71,7 @@ def test_the_client_does_import_what_is_forbidden() -> None:
 def test_a_sealed_process_cannot_import_client_code() -> None:
     code = """
 import importlib, json, sys
-from nst.server import FORBIDDEN_MODULES, seal
+from nst.engines.concrete.server import FORBIDDEN_MODULES, seal
 seal()
 refused = []
 for name in (*FORBIDDEN_MODULES, "concrete.fhe.compilation", "concrete.fhe.compilation.client"):
@@ -110,9 +110,9 @@ print(json.dumps([*dir(c), *dir(_compiler)]))
     assert set(FORBIDDEN_NAMES) <= set(json.loads(output_of(code)))
 
 
-@pytest.mark.parametrize("module", ["nst.client", "nst.circuits"])
+@pytest.mark.parametrize("module", ["nst.engines.concrete.client", "nst.engines.concrete.circuits"])
 def test_a_process_with_client_code_cannot_be_sealed(module: str) -> None:
-    done = run_python(f"import {module}; from nst.server import seal; seal()")
+    done = run_python(f"import {module}; from nst.engines.concrete.server import seal; seal()")
     assert done.returncode != 0
     assert "RuntimeError: a server process has imported client code" in done.stderr
     assert module in done.stderr
@@ -126,17 +126,17 @@ def test_a_sealed_process_evaluates(
     code = """
 import json, os, sys
 from pathlib import Path
-from nst.server import Evaluator, seal
+from nst.engines.concrete.server import Evaluator, seal
 seal()
 from nst.ciphertext import Envelope
-from nst.plan import CircuitPlan
+from nst.engines.concrete.plan import CircuitPlan
 plan, archive, keys, source, target = map(Path, sys.argv[1:])
 record = CircuitPlan.from_dict(json.loads(plan.read_text()))
 evaluator = Evaluator(record, archive.read_bytes(), keys.read_bytes())
 envelope = Envelope.unpack(source.read_bytes(), "input")
 above, row, below, *_ = envelope.rows
 result = evaluator.run("style_stem", [above, row, below])
-target.write_bytes(Envelope(envelope.key_id, envelope.circuit_id, (result,)).pack())
+target.write_bytes(Envelope(envelope.key_id, envelope.model_id, (result,)).pack())
 # LLVM's handler would end the process here.
 reading, writing = os.pipe()
 os.close(reading)
@@ -155,7 +155,7 @@ except BrokenPipeError:
     )
     assert said == "alive\n"
     result = Envelope.unpack((tmp_path / "out").read_bytes(), "result")
-    result.require(cipher.key_id, cipher.circuit_id, "result")
+    result.require(cipher.key_id, cipher.model_id, "result")
     layer = network.stages["style_stem"]
     expected = layer.activate(layer.accumulate(space_to_depth(pixels), None))[:, 1:2]
     assert np.unique(expected).size > 1
@@ -195,5 +195,5 @@ def test_the_core_knows_neither_cluster_nor_store() -> None:
 
 
 def test_the_scan_sees_imports() -> None:
-    assert offences("jobs", ("nst.server",))
+    assert offences("jobs", ("nst.engines.concrete.server",))
     assert offences("cluster", ("ray",))

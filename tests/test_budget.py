@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from nst.circuits import load_plan
-from nst.compilation import compile_module
-from nst.levels import LEVELS, get_level
-from nst.plan import count_pbs
-from nst.weights import load_weights
+from nst.engines.concrete.circuits import load_plan
+from nst.engines.concrete.compilation import compile_module
+from nst.network.levels import LEVELS, get_level
+from nst.engines.concrete.plan import count_pbs
+from nst.network.weights import load_weights
 from tests.toy import TOY, TOY_SIZE
 
 BUDGET = json.loads(
@@ -32,7 +32,7 @@ def card(name: str) -> dict[str, float]:
 def test_every_level_has_a_budget_in_proportion_to_its_pixels() -> None:
     assert set(BUDGET) == set(LEVELS)
     for name, level in LEVELS.items():
-        pixels = (level.size / LEVELS["low"].size) ** 2
+        pixels = (level.side / LEVELS["low"].size) ** 2
         for what in ("pbs", "operations"):
             assert BUDGET[name][what] <= BUDGET["low"][what] * pixels
 
@@ -40,7 +40,7 @@ def test_every_level_has_a_budget_in_proportion_to_its_pixels() -> None:
 @pytest.mark.parametrize("name", LEVELS)
 def test_the_shipped_weights_keep_to_the_budget(name: str) -> None:
     level = get_level(name)
-    pbs = count_pbs(load_weights(level.weights).architecture, level.size)
+    pbs = count_pbs(load_weights(level.weights).architecture, level.side)
     assert pbs <= BUDGET[name]["pbs"]
     assert card(name)["pbs_per_pair"] == pbs
     assert card(name)["operations_per_pair"] <= BUDGET[name]["operations"]
@@ -55,8 +55,8 @@ def test_operations_are_those_of_the_card() -> None:
     """Of draft, the level that compiles in seconds: the card cannot be out of date unnoticed."""
     level = get_level("draft")
     network = load_weights(level.weights)
-    module, _ = compile_module(network, level.size, level.p_error)
+    module, _ = compile_module(network, level.side, level.p_error)
     calls = sum(f.programmable_bootstrap_count for f in module.functions().values())
-    operations = module.complexity / calls * count_pbs(network.architecture, level.size)
+    operations = module.complexity / calls * count_pbs(network.architecture, level.side)
     assert operations == pytest.approx(card("draft")["operations_per_pair"], rel=0.01)
     assert operations <= BUDGET["draft"]["operations"]

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.execution.checkpoints import WORTH, StoredRow, boundaries, checkpointed, without_done
 from jobs.execution.graph import InputRow, TaskGraph, build_graph
-from nst.plan import CircuitPlan
+from nst.engines.concrete.plan import CircuitPlan
 from tests.plans import grid_of_pairs, made_up_plan
 
 DEEP = {"body": 2, "coarse": 80, "coarse_body": 3, "dense": 9, "reads_pixels": True}

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nst import circuits as circuits_module
-from nst import compilation
-from nst.architecture import ACCUMULATOR_MAX, CONTENT, LEVEL, STYLE, grids
+from nst.engines.concrete import circuits as circuits_module
+from nst.engines.concrete import compilation
+from nst.network.architecture import ACCUMULATOR_MAX, CONTENT, LEVEL, STYLE, grids
 from nst.ciphertext import Envelope
-from nst.circuits import PLAN_FILE, SERVER_FILE, build, circuit_id, load_plan
-from nst.client import EVALUATION_FILE, SECRET_FILE, Cipher, KeyCard, KeyRing
+from nst.engines.concrete.circuits import PLAN_FILE, SERVER_FILE, build, model_id, load_plan
+from nst.engines.concrete.client import EVALUATION_FILE, SECRET_FILE, Cipher, KeyCard, KeyRing
 from nst.errors import CircuitError, InputError
-from nst.integer import (
+from nst.network.integers import (
     AccumulatorRange,
     IntegerNetwork,
     IntegerStage,
@@ -30,10 +30,10 @@ from nst.integer import (
     join,
     space_to_depth,
 )
-from nst.levels import LEVELS, P_ERROR
-from nst.plan import CircuitPlan
-from nst.server import Evaluator
-from nst.weights import load_weights
+from nst.network.levels import LEVELS, P_ERROR
+from nst.engines.concrete.plan import CircuitPlan
+from nst.engines.concrete.server import Evaluator
+from nst.network.weights import load_weights
 from tests.toy import (
     TOY,
     TOY_P_ERROR,
@@ -211,21 +211,21 @@ def test_the_circuit_id_follows_all_that_is_compiled(network: IntegerNetwork) ->
         out.flat[-1] += 1
         return out
 
-    first = circuit_id(network, 32, 0.02)
-    assert first == circuit_id(toy_network(), 32, 0.02)
+    first = model_id(network, 32, 0.02)
+    assert first == model_id(toy_network(), 32, 0.02)
     ids = [
         first,
-        circuit_id(network, 64, 0.02),
-        circuit_id(network, 32, 0.01),
-        circuit_id(toy_network(1), 32, 0.02),
-        circuit_id(changed(network, "stem", weight=nudged(stem.weight)), 32, 0.02),
-        circuit_id(changed(network, "stem", bias=nudged(stem.bias)), 32, 0.02),
-        circuit_id(changed(network, "stem", modulation=nudged(stem.modulation)), 32, 0.02),
+        model_id(network, 64, 0.02),
+        model_id(network, 32, 0.01),
+        model_id(toy_network(1), 32, 0.02),
+        model_id(changed(network, "stem", weight=nudged(stem.weight)), 32, 0.02),
+        model_id(changed(network, "stem", bias=nudged(stem.bias)), 32, 0.02),
+        model_id(changed(network, "stem", modulation=nudged(stem.modulation)), 32, 0.02),
     ]
     assert len(set(ids)) == len(ids)
     # The client's last layer is no part of the circuits.
     head = dataclasses.replace(network, head_bias=network.head_bias + 1)
-    assert circuit_id(head, 32, 0.02) == first
+    assert model_id(head, 32, 0.02) == first
 
 
 def test_circuits_are_compiled_once(
@@ -356,7 +356,7 @@ def test_a_ring_finds_the_newest_key_of_the_circuits(
     key_ring: KeyRing, key_card: KeyCard, other_cipher: Cipher
 ) -> None:
     assert {card.key_id for card in key_ring.list()} == {key_card.key_id, other_cipher.key_id}
-    found = key_ring.find(key_card.circuit_id)
+    found = key_ring.find(key_card.model_id)
     assert found is not None
     assert found.created == max(card.created for card in key_ring.list())
     assert key_ring.find("0" * 16) is None
@@ -365,12 +365,12 @@ def test_a_ring_finds_the_newest_key_of_the_circuits(
 def test_a_result_of_another_key_is_refused(
     cipher: Cipher, other_cipher: Cipher, encrypted_run: EncryptedRun
 ) -> None:
-    result = Envelope(cipher.key_id, cipher.circuit_id, tuple(encrypted_run.rows["up"]))
+    result = Envelope(cipher.key_id, cipher.model_id, tuple(encrypted_run.rows["up"]))
     np.testing.assert_array_equal(cipher.decrypt(result, "a"), encrypted_run.levels["up"])
     with pytest.raises(CircuitError, match=f"the result .*{cipher.key_id}.*{other_cipher.key_id}"):
         other_cipher.decrypt(result, "the result")
     with pytest.raises(CircuitError, match="circuits"):
-        cipher.decrypt(dataclasses.replace(result, circuit_id="f" * 16), "the result")
+        cipher.decrypt(dataclasses.replace(result, model_id="f" * 16), "the result")
 
 
 @pytest.mark.parametrize("kind", ["garbage", "empty", "no rows", "another stage"])
@@ -384,7 +384,7 @@ def test_what_is_no_result_is_refused(
         "another stage": (encrypted_run.rows["up"][0], encrypted_run.rows["style_rows"][0]),
     }
     # Envelope and checksum are right, as a malicious server would make them.
-    result = Envelope(cipher.key_id, cipher.circuit_id, rows[kind])
+    result = Envelope(cipher.key_id, cipher.model_id, rows[kind])
     with pytest.raises(CircuitError, match="the result is no result") as caught:
         cipher.decrypt(result, "the result")
     assert "\n" not in str(caught.value)
@@ -394,7 +394,7 @@ def test_a_key_of_other_circuits_is_refused(
     key_ring: KeyRing, key_card: KeyCard, circuits: Path, tmp_path: Path
 ) -> None:
     record = json.loads((circuits / PLAN_FILE).read_text())
-    (tmp_path / PLAN_FILE).write_text(json.dumps({**record, "circuit_id": "f" * 16}))
+    (tmp_path / PLAN_FILE).write_text(json.dumps({**record, "model_id": "f" * 16}))
     (tmp_path / SERVER_FILE).write_bytes((circuits / SERVER_FILE).read_bytes())
     with pytest.raises(CircuitError, match="made for circuits"):
         key_ring.cipher(key_card.key_id, tmp_path)
@@ -403,7 +403,7 @@ def test_a_key_of_other_circuits_is_refused(
 
 
 def test_an_envelope_comes_back_as_it_went(cipher: Cipher) -> None:
-    envelope = Envelope(cipher.key_id, cipher.circuit_id, (b"first", b"", b"third"))
+    envelope = Envelope(cipher.key_id, cipher.model_id, (b"first", b"", b"third"))
     assert Envelope.unpack(envelope.pack(), "it") == envelope
 
 
@@ -417,7 +417,7 @@ def test_a_truncated_envelope_is_refused(cipher: Cipher) -> None:
 
 
 def test_a_flipped_bit_anywhere_is_noticed(cipher: Cipher) -> None:
-    envelope = Envelope(cipher.key_id, cipher.circuit_id, (b"\x5a" * 40, b"\xa5" * 40))
+    envelope = Envelope(cipher.key_id, cipher.model_id, (b"\x5a" * 40, b"\xa5" * 40))
     blob = envelope.pack()
     for position in range(len(blob)):
         for bit in range(8):
@@ -426,7 +426,7 @@ def test_a_flipped_bit_anywhere_is_noticed(cipher: Cipher) -> None:
             with pytest.raises(CircuitError):
                 # A name that was hit is read as another name, and then does not fit.
                 Envelope.unpack(bytes(flipped), "it").require(
-                    cipher.key_id, cipher.circuit_id, "it"
+                    cipher.key_id, cipher.model_id, "it"
                 )
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nst import levels
-from nst.levels import QualityLevel
+from nst.network import levels
+from nst.network.levels import QualityLevel
 from tests.command_line import refused, run
 from tests.toy import TOY_P_ERROR, TOY_SIZE, offer_toy, toy_weights
 from tests.user_pairs import folder_of, picture
@@ -180,7 +180,7 @@ def test_keys_and_circuits(shared_home: Path) -> None:
     assert inspected["size"] == TOY_SIZE
     assert inspected["pbs_per_pair"] == inspected["pbs_style"] + inspected["pbs_content"]
     assert inspected["pbs_per_pair"] == sum(s["pbs"] for s in inspected["stages"])
-    assert inspected["circuit_id"] == listed[-1]["circuit_id"]
+    assert inspected["model_id"] == listed[-1]["model_id"]
     for key in ("evaluation_key_bytes", "input_ciphertext_bytes", "output_ciphertext_bytes"):
         assert inspected[key] > 0
     secret = shared_home / "keys" / listed[-1]["key_id"] / "secret.key"

@@ -18,11 +18,11 @@ from jobs.execution.forecast import Offer, distinct_pairs
 from jobs.execution.stage_times import read_times
 from jobs.storage import layout
 from jobs.storage.records import TaskTrace
-from nst import levels
-from nst.circuits import load_plan
+from nst.network import levels
+from nst.engines.concrete.circuits import load_plan
 from nst.errors import InputError
-from nst.levels import QualityLevel
-from nst.plan import CircuitPlan
+from nst.network.levels import QualityLevel
+from nst.engines.concrete.plan import CircuitPlan
 from tests.command_line import refused, run
 from tests.plans import made_up_plan
 from tests.toy import offer_toy, toy_weights
@@ -299,7 +299,7 @@ def test_stage_times_of_a_job_of_ones_own(
     own.root.mkdir()
     (own.root / "circuits").symlink_to(home / "circuits")
     store = open_store(str(own.store))
-    store.write(layout.circuit_plan(plan.circuit_id), json.dumps(plan.to_dict()).encode())
+    store.write(layout.circuit_plan(plan.model_id), json.dumps(plan.to_dict()).encode())
     tasks = [
         TaskTrace(stage=s.name, group="g", row=0, pbs=1, start=5, end=7, cpu_s=2)
         for s in plan.stages
@@ -312,7 +312,7 @@ def test_stage_times_of_a_job_of_ones_own(
         store=store.url,
         quality="toy",
         key_id="k",
-        circuit_id=plan.circuit_id,
+        model_id=plan.model_id,
         pairs=[],
         skipped=[],
     )

@@ -99,7 +99,7 @@ def test_what_is_completed(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     for job_id in ("aa11", "ab22"):
         book = JobBook(
             job_id=job_id, created="2026-01-01", store="s", quality="low", key_id="k",
-            circuit_id="c", pairs=[], skipped=[],
+            model_id="c", pairs=[], skipped=[],
         )  # fmt: skip
         Home(tmp_path).save_book(book)
     assert completed("") == set(main.commands)

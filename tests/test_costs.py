@@ -13,7 +13,7 @@ from jobs.execution.driver import run_job
 from jobs.storage import layout
 from jobs.storage.records import JobState, PairState
 from jobs.storage.store import Store, open_store
-from nst.levels import QualityLevel
+from nst.network.levels import QualityLevel
 from tests.fakes import PLAN, fake_executor, fake_job, plain_results  # noqa: F401
 from tests.plans import grid_of_pairs
 
@@ -27,7 +27,7 @@ BOOK = JobBook(
     store="",
     quality="toy",
     key_id="key",
-    circuit_id="circuits",
+    model_id="circuits",
     pairs=PAIRS,
     skipped=[],
 )

@@ -17,9 +17,9 @@ from jobs.client import doctor
 from jobs.client.doctor import BASE_BYTES, actor_bytes, check_memory, pair_bytes
 from jobs.storage.s3_store import S3Store
 from jobs.storage.store import LocalStore, open_store
-from nst.canvas import Canvas
-from nst.circuits import load_plan
-from nst.client import KeyCard, KeyRing
+from nst.pictures.size import Size
+from nst.engines.concrete.circuits import load_plan
+from nst.engines.concrete.client import KeyCard, KeyRing
 from tests.command_line import run
 from tests.conftest import BUCKET
 from tests.s3_server import S3Server, free_ports
@@ -210,7 +210,7 @@ def test_keys_of_another_version(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (home / "circuits").mkdir(parents=True)
-    (home / "circuits" / key_card.circuit_id).symlink_to(circuits)
+    (home / "circuits" / key_card.model_id).symlink_to(circuits)
     # That key set alone: other tests have made more in the ring, of other circuits.
     (home / "keys").mkdir(mode=0o700)
     (home / "keys" / key_card.key_id).symlink_to(key_ring.folder / key_card.key_id)
@@ -290,13 +290,13 @@ def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_the_constants_are_those_of_the_benchmark(circuits: Path) -> None:
     record = json.loads((ROOT / "benchmarks" / "low.json").read_text())
     planned = json.loads((ROOT / "benchmarks" / "bytes.json").read_text())["levels"]["low"]
-    canvas = Canvas(64, 64)
+    canvas = Size(64, 64)
     pair = pair_bytes(canvas, None)
     assert pair == pytest.approx(planned["stored_when_done"], rel=0.2)
     memory = BASE_BYTES + record["actors"] * actor_bytes(canvas, None) + pair
     assert memory == pytest.approx(record["peak_rss_bytes"], rel=0.2)
     # Circuits that are built tell exactly.
-    built, toy = load_plan(circuits), Canvas(TOY_SIZE, TOY_SIZE)
+    built, toy = load_plan(circuits), Size(TOY_SIZE, TOY_SIZE)
     assert built.output_ciphertext_bytes / 4 < pair_bytes(toy, built)
     assert pair_bytes(toy, built) < built.output_ciphertext_bytes / 3
     assert actor_bytes(toy, built) < actor_bytes(toy, None)

@@ -36,14 +36,14 @@ from jobs.storage.records import (
     write_record,
 )
 from jobs.storage.store import Store, open_store
-from nst.architecture import CONTENT, STYLE
+from nst.network.architecture import CONTENT, STYLE
 from nst.ciphertext import Envelope
-from nst.circuits import PLAN_FILE, SERVER_FILE, load_plan
-from nst.client import Cipher, KeyRing
-from nst.integer import IntegerNetwork
-from nst.plan import CircuitPlan
-from nst.server import Evaluator
-from nst.switching import full_rows
+from nst.engines.concrete.circuits import PLAN_FILE, SERVER_FILE, load_plan
+from nst.engines.concrete.client import Cipher, KeyRing
+from nst.network.integers import IntegerNetwork
+from nst.engines.concrete.plan import CircuitPlan
+from nst.engines.concrete.server import Evaluator
+from nst.engines.concrete.switching import full_rows
 from tests.toy import TOY_SIZE, noise_pixels
 
 CONTENTS = {"c0": noise_pixels(TOY_SIZE, 1), "c1": noise_pixels(TOY_SIZE, 2)}
@@ -64,10 +64,10 @@ class Submitted:
 
     def into(self, folder: Path, pairs: dict[str, tuple[str, str]]) -> tuple[Store, JobRecord]:
         store = open_store(str(folder))
-        circuit_id = self.plan.circuit_id
+        model_id = self.plan.model_id
         for key, name in (
-            (layout.server_zip(circuit_id), SERVER_FILE),
-            (layout.circuit_plan(circuit_id), PLAN_FILE),
+            (layout.server_zip(model_id), SERVER_FILE),
+            (layout.circuit_plan(model_id), PLAN_FILE),
         ):
             store.write(key, (self.circuits / name).read_bytes())
         store.write(layout.evaluation_keys(self.key_id), self.keys)
@@ -77,7 +77,7 @@ class Submitted:
             job_id="job",
             created="2026-01-01T00:00:00+00:00",
             quality="toy",
-            circuit_id=circuit_id,
+            model_id=model_id,
             key_id=self.key_id,
             pairs=[PairRecord(pair_id=p, content=c, style=s) for p, (c, s) in pairs.items()],
         )
@@ -155,7 +155,7 @@ def check_results(finished: Finished, cipher: Cipher, network: IntegerNetwork) -
     }
     for pair_id, other in (("p0", "p1"), ("p1", "p0")):
         rows = [r for blob in finished.rows(pair_id) for r in full_rows(Envelope.unpack(blob, ""))]
-        levels = cipher.decrypt(Envelope(cipher.key_id, cipher.circuit_id, tuple(rows)), pair_id)
+        levels = cipher.decrypt(Envelope(cipher.key_id, cipher.model_id, tuple(rows)), pair_id)
         assert levels.shape == expected[pair_id].shape
         # Rounding is approximate and a PBS may err: levels differ by one here and there.
         error = np.abs(levels - expected[pair_id]).mean()

@@ -13,10 +13,10 @@ from click.testing import Result
 from PIL import Image
 
 from jobs.client.evaluation import held_out_pairs
-from nst.color import ColorStatistics, colored
+from nst.pictures.color import ColorStatistics, colored
 from nst.stylize import Picture
-from nst.vgg import LAYERS_16
-from nst.weights import save_weights
+from nst.training.vgg import LAYERS_16
+from nst.network.weights import save_weights
 from tests.command_line import refused, run
 from tests.toy import TOY_P_ERROR, TOY_SIZE, offer_toy, random_network, toy_network, toy_weights
 from tests.user_pairs import folder_of, picture

@@ -13,14 +13,14 @@ import pytest
 import torch
 from click.testing import Result
 
-from nst import levels
-from nst.architecture import LEVEL
-from nst.circuits import circuit_id, load_plan
-from nst.integer import IntegerNetwork
-from nst.levels import QualityLevel
-from nst.network import StyleTransfer
+from nst.network import levels
+from nst.network.architecture import LEVEL
+from nst.engines.concrete.circuits import model_id, load_plan
+from nst.network.integers import IntegerNetwork
+from nst.network.levels import QualityLevel
+from nst.training.network import StyleTransfer
 from nst.stylize import Picture, finish, plan_content, plan_style
-from nst.weights import load_weights
+from nst.network.weights import load_weights
 from tests.command_line import refused, run
 from tests.toy import TOY, TOY_P_ERROR, TOY_SIZE
 
@@ -159,7 +159,7 @@ def test_weights_are_exported_again_with_another_last_touch(
     assert (before[touch], card[touch]) == (0.0, 0.5)
     assert card["validation"] == before["validation"] and "carried_over_from" not in card
     old, made = load_weights(first), load_weights(out)
-    assert circuit_id(old, TOY_SIZE, TOY_P_ERROR) == circuit_id(made, TOY_SIZE, TOY_P_ERROR)
+    assert model_id(old, TOY_SIZE, TOY_P_ERROR) == model_id(made, TOY_SIZE, TOY_P_ERROR)
     rng = np.random.default_rng(1)
     content, style = (
         Picture(rng.random((3, TOY_SIZE, TOY_SIZE), dtype=np.float32)) for _ in range(2)

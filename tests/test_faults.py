@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nst import levels
-from nst.levels import QualityLevel
+from nst.network import levels
+from nst.network.levels import QualityLevel
 from tests.faults import injections
 from tests.faults.nst_batch import P_ERROR, WEIGHTS
 from tests.faults.site import Site

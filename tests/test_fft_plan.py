@@ -8,23 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from nst.architecture import STYLE
-from nst.circuits import PLAN_FILE, SERVER_FILE
-from nst.client import Cipher, KeyRing
+from nst.network.architecture import STYLE
+from nst.engines.concrete.circuits import PLAN_FILE, SERVER_FILE
+from nst.engines.concrete.client import Cipher, KeyRing
 from tests.toy import TOY_SIZE, noise_pixels
 
 ROW_IN_A_PROCESS = """
 import hashlib, json, sys
 from pathlib import Path
-import nst.server
-from nst.fft_plan import fix_fft_plan
-from nst.plan import CircuitPlan
+import nst.engines.concrete.server
+from nst.engines.concrete.fft_plan import fix_fft_plan
+from nst.engines.concrete.plan import CircuitPlan
 
 if sys.argv[2] != "default":
     assert fix_fft_plan(sys.argv[2])
 folder = Path(sys.argv[1])
 plan = CircuitPlan.from_dict(json.loads((folder / "plan.json").read_text()))
-evaluator = nst.server.Evaluator(
+evaluator = nst.engines.concrete.server.Evaluator(
     plan, (folder / "server.zip").read_bytes(), (folder / "keys").read_bytes()
 )
 row = (folder / "row").read_bytes()

@@ -19,7 +19,7 @@ from jobs.execution.graph import build_graph
 from jobs.execution.stage_times import StageTimes, read_times, times_of
 from jobs.storage.records import PairRecord, TaskTrace
 from nst.errors import InputError
-from nst.plan import CircuitPlan
+from nst.engines.concrete.plan import CircuitPlan
 from tests.plans import grid_of_pairs, made_up_plan
 
 

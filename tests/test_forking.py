@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nst import client
-from nst.architecture import CONTENT
+from nst.engines.concrete import client
+from nst.network.architecture import CONTENT
 from nst.ciphertext import Envelope
-from nst.client import Cipher
+from nst.engines.concrete.client import Cipher
 from nst.forking import PIPE_BYTES, spread
 from tests.toy import TOY_SIZE
 

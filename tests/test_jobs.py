@@ -55,7 +55,7 @@ def book_of(home: Home, store: Store, job: JobRecord) -> JobBook:
         store=store.url,
         quality=job.quality,
         key_id=job.key_id,
-        circuit_id=job.circuit_id,
+        model_id=job.model_id,
         pairs=[
             BookPair(pair_id=p.pair_id, name=f"name of {p.pair_id}", content=0, style=0, box=[])
             for p in job.pairs
@@ -331,8 +331,8 @@ def test_what_other_jobs_use_outlives_a_job(home: Home, store: Store, book: JobB
     book_of(home, store, fake_job(store, "other", grid_of_pairs(1, 1)))
     assert run("delete", "job", "--yes").exit_code == 0
     for key in (
-        layout.server_zip(PLAN.circuit_id),
-        layout.circuit_plan(PLAN.circuit_id),
+        layout.server_zip(PLAN.model_id),
+        layout.circuit_plan(PLAN.model_id),
         layout.evaluation_keys("key"),
         layout.job("other"),
     ):
@@ -373,15 +373,15 @@ def test_a_store_that_is_away_hides_no_other_jobs(
 def test_missing_shared_objects_are_uploaded_again(
     home: Home, store: Store, book: JobBook, drive: list[int]
 ) -> None:
-    store.delete(layout.server_zip(book.circuit_id))
-    refused(run("retry", "job"), book.circuit_id)
-    folder = home.circuits / book.circuit_id
+    store.delete(layout.server_zip(book.model_id))
+    refused(run("retry", "job"), book.model_id)
+    folder = home.circuits / book.model_id
     folder.mkdir(parents=True)
     (folder / "server.zip").write_bytes(b"circuits")
     (home.keys / "key").mkdir(parents=True)
     (home.keys / "key" / "evaluation.key").write_bytes(b"good keys")
     assert run("retry", "job").exit_code == 0
-    assert store.read(layout.server_zip(book.circuit_id)) == b"circuits"
+    assert store.read(layout.server_zip(book.model_id)) == b"circuits"
     # What was there is replaced if it is not what this machine has.
     assert store.read(layout.evaluation_keys("key")) == b"good keys"
 

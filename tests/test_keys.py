@@ -16,9 +16,9 @@ from PIL import Image
 
 from jobs.cli import keys as cli_keys
 from jobs.client import drivers
-from nst import client as nst_client
-from nst.architecture import STYLE
-from nst.client import EVALUATION_FILE, SECRET_FILE, KeyCard, KeyRing
+from nst.engines.concrete import client as nst_client
+from nst.network.architecture import STYLE
+from nst.engines.concrete.client import EVALUATION_FILE, SECRET_FILE, KeyCard, KeyRing
 from nst.errors import InputError
 from nst.folders import PASSPHRASE_VARIABLE
 from nst.secret_box import FORMAT, MAGIC, SHORTEST, is_box, lock, unlock
@@ -223,7 +223,7 @@ def home(
     """A data directory with the toy level, its circuits and a copy of the shared key set."""
     home = tmp_path / "home"
     (home / "circuits").mkdir(parents=True)
-    (home / "circuits" / key_card.circuit_id).symlink_to(circuits)
+    (home / "circuits" / key_card.model_id).symlink_to(circuits)
     shutil.copytree(key_ring.folder / key_card.key_id, home / "keys" / key_card.key_id)
     weights = toy_weights(tmp_path / "toy.safetensors")
     offer_toy(monkeypatch, weights, home)

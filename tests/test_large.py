@@ -22,15 +22,15 @@ from jobs.execution.loading import EvaluatorLoader, job_plan
 from jobs.storage import layout
 from jobs.storage.records import JobRecord, read_record
 from jobs.storage.store import open_store
-from nst import levels
-from nst.architecture import CONTENT, STYLE
-from nst.canvas import SMALLEST, TALLEST, WIDEST, Canvas
-from nst.circuits import circuit_id
-from nst.color import dither
+from nst.network import levels
+from nst.network.architecture import CONTENT, STYLE
+from nst.pictures.size import SMALLEST, TALLEST, WIDEST, Size
+from nst.engines.concrete.circuits import model_id
+from nst.pictures.color import dither
 from nst.errors import CircuitError, InputError
-from nst.integer import IntegerStage, Ints, is_style, space_to_depth
-from nst.plan import CircuitPlan
-from nst.quality import psnr
+from nst.network.integers import IntegerStage, Ints, is_style, space_to_depth
+from nst.engines.concrete.plan import CircuitPlan
+from nst.training.quality import psnr
 from tests.command_line import refused, run
 from tests.plans import grid_of_pairs, made_up_plan
 from tests.toy import TOY, TOY_P_ERROR, TOY_SIZE, noise_pixels, random_network, toy_network
@@ -50,13 +50,13 @@ def pixels(width: int, height: int) -> Ints:
     [("96x64", 96, 64), ("512", 512, 512), (" 100 x 67 ", 100, 67), ("64X32", 64, 32)],
 )
 def test_a_size_is_read_as_people_write_it(text: str, width: int, height: int) -> None:
-    assert Canvas.parse(text) == Canvas(width, height)
+    assert Size.parse(text) == Size(width, height)
 
 
 @pytest.mark.parametrize("text", ["", "x", "12x", "x12", "-4x8", "12.5x8", "96x64x3", "large"])
 def test_what_is_no_size_is_named(text: str) -> None:
     with pytest.raises(InputError, match="is not WIDTHxHEIGHT") as caught:
-        Canvas.parse(text)
+        Size.parse(text)
     assert repr(text) in str(caught.value)
 
 
@@ -66,7 +66,7 @@ def test_what_is_no_size_is_named(text: str) -> None:
 )
 def test_sizes_end_somewhere(size: tuple[int, int]) -> None:
     with pytest.raises(InputError, match=f"the width must be {SMALLEST} to "):
-        Canvas.parse("x".join(map(str, size)))
+        Size.parse("x".join(map(str, size)))
     with pytest.raises(InputError, match="the width must be"):
         nst.Stylizer("draft", size=size)
 
@@ -156,9 +156,9 @@ def test_a_plan_at_another_height_costs_by_its_rows() -> None:
 
 def test_circuits_depend_on_the_width_and_on_no_height() -> None:
     network = toy_network()
-    usual = circuit_id(network, TOY_SIZE, TOY_P_ERROR)
-    assert circuit_id(network, TOY_SIZE, TOY_P_ERROR, TOY_SIZE) == usual
-    assert circuit_id(network, TOY_SIZE, TOY_P_ERROR, 2 * TOY_SIZE) != usual
+    usual = model_id(network, TOY_SIZE, TOY_P_ERROR)
+    assert model_id(network, TOY_SIZE, TOY_P_ERROR, TOY_SIZE) == usual
+    assert model_id(network, TOY_SIZE, TOY_P_ERROR, 2 * TOY_SIZE) != usual
 
 
 def test_plans_and_records_of_squares_are_read_as_such() -> None:
@@ -205,7 +205,7 @@ def test_a_picture_is_padded_to_the_grid_by_its_edges(
 ) -> None:
     drawn = np.random.default_rng(3).integers(0, 256, (80, 80, 3), dtype=np.uint8)
     Image.fromarray(drawn).save(tmp_path / "a.png")
-    picture, found = read_picture(tmp_path / "a.png", Canvas(60, 30), fit)  # type: ignore[arg-type]
+    picture, found = read_picture(tmp_path / "a.png", Size(60, 30), fit)  # type: ignore[arg-type]
     assert picture.shape == (3, 32, 64) and found == box
     y, x = corner
     np.testing.assert_array_equal(
@@ -218,7 +218,7 @@ def test_crop_takes_the_part_in_the_middle_in_the_proportions_of_the_size(tmp_pa
     wide = np.zeros((40, 100, 3), dtype=np.uint8)
     wide[10:30, :, 0] = 255  # the middle half of the height, all of the width
     Image.fromarray(wide).save(tmp_path / "a.png")
-    picture, _ = read_picture(tmp_path / "a.png", Canvas(160, 32), "crop")
+    picture, _ = read_picture(tmp_path / "a.png", Size(160, 32), "crop")
     assert picture[0, 1:-1].min() > 0.99 and picture[1].max() == 0
 
 
@@ -230,7 +230,7 @@ def test_another_size_is_encrypted_computed_and_cut_out(
 
     def start_here(_: Home, book: JobBook, actors: int, *__: object) -> None:
         store = open_store(book.store)
-        loader = EvaluatorLoader(store.url, book.circuit_id, book.key_id)
+        loader = EvaluatorLoader(store.url, book.model_id, book.key_id)
         record = read_record(store, layout.job(book.job_id), JobRecord)
         state = run_job(store, record, InProcessExecutor(loader()), actors)
         plan = job_plan(store, record)

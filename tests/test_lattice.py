@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from nst.lattice import PERIOD, without_lattice
+from nst.pictures.lattice import PERIOD, without_lattice
 
 Floats = NDArray[np.float32]
 

@@ -16,12 +16,12 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from nst.architecture import CONTENT, STYLE
-from nst.color import ColorStatistics, dither, quantize_pixels, whiten
+from nst.network.architecture import CONTENT, STYLE
+from nst.pictures.color import ColorStatistics, dither, quantize_pixels, whiten
 from nst.errors import CircuitError
-from nst.integer import is_style
-from nst.network import Conditions, StyleTransfer, cells, join, pixel_levels
-from nst.weights import load_weights, save_weights
+from nst.network.integers import is_style
+from nst.training.network import Conditions, StyleTransfer, cells, join, pixel_levels
+from nst.network.weights import load_weights, save_weights
 from tests.toy import TOY, noise_pixels, toy_network, toy_weights
 
 SIZE = 32

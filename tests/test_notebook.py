@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.client import drivers
-from nst import levels
+from nst.network import levels
 from tests.toy_job import EXAMPLE, ToyJob
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "examples" / "notebook.ipynb"

@@ -168,7 +168,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 def book(home: Home) -> JobBook:
     store = open_store(str(home.store))
     book = JobBook(
-        job_id="job", created="", store=store.url, quality="toy", key_id="k", circuit_id="c",
+        job_id="job", created="", store=store.url, quality="toy", key_id="k", model_id="c",
         pairs=[], skipped=[],
     )  # fmt: skip
     home.save_book(book)

@@ -1,8 +1,8 @@
 """An independent oracle: concrete-ml compiles the same weights from an ordinary Brevitas model.
 
-Neither `nst.integer`'s arithmetic nor `nst.circuits`' lowering takes part in it: Brevitas and ONNX
+Neither `nst.network.integers`'s arithmetic nor `nst.engines.concrete.circuits`' lowering takes part in it: Brevitas and ONNX
 carry the weights, concrete-ml quantizes, lowers and encrypts, and its table look-ups are exact. It
-must give the very levels that `nst.integer` gives, and the staged circuits must stay within a
+must give the very levels that `nst.network.integers` gives, and the staged circuits must stay within a
 rounding of it.
 
 concrete-ml knows no replicate padding, so it convolves without any and the interiors are compared;
@@ -17,10 +17,10 @@ from concrete.ml.quantization import QuantizedModule
 from concrete.ml.torch.compile import compile_brevitas_qat_model
 from torch import nn
 
-from nst.architecture import CONTENT, LEAK, LEVEL, STYLE
-from nst.client import Cipher
-from nst.integer import IntegerNetwork, Ints, is_style
-from nst.server import Evaluator
+from nst.network.architecture import CONTENT, LEAK, LEVEL, STYLE
+from nst.engines.concrete.client import Cipher
+from nst.network.integers import IntegerNetwork, Ints, is_style
+from nst.engines.concrete.server import Evaluator
 from tests.oracle import Clear, RoundingOracle, installed_network, make_oracle, run_clear
 from tests.toy import TOY_SIZE, assert_close_levels, run_stage
 

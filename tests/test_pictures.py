@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
 from jobs.client.pictures import Box, Fit, Floats, cut_out, read_picture, write_png
-from nst.dataset import center_square
+from nst.training.dataset import center_square
 from nst.errors import InputError
 
 WHOLE = Box(0, 0, 8, 8)

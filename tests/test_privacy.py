@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from jobs.execution.loading import EvaluatorLoader
-from nst.architecture import CONTENT, STYLE
-from nst.client import SECRET_FILE
-from nst.integer import space_to_depth
+from nst.network.architecture import CONTENT, STYLE
+from nst.engines.concrete.client import SECRET_FILE
+from nst.network.integers import space_to_depth
 from tests.toy_job import NAME, ToyJob
 
 WINDOW = 24
@@ -89,5 +89,5 @@ def test_client_files_are_the_owners_only(toy_job: ToyJob) -> None:
 def test_store_needs_no_client(toy_job: ToyJob) -> None:
     """The loader that actors get names a store and two ids; nothing leads back to the client."""
     book = toy_job.book
-    loader = EvaluatorLoader(book.store, book.circuit_id, book.key_id)
+    loader = EvaluatorLoader(book.store, book.model_id, book.key_id)
     assert str(toy_job.home.root) not in repr(loader)

@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from nst.architecture import LEVEL
-from nst.integer import IntegerNetwork
-from nst.levels import P_ERROR, noise_levels
-from nst.quality import Comparison, eight_bits, measure, psnr
-from nst.simulation import rounding_noise, simulate
+from nst.network.architecture import LEVEL
+from nst.network.integers import IntegerNetwork
+from nst.network.levels import P_ERROR, noise_levels
+from nst.training.quality import Comparison, eight_bits, measure, psnr
+from nst.engines.concrete.simulation import rounding_noise, simulate
 from nst.stylize import Floats, Picture, finish, plan_content, plan_style
-from nst.vgg import LAYERS_16, VGG16
+from nst.training.vgg import LAYERS_16, VGG16
 from tests.toy import TOY_P_ERROR, TOY_SIZE
 from tests.vggs import random_arrays, write_npz
 

@@ -30,7 +30,7 @@ JOB = JobRecord(
     job_id="j",
     created="2026-01-01T00:00:00+00:00",
     quality="low",
-    circuit_id="c",
+    model_id="c",
     key_id="k",
     pairs=[PairRecord(pair_id=p, content=f"c{p}", style="s") for p in ("1", "2", "3")],
 )

@@ -30,7 +30,7 @@ def kept(home: Home, job_id: str, store: Path, days: int | None) -> JobBook:
         store=str(store),
         quality="toy",
         key_id="k",
-        circuit_id="c",
+        model_id="c",
         pairs=[],
         skipped=[],
         keep_until=keep_until(created, days),

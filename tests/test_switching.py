@@ -13,15 +13,15 @@ from concrete import fhe
 from concrete.compiler import Value as NativeValue
 from numpy.typing import NDArray
 
-from nst.architecture import CONTENT, PIXEL_MAX, PIXEL_MIN, STYLE, grids
+from nst.network.architecture import CONTENT, PIXEL_MAX, PIXEL_MIN, STYLE, grids
 from nst.ciphertext import FULL_BITS, Envelope
-from nst.circuits import load_plan
-from nst.client import Cipher, KeyRing
+from nst.engines.concrete.circuits import load_plan
+from nst.engines.concrete.client import Cipher, KeyRing
 from nst.errors import CircuitError
-from nst.integer import IntegerNetwork, Ints
-from nst.plan import CircuitPlan
-from nst.server import Evaluator
-from nst.switching import (
+from nst.network.integers import IntegerNetwork, Ints
+from nst.engines.concrete.plan import CircuitPlan
+from nst.engines.concrete.server import Evaluator
+from nst.engines.concrete.switching import (
     _payload,
     added_error,
     full_rows,
@@ -113,11 +113,11 @@ def test_results_decrypt_to_the_same_levels_in_a_quarter_of_the_bytes(
 ) -> None:
     assert np.unique(results.levels).size > 4
     assert word_bits(results.plan) == 16
-    small = switched(cipher.key_id, cipher.circuit_id, results.rows, 16)
+    small = switched(cipher.key_id, cipher.model_id, results.rows, 16)
     stored = Envelope.unpack(small.pack(), "result")
     assert stored.word_bits == 16
     assert np.array_equal(cipher.decrypt(stored, "result"), results.levels)
-    larger = switched(cipher.key_id, cipher.circuit_id, results.rows, 32)
+    larger = switched(cipher.key_id, cipher.model_id, results.rows, 32)
     assert np.array_equal(cipher.decrypt(larger, "result"), results.levels)
     # The header of some 300 bytes is not compressed.
     assert sum(map(len, stored.rows)) == pytest.approx(sum(map(len, results.rows)) / 4, rel=0.01)
@@ -220,7 +220,7 @@ def test_damaged_switched_rows_are_refused_in_one_line(results: Results, cipher:
         struct.pack("<QQ", 2**63, 8) + good[16:],
         struct.pack("<QQ", 64, 2**40) + good[16:],
     ):
-        envelope = Envelope(cipher.key_id, cipher.circuit_id, (bad,), 16)
+        envelope = Envelope(cipher.key_id, cipher.model_id, (bad,), 16)
         with pytest.raises(CircuitError, match=r"^[^\n]+$"):
             cipher.decrypt(envelope, "result")
     for bits in (0, 8, 17, -16):

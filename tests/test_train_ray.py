@@ -25,11 +25,11 @@ from cluster.local import local_ray
 from cluster.train import Task, TrainingError, Workers, make_trainer, train
 from jobs.cli.train import _Follower, _scales
 from jobs.cli.train import train as train_command
-from nst.architecture import Architecture
-from nst.checkpoint import Checkpoint, RunFolder
+from nst.network.architecture import Architecture
+from nst.training.checkpoint import Checkpoint, RunFolder
 from nst.errors import InputError
-from nst.network import StyleTransfer
-from nst.training import Options
+from nst.training.network import StyleTransfer
+from nst.training.loop import Options
 from tests.command_line import refused, run
 from tests.toy import TOY
 from tests.training_data import SIZE, make_run

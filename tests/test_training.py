@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from nst import dataset, validation
-from nst.architecture import Architecture
-from nst.calibration import accumulator_levels, factors, rescale_moments, rescale_stages
-from nst.checkpoint import Checkpoint, RunFolder, initial_network
-from nst.dataset import Batch, Crop, Crops, Loader, Targets, list_pictures, random_square, split
+from nst.training import dataset, validation
+from nst.network.architecture import Architecture
+from nst.training.calibration import accumulator_levels, factors, rescale_moments, rescale_stages
+from nst.training.checkpoint import Checkpoint, RunFolder, initial_network
+from nst.training.dataset import Batch, Crop, Crops, Loader, Targets, list_pictures, random_square, split
 from nst.errors import InputError
-from nst.losses import (
+from nst.training.losses import (
     content_loss,
     contrastive_loss,
     grain,
@@ -28,11 +28,11 @@ from nst.losses import (
     statistics,
     style_loss,
 )
-from nst.network import SAFE_LEVELS, Conditions, StyleTransfer
-from nst.pretraining import pretrain_style
-from nst.training import Losses, Options, Run, Trainer, Worker, default_cache
-from nst.validation import score
-from nst.vgg import VGG16
+from nst.training.network import SAFE_LEVELS, Conditions, StyleTransfer
+from nst.training.pretraining import pretrain_style
+from nst.training.loop import Losses, Options, Run, Trainer, Worker, default_cache
+from nst.training.validation import score
+from nst.training.vgg import VGG16
 from tests.toy import TOY, toy_network, toy_weights
 from tests.training_data import SIZE, UNUSABLE, USABLE, make_pictures, make_run, picture
 

@@ -74,7 +74,7 @@ def book(home: Home, store: Store, job: JobRecord) -> JobBook:
     ]
     book = JobBook(
         job_id="job", created=job.created, store=store.url, quality="toy", key_id="key",
-        circuit_id=job.circuit_id, pairs=pairs,
+        model_id=job.model_id, pairs=pairs,
         skipped=[BookSkipped(name="text", reason="is no picture")],
     )  # fmt: skip
     home.save_book(book)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from nst.errors import CircuitError
-from nst.levels import WEIGHTS
-from nst.weights import load_weights
+from nst.network.levels import WEIGHTS
+from nst.network.weights import load_weights
 from tests.toy import toy_weights
 
 SHIPPED = sorted(WEIGHTS.glob("*.safetensors"))

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from nst.levels import LEVELS
+from nst.network.levels import LEVELS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("nst", "jobs", "cluster")

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nst import levels
-from nst.architecture import (
+from nst.network import levels
+from nst.network.architecture import (
     CONTENT,
     LEVEL,
     PIXEL_MAX,
@@ -25,12 +25,12 @@ from nst.architecture import (
     Architecture,
     Stage,
 )
-from nst.color import PIXEL_STEPS
+from nst.pictures.color import PIXEL_STEPS
 from nst.folders import HOME_VARIABLE
-from nst.integer import IntegerNetwork, IntegerStage, Ints
-from nst.levels import QualityLevel
-from nst.server import Evaluator
-from nst.weights import save_weights
+from nst.network.integers import IntegerNetwork, IntegerStage, Ints
+from nst.network.levels import QualityLevel
+from nst.engines.concrete.server import Evaluator
+from nst.network.weights import save_weights
 
 TOY_SIZE = 32
 TOY = Architecture(

@@ -27,8 +27,8 @@ from jobs.storage.records import (
     write_record,
 )
 from jobs.storage.store import open_store
-from nst import levels
-from nst.levels import QualityLevel
+from nst.network import levels
+from nst.network.levels import QualityLevel
 from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_weights
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "pairs"
@@ -114,7 +114,7 @@ def run_toy_job(folder: Path, circuits: Path, key: Path) -> ToyJob:
 
     def start_here(_: Home, book: JobBook, actors: int, *__: object) -> None:
         store = open_store(book.store)
-        loader = EvaluatorLoader(store.url, book.circuit_id, book.key_id)
+        loader = EvaluatorLoader(store.url, book.model_id, book.key_id)
         executor = RecordingExecutor(loader())
         record = read_record(store, layout.job(book.job_id), JobRecord)
         assert run_job(store, record, executor, actors).status == "succeeded"

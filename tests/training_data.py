@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nst.training import Options, Run
-from nst.vgg import LAYERS_16
+from nst.training.loop import Options, Run
+from nst.training.vgg import LAYERS_16
 from tests.toy import TOY
 from tests.vggs import random_arrays, write_npz
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nst.vgg import (
+from nst.training.vgg import (
     CAFFE_MEAN,
     CHANNELS,
     FEATURE_SCALE,

@@ -17,7 +17,7 @@ def versions() -> str:
     """This program's version, and those that keys, circuits and jobs depend on."""
     import platform
 
-    from nst.plan import FORMAT
+    from nst.engines.concrete.plan import FORMAT
 
     return "\n".join(
         [

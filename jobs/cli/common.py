@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from jobs.storage.store import Store
-    from nst.integer import IntegerNetwork
-    from nst.levels import QualityLevel
+    from nst.network.integers import IntegerNetwork
+    from nst.network.levels import QualityLevel
 
 EXIT_SOME_FAILED, EXIT_USAGE, EXIT_UNREACHABLE = 1, 2, 3
 
@@ -30,8 +30,8 @@ def open_for_user(url: str) -> Store:
 
 def level_and_network(quality: str) -> tuple[QualityLevel, IntegerNetwork]:
     """A quality level and its weights."""
-    from nst.levels import get_level
-    from nst.weights import load_weights
+    from nst.network.levels import get_level
+    from nst.network.weights import load_weights
 
     level = get_level(quality)
     return level, load_weights(level.weights)

@@ -13,7 +13,7 @@ from jobs.cli.store import STORE_HELP, s3_options
 from jobs.storage.s3_address import S3Options
 
 if TYPE_CHECKING:
-    from nst.canvas import Canvas
+    from nst.pictures.size import Size
 
 EXIT_FAILED, EXIT_UNREACHABLE = 2, 3
 
@@ -45,7 +45,7 @@ def doctor(
     stores: tuple[str, ...],
     s3: S3Options,
     quality: str,
-    size: Canvas | None,
+    size: Size | None,
     actors: int,
     cluster: str | None,
     as_json: bool,

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from jobs.execution.forecast import Estimate, Offer, OnePair
     from jobs.execution.stage_times import StageTimes
     from jobs.storage.records import PairRecord
-    from nst.canvas import Canvas
-    from nst.integer import IntegerNetwork
-    from nst.levels import QualityLevel
-    from nst.plan import CircuitPlan
+    from nst.pictures.size import Size
+    from nst.network.integers import IntegerNetwork
+    from nst.network.levels import QualityLevel
+    from nst.engines.concrete.plan import CircuitPlan
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
@@ -152,7 +152,7 @@ def estimate(
     pairs: Path | None,
     quality: str,
     budget: float,
-    size: Canvas | None,
+    size: Size | None,
     grid: bool,
     count: int | None,
     cores: list[int],
@@ -173,8 +173,8 @@ def estimate(
 
     from jobs.client.auto import AUTO
     from jobs.execution.forecast import Forecaster, Offer
-    from nst.levels import get_level
-    from nst.weights import load_weights
+    from nst.network.levels import get_level
+    from nst.network.weights import load_weights
 
     times = _times(job_id)
     offer = Offer(cores_per_node, bandwidth * 1e6, uplink * 1e6, core_price)
@@ -214,7 +214,7 @@ def best_quality(
     times: StageTimes,
     offer: Offer,
     uploads: bool,
-    canvas: Canvas | None = None,
+    canvas: Size | None = None,
 ) -> str:
     """Name of the best level whose job fits `budget` seconds; says on standard error why it is.
 
@@ -224,7 +224,7 @@ def best_quality(
     from rich.console import Console
 
     from jobs.client.auto import choose, hours
-    from nst.weights import load_weights
+    from nst.network.weights import load_weights
 
     with Console(stderr=True).status("compiling circuits") as status:
 
@@ -247,7 +247,7 @@ def best_quality_for_files(
     actors: int | None,
     budget: float,
     store: str,
-    canvas: Canvas | None,
+    canvas: Size | None,
 ) -> str:
     """The same for what `submit` is given; see `best_quality`."""
     from jobs.client.dry_run import records_of_files
@@ -282,7 +282,7 @@ def require_within_limit(
     prepared: list[PreparedPair],
     limit: float,
     yes: bool,
-    canvas: Canvas | None = None,
+    canvas: Size | None = None,
 ) -> None:
     """Ask whether to submit these pairs if they take more core-hours than `limit`.
 
@@ -320,7 +320,7 @@ def print_dry_run(
     core_price: float,
     store: str,
     as_json: bool,
-    canvas: Canvas | None = None,
+    canvas: Size | None = None,
 ) -> None:
     """Print what submitting these pairs would take on so many actors, of this machine or not."""
     import json
@@ -383,11 +383,11 @@ def print_dry_run(
 
 
 def _built(
-    level: QualityLevel, network: IntegerNetwork, canvas: Canvas | None
+    level: QualityLevel, network: IntegerNetwork, canvas: Size | None
 ) -> tuple[CircuitPlan, int]:
     """Circuits of a level, compiled if need be, and the bytes that a store needs of them once."""
     from jobs.client.home import Home
-    from nst.circuits import SERVER_FILE, build_level
+    from nst.engines.concrete.circuits import SERVER_FILE, build_level
 
     folder, plan = build_level(level, network, Home.default().circuits, canvas)
     return plan, (folder / SERVER_FILE).stat().st_size + plan.evaluation_key_bytes
@@ -424,14 +424,14 @@ def _times(job_id: str | None) -> StageTimes:
     book = Home.default().book(job_id)
     store = open_store(book.store, FIRST_PATIENCE)
     trace = [TaskTrace(**entry) for entry in json.loads(store.read(layout.trace(job_id)))]
-    return times.measured_by(read_plan(store, book.circuit_id), trace, f"job {job_id}")
+    return times.measured_by(read_plan(store, book.model_id), trace, f"job {job_id}")
 
 
 def _source(times: StageTimes) -> str:
     return ", ".join(x for x in (times.machine, times.date[:10], times.command) if x)
 
 
-def _level_at(level: QualityLevel, canvas: Canvas | None) -> str:
+def _level_at(level: QualityLevel, canvas: Size | None) -> str:
     """A level's name, with the size that was asked for if one was."""
     return level.name if canvas is None else f"{level.name}, {canvas} pixels"
 

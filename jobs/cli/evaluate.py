@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from jobs.client.evaluation import Summary
     from jobs.client.pairs import Pair, Skipped
     from jobs.client.pictures import Fit
-    from nst.canvas import Canvas
-    from nst.integer import IntegerNetwork
-    from nst.levels import QualityLevel
+    from nst.pictures.size import Size
+    from nst.network.integers import IntegerNetwork
+    from nst.network.levels import QualityLevel
 
 SHEET, HELD_OUT = "evaluation.png", "pairs.csv"
 _PATH = click.Path(path_type=Path)
@@ -81,7 +81,7 @@ def evaluate(
     quality: str,
     weights: Path | None,
     grid: bool,
-    size: Canvas | None,
+    size: Size | None,
     fit: Fit,
     runs: int,
     p_error: float | None,
@@ -104,7 +104,7 @@ def evaluate(
     from jobs.client.pairs import find_pairs
     from jobs.client.preparation import prepare
     from nst.errors import InputError
-    from nst.vgg import VGG16
+    from nst.training.vgg import VGG16
 
     held_out = content_dir is not None and style_dir is not None
     if held_out == (pairs is not None) or (content_dir is None) != (style_dir is None):
@@ -127,7 +127,7 @@ def evaluate(
     errors = Console(stderr=True)
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
         ready, unusable = prepare(
-            progress.track(found, description="previews"), network, level.size, fit, size
+            progress.track(found, description="previews"), network, level.side, fit, size
         )
         samples, missing = evaluation.make_samples(
             progress.track(ready, description="results"), network, runs, rate, results
@@ -152,7 +152,7 @@ def evaluate(
     if record is not None:
         report = {
             "quality": level.name,
-            "size": level.size,
+            "size": level.side,
             "width": level.canvas(size).width,
             "height": level.canvas(size).height,
             "p_error": rate,
@@ -229,8 +229,8 @@ def export(
     from rich.console import Console
 
     from jobs.client.home import Home
-    from nst.export import export as export_weights
-    from nst.levels import find_level
+    from nst.training.export import export as export_weights
+    from nst.network.levels import find_level
 
     with Console(stderr=True).status("compiling circuits"):
         card = export_weights(
@@ -254,15 +254,15 @@ def export(
 
 def _load(quality: str, weights: Path | None) -> tuple[QualityLevel, IntegerNetwork]:
     """The level, and its network or the one named instead; raises if that does not fit."""
-    from nst.architecture import grids
+    from nst.network.architecture import grids
     from nst.errors import CircuitError
-    from nst.levels import find_level, get_level
-    from nst.weights import load_weights
+    from nst.network.levels import find_level, get_level
+    from nst.network.weights import load_weights
 
     level = get_level(quality) if weights is None else find_level(quality)
     network = load_weights(weights or level.weights)
     try:
-        grids(network.architecture.stages(), level.size)
+        grids(network.architecture.stages(), level.side)
     except ValueError as error:
         raise CircuitError(
             f"weights {weights or level.weights} do not fit {quality}: {error}"

@@ -360,7 +360,7 @@ def retry(
     It runs where it ran before, unless --cluster or --here says otherwise.
     """
     from jobs.client import drivers, lifecycle
-    from nst.client import KeyRing
+    from nst.engines.concrete.client import KeyRing
 
     if out is not None and not wait:
         raise click.UsageError("--out needs --wait; later: nst-batch fetch JOB --out DIR")

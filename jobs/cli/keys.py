@@ -17,7 +17,7 @@ from nst.folders import PASSPHRASE_VARIABLE
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from nst.canvas import Canvas
+    from nst.pictures.size import Size
 
 
 class Passphrases:
@@ -94,16 +94,16 @@ def keys() -> None:
     is_flag=True,
     help=f"Encrypt the secret key under a passphrase (asked for, or {PASSPHRASE_VARIABLE}).",
 )
-def keys_create(quality: str, size: Canvas | None, protected: bool) -> None:
+def keys_create(quality: str, size: Size | None, protected: bool) -> None:
     """Generate a key set for a quality level, and for one width of results.
 
     Results made under older key sets still need those; new jobs take the newest.
     """
     from jobs.client.home import Home
-    from nst.circuits import build_level
-    from nst.client import KeyRing
-    from nst.levels import get_level
-    from nst.weights import load_weights
+    from nst.engines.concrete.circuits import build_level
+    from nst.engines.concrete.client import KeyRing
+    from nst.network.levels import get_level
+    from nst.network.weights import load_weights
 
     home = Home.default()
     level = get_level(quality)
@@ -124,7 +124,7 @@ def keys_list(as_json: bool) -> None:
     import json
 
     from jobs.client.home import Home
-    from nst.client import KeyRing
+    from nst.engines.concrete.client import KeyRing
 
     ring = KeyRing(Home.default().keys)
     listed = [(card, ring.is_protected(card.key_id)) for card in ring.list()]
@@ -135,7 +135,7 @@ def keys_list(as_json: bool) -> None:
     for card, protected in listed:
         how = "passphrase" if protected else "no passphrase"
         click.echo(
-            f"{card.key_id}  {card.quality:6}  {card.created}  circuits {card.circuit_id}  {how}"
+            f"{card.key_id}  {card.quality:6}  {card.created}  circuits {card.model_id}  {how}"
         )
     if not listed:
         click.echo("no keys yet; submit makes them, or: nst-batch keys create")
@@ -149,7 +149,7 @@ def keys_protect(key_id: str) -> None:
     Copies made before, in backups or in what the disk has not overwritten, stay in the clear.
     """
     from jobs.client.home import Home
-    from nst.client import KeyRing
+    from nst.engines.concrete.client import KeyRing
 
     ring = KeyRing(Home.default().keys)
     ring.require_unprotected(key_id)
@@ -162,7 +162,7 @@ def keys_protect(key_id: str) -> None:
 def keys_unprotect(key_id: str) -> None:
     """Store the secret key of KEY without a passphrase again."""
     from jobs.client.home import Home
-    from nst.client import KeyRing
+    from nst.engines.concrete.client import KeyRing
 
     KeyRing(Home.default().keys).unprotect(key_id, Passphrases())
     click.echo(f"key {key_id} has no passphrase any more; its file's mode alone protects it")

@@ -59,9 +59,9 @@ if TYPE_CHECKING:
     from jobs.client.preparation import PreparedPair
     from jobs.execution.notify import Hook
     from jobs.storage.s3_address import S3Options
-    from nst.canvas import Canvas
-    from nst.integer import IntegerNetwork
-    from nst.levels import QualityLevel
+    from nst.pictures.size import Size
+    from nst.network.integers import IntegerNetwork
+    from nst.network.levels import QualityLevel
 
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples" / "pairs"
 
@@ -161,7 +161,7 @@ def submit(
     pairs: Path,
     quality: str,
     budget: float,
-    size: Canvas | None,
+    size: Size | None,
     grid: bool,
     fit: str,
     actors: int | None,
@@ -248,7 +248,7 @@ def _submit(
     out: Path | None,
     keep_days: int | None = None,
     hook: Hook | None = None,
-    canvas: Canvas | None = None,
+    canvas: Size | None = None,
 ) -> None:
     """Encrypt, start a driver, and with `wait` see it through; exits 1 if pairs failed."""
     from jobs.client import drivers
@@ -293,7 +293,7 @@ def _submit(
 def preview(
     pairs: Path,
     quality: str,
-    size: Canvas | None,
+    size: Size | None,
     grid: bool,
     fit: str,
     out: Path,
@@ -352,14 +352,14 @@ def demo(out: Path, count: int, actors: int | None) -> None:
     level, network = level_and_network("draft")
     pairs, skipped = find_pairs(EXAMPLES)
     console.print(
-        f"{many(count, 'pair')} of {level.size} x {level.size} pixels: encrypted here, stylized "
+        f"{many(count, 'pair')} of {level.side} x {level.side} pixels: encrypted here, stylized "
         f"by {number_of_actors(actors, place)} Ray actors, which cannot decrypt, and decrypted "
         "here.",
         highlight=False,
     )
     from jobs.client.preparation import prepare
 
-    prepared, more = prepare(pairs[:count], network, level.size, "crop")
+    prepared, more = prepare(pairs[:count], network, level.side, "crop")
     home = Home(out / "home")
     _submit(
         home,
@@ -384,10 +384,10 @@ def circuits() -> None:
 @circuits.command("build", epilog=examples("circuits build --quality mid"))
 @quality_option
 @size_option
-def circuits_build(quality: str, size: Canvas | None) -> None:
+def circuits_build(quality: str, size: Size | None) -> None:
     """Compile the circuits of a level; done once for a width and kept."""
     from jobs.client.home import Home
-    from nst.circuits import build_level
+    from nst.engines.concrete.circuits import build_level
 
     level, network = level_and_network(quality)
     folder, _ = build_level(level, network, Home.default().circuits, size)
@@ -401,12 +401,12 @@ def circuits_build(quality: str, size: Canvas | None) -> None:
 @quality_option
 @size_option
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def circuits_inspect(quality: str, size: Canvas | None, as_json: bool) -> None:
+def circuits_inspect(quality: str, size: Size | None, as_json: bool) -> None:
     """Show what the compiled circuits of a level cost."""
     import json
 
     from jobs.client.home import Home
-    from nst.circuits import build_level
+    from nst.engines.concrete.circuits import build_level
 
     level, network = level_and_network(quality)
     _, plan = build_level(level, network, Home.default().circuits, size)
@@ -432,7 +432,7 @@ def _prepare(
     level: QualityLevel,
     network: IntegerNetwork,
     console: Console,
-    canvas: Canvas | None,
+    canvas: Size | None,
 ) -> tuple[list[PreparedPair], list[Skipped]]:
     """Find and read pairs; prints what is skipped, raises if nothing is left."""
     from jobs.client.pairs import find_pairs
@@ -443,7 +443,7 @@ def _prepare(
         prepared, unreadable = prepare(
             pairs,
             network,
-            level.size,
+            level.side,
             fit,  # type: ignore[arg-type]
             canvas,
         )

@@ -16,12 +16,12 @@ from nst.errors import InputError, NstBatchError
 
 if TYPE_CHECKING:
     from jobs.client.drivers import Place
-    from nst.canvas import Canvas
+    from nst.pictures.size import Size
 
 
 def complete_quality(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
     """Quality levels for a shell."""
-    from nst.levels import LEVELS
+    from nst.network.levels import LEVELS
 
     return [name for name in LEVELS if name.startswith(begun)]
 
@@ -86,28 +86,28 @@ class Duration(click.ParamType[float]):
         return seconds
 
 
-class Size(click.ParamType["Canvas"]):
+class SizeType(click.ParamType["Size"]):
     """A width and a height in pixels as people write them: 768x512, or 512 for a square."""
 
     name = "size"
 
     def convert(
         self, value: Any, parameter: click.Parameter | None, context: click.Context | None
-    ) -> Canvas:
+    ) -> Size:
         """See `click.ParamType`."""
-        from nst.canvas import Canvas
+        from nst.pictures.size import Size
 
-        if isinstance(value, Canvas):
+        if isinstance(value, Size):
             return value
         try:
-            return Canvas.parse(value)
+            return Size.parse(value)
         except InputError as error:
             self.fail(str(error), parameter, context)
 
 
 size_option = click.option(
     "--size",
-    type=Size(),
+    type=SizeType(),
     metavar="WIDTHxHEIGHT",
     help="Pixels of contents and results.  [default: a square of the level's size]",
 )

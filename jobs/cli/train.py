@@ -207,7 +207,7 @@ def train(
     Files that cannot be read are passed over. A worker that dies is replaced, and a run that was
     stopped goes on with --resume; both continue from the last checkpoint in --out.
     """
-    from nst.levels import find_level
+    from nst.network.levels import find_level
 
     level, enlarged = find_level(quality), _scales(scales)
     sizes = {**level.sizes, **_sizes(architecture)}
@@ -216,7 +216,7 @@ def train(
     from cluster.local import local_ray, running_ray
     from cluster.train import TrainingError, Workers
     from cluster.train import train as train_on_ray
-    from nst.training import Options, Run
+    from nst.training.loop import Options, Run
 
     if warm_up is None:
         warm_up = 0 if init else max_iter // 10
@@ -228,7 +228,7 @@ def train(
         options["p_error"] = p_error
     run = Run(
         Options(
-            size=level.size,
+            size=level.side,
             max_iter=max_iter,
             warm_up=warm_up,
             scales=enlarged,

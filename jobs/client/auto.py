@@ -9,8 +9,8 @@ from jobs.execution.forecast import Forecaster, Offer
 from jobs.execution.stage_times import StageTimes
 from jobs.storage.records import PairRecord
 from nst.errors import InputError
-from nst.levels import LEVELS, QualityLevel
-from nst.plan import CircuitPlan
+from nst.network.levels import LEVELS, QualityLevel
+from nst.engines.concrete.plan import CircuitPlan
 
 AUTO = "auto"
 """In place of a level's name."""
@@ -56,7 +56,7 @@ def choose(
     """
     better: tuple[QualityLevel, float] | None = None
     levels = [level for level in LEVELS.values() if level.trained]
-    for level in sorted(levels, key=lambda level: level.size, reverse=True):
+    for level in sorted(levels, key=lambda level: level.side, reverse=True):
         forecaster = Forecaster(plan_of(level), times, offer)
         seconds = forecaster.wall_s(pairs, cores)
         if uploads:

@@ -13,7 +13,7 @@ from jobs.storage import layout
 from jobs.storage.records import TaskTrace
 from jobs.storage.store import Store
 from nst.errors import StoreError
-from nst.plan import CircuitPlan
+from nst.engines.concrete.plan import CircuitPlan
 
 _TRACE = TypeAdapter(list[TaskTrace])
 

@@ -23,15 +23,15 @@ from jobs.execution.stage_times import read_times
 from jobs.storage import layout
 from jobs.storage.s3_address import SCHEME
 from jobs.storage.store import LocalStore, Store, check_format, connect
-from nst.canvas import Canvas
-from nst.circuits import PLAN_FILE, circuit_id, load_plan
-from nst.client import CARD_FILE, EVALUATION_FILE, SECRET_FILE
+from nst.pictures.size import Size
+from nst.engines.concrete.circuits import PLAN_FILE, model_id, load_plan
+from nst.engines.concrete.client import CARD_FILE, EVALUATION_FILE, SECRET_FILE
 from nst.errors import ClusterError, NstBatchError, StoreError
 from nst.folders import HOME_VARIABLE
-from nst.levels import QualityLevel, get_level
-from nst.plan import CircuitPlan
-from nst.switching import stored_result_bytes
-from nst.weights import load_weights
+from nst.network.levels import QualityLevel, get_level
+from nst.engines.concrete.plan import CircuitPlan
+from nst.engines.concrete.switching import stored_result_bytes
+from nst.network.weights import load_weights
 
 Status = Literal["ok", "warn", "FAIL"]
 
@@ -87,7 +87,7 @@ def diagnose(
     quality: str,
     actors: int,
     cluster: str = "",
-    canvas: Canvas | None = None,
+    canvas: Size | None = None,
 ) -> Iterator[Check]:
     """All checks, one after the other.
 
@@ -194,7 +194,7 @@ def _key_faults(home: Home, folder: Path) -> Iterator[Check]:
             right = 0o700 if path.is_dir() else 0o600
             yield Check("FAIL", what, f"{path} has mode {mode:o}", f"chmod {right:o} {path}")
     try:
-        circuits = str(json.loads((folder / CARD_FILE).read_text())["circuit_id"])
+        circuits = str(json.loads((folder / CARD_FILE).read_text())["model_id"])
     except (OSError, ValueError, KeyError, TypeError):
         yield Check("FAIL", what, f"{CARD_FILE} is damaged", "restore it from your backup")
         return
@@ -331,7 +331,7 @@ def _clock(store: Store, what: str) -> Check:
     return Check(status, what, detail, "set this machine's clock: timedatectl set-ntp true")
 
 
-def actor_bytes(canvas: Canvas, plan: CircuitPlan | None) -> int:
+def actor_bytes(canvas: Size, plan: CircuitPlan | None) -> int:
     """Resident memory of an actor: Ray, circuits, keys and its largest call."""
     times = read_times()
     if plan is None:
@@ -339,7 +339,7 @@ def actor_bytes(canvas: Canvas, plan: CircuitPlan | None) -> int:
     return RAY_BYTES + Forecaster(plan, times, Offer()).worker_bytes
 
 
-def pair_bytes(canvas: Canvas, plan: CircuitPlan | None) -> int:
+def pair_bytes(canvas: Size, plan: CircuitPlan | None) -> int:
     """Bytes in the store for one pair: result, encrypted content and style."""
     if plan is None:
         return PAIR_BYTES_PER_PIXEL * canvas.padded.width * canvas.padded.height
@@ -359,10 +359,10 @@ def available_memory() -> int | None:
     return min(found, default=None)
 
 
-def _built_plan(home: Home, level: QualityLevel, canvas: Canvas) -> CircuitPlan | None:
+def _built_plan(home: Home, level: QualityLevel, canvas: Size) -> CircuitPlan | None:
     """The plan of a level's circuits for contents of a size if they are built already."""
     network, padded = load_weights(level.weights), canvas.padded
-    folder = home.circuits / circuit_id(network, level.size, level.p_error, padded.width)
+    folder = home.circuits / model_id(network, level.side, level.p_error, padded.width)
     if not (folder / PLAN_FILE).is_file():
         return None
     return load_plan(folder).at_height(padded.height)

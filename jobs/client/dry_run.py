@@ -10,7 +10,7 @@ from jobs.execution.forecast import work_s
 from jobs.execution.graph import build_graph
 from jobs.execution.stage_times import StageTimes
 from jobs.storage.records import PairRecord
-from nst.plan import CircuitPlan
+from nst.engines.concrete.plan import CircuitPlan
 
 
 def records_of_files(pairs: Sequence[Pair]) -> list[PairRecord]:

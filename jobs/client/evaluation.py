@@ -16,15 +16,15 @@ from PIL import Image
 from jobs.client.pairs import Pair, Skipped, safe_name
 from jobs.client.pictures import Box, Floats, read_picture, write_file
 from jobs.client.preparation import PreparedPair
-from nst.canvas import Canvas
-from nst.color import colored
-from nst.dataset import list_pictures, split
+from nst.pictures.size import Size
+from nst.pictures.color import colored
+from nst.training.dataset import list_pictures, split
 from nst.errors import InputError
-from nst.integer import IntegerNetwork
-from nst.quality import Comparison, Figures, measure, psnr
-from nst.simulation import rounding_noise, simulate
+from nst.network.integers import IntegerNetwork
+from nst.training.quality import Comparison, Figures, measure, psnr
+from nst.engines.concrete.simulation import rounding_noise, simulate
 from nst.stylize import to_image
-from nst.vgg import MIN_SIDE, VGG16
+from nst.training.vgg import MIN_SIDE, VGG16
 
 UNTOUCHED, COLOUR = "untouched", "colours only"
 PREVIEW, SIMULATED, DECRYPTED = "preview", "simulated", "decrypted"
@@ -272,7 +272,7 @@ def _read_result(path: Path, box: Box) -> Floats:
     """A decrypted picture as fetch wrote it, `[3, H, W]`; raises InputError if it is another."""
     width, height = box.right - box.left, box.bottom - box.top
     # Brought to the size that it has, the picture keeps its pixels.
-    picture, inner = read_picture(path, Canvas(width, height), "crop")
+    picture, inner = read_picture(path, Size(width, height), "crop")
     with Image.open(path) as header:
         size = header.size
     if size != (width, height):

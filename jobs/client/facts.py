@@ -7,8 +7,8 @@ from jobs.client.gallery import Summary
 from jobs.client.home import JobBook
 from jobs.client.watch import duration
 from jobs.storage.records import JobState, PairState
-from nst.canvas import Canvas
-from nst.levels import QualityLevel
+from nst.pictures.size import Size
+from nst.network.levels import QualityLevel
 
 
 def job_summary(book: JobBook, level: QualityLevel, state: JobState) -> Summary:
@@ -37,7 +37,7 @@ def _state(state: JobState) -> str:
     return "ended, pairs failed" if ended else state.status
 
 
-def quality_fact(level: QualityLevel, canvas: Canvas | None = None) -> str:
+def quality_fact(level: QualityLevel, canvas: Size | None = None) -> str:
     """A level and the size of its results: a canvas, or its own."""
     size = level.canvas(canvas)
     return f"{level.name}, {size.width} × {size.height} pixels"

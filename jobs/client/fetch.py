@@ -22,12 +22,12 @@ from jobs.storage.records import (
     read_state,
 )
 from jobs.storage.store import Store
-from nst.architecture import CELL
-from nst.circuits import build_level
-from nst.client import AskPassphrase, Cipher, KeyRing
+from nst.network.architecture import CELL
+from nst.engines.concrete.circuits import build_level
+from nst.engines.concrete.client import AskPassphrase, Cipher, KeyRing
 from nst.errors import CircuitError, InputError, NstBatchError
-from nst.integer import IntegerNetwork
-from nst.levels import QualityLevel
+from nst.network.integers import IntegerNetwork
+from nst.network.levels import QualityLevel
 from nst.stylize import Picture, finish
 
 GALLERY, SHEET = "gallery.html", "contact-sheet.png"
@@ -96,9 +96,9 @@ def decrypted(
         CircuitError: if this installation's circuits are not the job's.
     """
     circuits, plan = build_level(level, network, home.circuits, book.canvas)
-    if circuits.name != book.circuit_id:
+    if circuits.name != book.model_id:
         raise CircuitError(
-            f"job {book.job_id} ran on circuits {book.circuit_id}, this version has "
+            f"job {book.job_id} ran on circuits {book.model_id}, this version has "
             f"{circuits.name}; fetch it with the version that submitted it"
         )
     cipher = KeyRing(home.keys).cipher(book.key_id, circuits, ask)

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from jobs.client.pictures import Box
-from nst.canvas import Canvas
+from nst.pictures.size import Size
 from nst.errors import InputError
 from nst.folders import HOME_VARIABLE, Folders, default_folder
 from nst.stylize import Picture
@@ -55,7 +55,7 @@ class JobBook(BaseModel):
     width: int = 0
     height: int = 0
     key_id: str
-    circuit_id: str
+    model_id: str
     pairs: list[BookPair]
     skipped: list[BookSkipped]
     keep_until: str = ""
@@ -65,9 +65,9 @@ class JobBook(BaseModel):
     submission: str = ""
 
     @property
-    def canvas(self) -> Canvas | None:
+    def canvas(self) -> Size | None:
         """Size of contents and results, None for that of the level."""
-        return Canvas(self.width, self.height) if self.width else None
+        return Size(self.width, self.height) if self.width else None
 
 
 class Home(Folders):

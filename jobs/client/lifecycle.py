@@ -101,7 +101,7 @@ def prepare_retry(home: Home, store: Store, book: JobBook, failed_too: bool) -> 
     left = len(job.pairs) - len(marks.ended) + len(failed)
     if not left:
         return 0
-    upload_shared(home, store, book.circuit_id, book.key_id, mend=True)
+    upload_shared(home, store, book.model_id, book.key_id, mend=True)
     for pair_id in failed:
         store.delete(layout.pair_end(book.job_id, pair_id))
     if marks.cancelled:
@@ -123,8 +123,8 @@ def delete(home: Home, store: Store, book: JobBook) -> int:
     require_idle(home, store, book, "cancel it first")
     count = store.delete_prefix(layout.whole_job(book.job_id))
     circuits, keys = _used_by_others(store, book.job_id)
-    if circuits is not None and book.circuit_id not in circuits:
-        count += store.delete_prefix(layout.circuits(book.circuit_id))
+    if circuits is not None and book.model_id not in circuits:
+        count += store.delete_prefix(layout.circuits(book.model_id))
     if keys is not None and book.key_id not in keys:
         count += store.delete_prefix(layout.keys(book.key_id))
     home.forget(book.job_id)
@@ -151,6 +151,6 @@ def _used_by_others(store: Store, job_id: str) -> tuple[set[str] | None, set[str
             if store.exists(key):
                 return None, None
             continue
-        circuits.add(job.circuit_id)
+        circuits.add(job.model_id)
         keys.add(job.key_id)
     return circuits, keys

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from nst.canvas import Canvas
+from nst.pictures.size import Size
 from nst.errors import InputError
 from nst.stylize import central_part, pad_to_grid, resized, to_image
 
@@ -45,7 +45,7 @@ class Box:
         return Box(*values)
 
 
-def read_picture(path: Path, size: int | Canvas, fit: Fit) -> tuple[Floats, Box]:
+def read_picture(path: Path, size: int | Size, fit: Fit) -> tuple[Floats, Box]:
     """Picture as `[3, H, W]` in [0, 1], and the region of it that holds the picture.
 
     Args:
@@ -60,7 +60,7 @@ def read_picture(path: Path, size: int | Canvas, fit: Fit) -> tuple[Floats, Box]
     """
     rgb = _decode(path)
     width, height = rgb.size
-    canvas = Canvas.of(size)
+    canvas = Size.of(size)
     if fit == "crop":
         part = pad_to_grid(central_part(rgb, canvas))
         return part, Box(0, 0, canvas.width, canvas.height)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from jobs.client.pairs import Pair, Skipped
 from jobs.client.pictures import Box, Fit, read_picture
-from nst.canvas import Canvas
+from nst.pictures.size import Size
 from nst.errors import InputError
-from nst.integer import IntegerNetwork
+from nst.network.integers import IntegerNetwork
 from nst.stylize import Picture, StylePlan, finish, plan_content, plan_style
 
 Floats = NDArray[np.float32]
@@ -51,7 +51,7 @@ class PreparedPair:
 class _Reader:
     """Reads and plans every file once."""
 
-    def __init__(self, network: IntegerNetwork, size: int, fit: Fit, canvas: Canvas) -> None:
+    def __init__(self, network: IntegerNetwork, size: int, fit: Fit, canvas: Size) -> None:
         self.network, self.size, self.fit, self.canvas = network, size, fit, canvas
         self._contents: dict[Path, tuple[Picture, Box]] = {}
         self._styles: dict[Path, tuple[Picture, StylePlan]] = {}
@@ -76,7 +76,7 @@ def prepare(
     network: IntegerNetwork,
     size: int,
     fit: Fit,
-    canvas: Canvas | None = None,
+    canvas: Size | None = None,
 ) -> tuple[list[PreparedPair], list[Skipped]]:
     """Read and plan pairs; those that cannot be used are returned with their reason.
 
@@ -87,7 +87,7 @@ def prepare(
         fit: How contents are brought to their canvas.
         canvas: Size of contents and results; None for a square like the style's.
     """
-    reader = _Reader(network, size, fit, canvas or Canvas.of(size))
+    reader = _Reader(network, size, fit, canvas or Size.of(size))
     ready, skipped = [], []
     for pair in pairs:
         try:

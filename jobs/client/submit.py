@@ -14,13 +14,13 @@ from jobs.client.preparation import PreparedPair
 from jobs.storage import layout
 from jobs.storage.records import JobRecord, JobState, PairRecord, write_record
 from jobs.storage.store import Store
-from nst.architecture import CONTENT, STYLE
-from nst.canvas import Canvas
-from nst.circuits import PLAN_FILE, SERVER_FILE, build_level
-from nst.client import AskPassphrase, KeyRing
+from nst.network.architecture import CONTENT, STYLE
+from nst.pictures.size import Size
+from nst.engines.concrete.circuits import PLAN_FILE, SERVER_FILE, build_level
+from nst.engines.concrete.client import AskPassphrase, KeyRing
 from nst.errors import CircuitError, InputError, NstBatchError, StoreError
-from nst.integer import IntegerNetwork
-from nst.levels import QualityLevel
+from nst.network.integers import IntegerNetwork
+from nst.network.levels import QualityLevel
 from nst.stylize import Picture
 
 Progress = Callable[[int, int], None]
@@ -49,7 +49,7 @@ def submit(
     progress: Progress,
     ask: AskPassphrase | None = None,
     keep_days: int | None = None,
-    canvas: Canvas | None = None,
+    canvas: Size | None = None,
 ) -> JobBook:
     """Encrypt pairs and put a job into a store; the job's record is written last.
 
@@ -65,9 +65,9 @@ def submit(
     """
     canvas = level.canvas(canvas)
     circuits, plan = build_level(level, network, home.circuits, canvas)
-    circuit_id = plan.circuit_id
+    model_id = plan.model_id
     ring = KeyRing(home.keys)
-    card = ring.find(circuit_id) or ring.create(circuits, level.name)
+    card = ring.find(model_id) or ring.create(circuits, level.name)
     cipher = ring.cipher(card.key_id, circuits, ask)
     inputs = _Inputs()
     records, book_pairs = [], []
@@ -94,7 +94,7 @@ def submit(
         keep_until=keep_until(now, keep_days),
         quality=level.name,
         height=plan.height,
-        circuit_id=circuit_id,
+        model_id=model_id,
         key_id=card.key_id,
         pairs=records,
     )
@@ -107,13 +107,13 @@ def submit(
         width=canvas.width,
         height=canvas.height,
         key_id=card.key_id,
-        circuit_id=circuit_id,
+        model_id=model_id,
         pairs=book_pairs,
         skipped=[BookSkipped(name=s.name, reason=s.reason) for s in skipped],
     )
     home.save_job(book, inputs.pictures)
     try:
-        upload_shared(home, store, circuit_id, card.key_id)
+        upload_shared(home, store, model_id, card.key_id)
         progress(0, len(inputs.wanted))
         pixels = ((p.quantized(kind, gain), kind) for p, kind, gain in inputs.wanted.values())
         # The next ones are encrypted while one is uploaded.
@@ -123,7 +123,7 @@ def submit(
                 progress(done + 1, len(inputs.wanted))
         write_record(store, layout.job(job.job_id), job)
         # Somebody may have deleted the last job that used them, before he could see this one.
-        upload_shared(home, store, circuit_id, card.key_id)
+        upload_shared(home, store, model_id, card.key_id)
     except BaseException:
         with contextlib.suppress(NstBatchError):
             store.delete_prefix(layout.whole_job(job.job_id))
@@ -158,14 +158,14 @@ class _Inputs:
 
 
 def upload_shared(
-    home: Home, store: Store, circuit_id: str, key_id: str, mend: bool = False
+    home: Home, store: Store, model_id: str, key_id: str, mend: bool = False
 ) -> None:
     """Put circuits and evaluation keys into a store that does not have them.
 
     Args:
         home: The user's data directory, which has them.
         store: Where to.
-        circuit_id: Which circuits.
+        model_id: Which circuits.
         key_id: Which keys.
         mend: Read what the store has, and replace what is damaged or another's.
 
@@ -173,10 +173,10 @@ def upload_shared(
         CircuitError: if they are missing here, too.
         StoreError: if the store cannot be written.
     """
-    folder = home.circuits / circuit_id
+    folder = home.circuits / model_id
     for key, read in (
-        (layout.server_zip(circuit_id), (folder / SERVER_FILE).read_bytes),
-        (layout.circuit_plan(circuit_id), (folder / PLAN_FILE).read_bytes),
+        (layout.server_zip(model_id), (folder / SERVER_FILE).read_bytes),
+        (layout.circuit_plan(model_id), (folder / PLAN_FILE).read_bytes),
         (layout.evaluation_keys(key_id), lambda: KeyRing(home.keys).evaluation_keys(key_id)),
     ):
         there = store.exists(key)

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from jobs.execution.graph import STYLE_CODE, InputRow, Source, Task, TaskGraph
-from nst.integer import is_style
-from nst.plan import CircuitPlan, StagePlan
+from nst.network.integers import is_style
+from nst.engines.concrete.plan import CircuitPlan, StagePlan
 
 OPERATIONS_PER_CORE_SECOND = 3.8e9
 """Of Concrete's `complexity`, on one core: `make bench-low` on a 2-core AMD EPYC."""

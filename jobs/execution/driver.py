@@ -28,7 +28,7 @@ from jobs.storage.records import JobRecord, JobState, read_job
 from jobs.storage.store import Store, open_store
 from nst.ciphertext import Envelope
 from nst.errors import CircuitError, NstBatchError, StoreError
-from nst.server import seal
+from nst.engines.concrete.server import seal
 
 
 def run_job(store: Store, job: JobRecord, executor: Executor, actors: int) -> JobState:
@@ -51,7 +51,7 @@ def walk_job(writer: JobWriter, executor: Executor) -> JobState:
         what = f"encrypted picture {input_id}"
         key = layout.encrypted_input(job.job_id, input_id)
         envelope = Envelope.unpack(store.read(key), what)
-        envelope.require(job.key_id, job.circuit_id, what)
+        envelope.require(job.key_id, job.model_id, what)
         rows = plan.style_rows if input_id in styles else plan.content_rows
         if len(envelope.rows) != rows:
             raise CircuitError(
@@ -120,7 +120,7 @@ def _ray_executor(writer: JobWriter) -> Executor:
 
     job = writer.job
     writer.meter = DriverMetrics(job.job_id)
-    loader = EvaluatorLoader(writer.store.url, job.circuit_id, job.key_id)
+    loader = EvaluatorLoader(writer.store.url, job.model_id, job.key_id)
     return RayExecutor(writer.state.actors, loader, Completion, LostError)
 
 

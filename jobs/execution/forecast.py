@@ -14,8 +14,8 @@ from jobs.execution.stage_times import StageTimes
 from jobs.storage.records import PairRecord
 from nst.ciphertext import FULL_BITS
 from nst.errors import InputError
-from nst.plan import CircuitPlan
-from nst.switching import word_bits
+from nst.engines.concrete.plan import CircuitPlan
+from nst.engines.concrete.switching import word_bits
 
 NIGHT_S = 8 * 3600.0
 USEFUL = 1.05

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.storage.records import PairRecord
-from nst.integer import is_style
-from nst.plan import CircuitPlan, StagePlan
+from nst.network.integers import is_style
+from nst.engines.concrete.plan import CircuitPlan, StagePlan
 
 STYLE_CODE = "style_code"
 OUTPUT = "up"

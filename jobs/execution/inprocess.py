@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from jobs.execution.graph import Task
 from jobs.execution.scheduler import Completion
 from nst.errors import NstBatchError
-from nst.server import Evaluator
+from nst.engines.concrete.server import Evaluator
 
 
 class InProcessExecutor:

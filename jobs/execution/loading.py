@@ -10,8 +10,8 @@ from jobs.storage.records import JobRecord
 from jobs.storage.store import Store, open_store
 from nst.ciphertext import key_set_id
 from nst.errors import CircuitError
-from nst.plan import CircuitPlan
-from nst.server import Evaluator
+from nst.engines.concrete.plan import CircuitPlan
+from nst.engines.concrete.server import Evaluator
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class EvaluatorLoader:
     """Loads an evaluator in whichever process calls it; small enough to send to any."""
 
     store_url: str
-    circuit_id: str
+    model_id: str
     key_id: str
 
     def __call__(self) -> Evaluator:
@@ -39,21 +39,21 @@ class EvaluatorLoader:
                 "nst-batch retry JOB uploads them again"
             )
         return Evaluator(
-            read_plan(store, self.circuit_id),
-            store.read(layout.server_zip(self.circuit_id)),
+            read_plan(store, self.model_id),
+            store.read(layout.server_zip(self.model_id)),
             evaluation_keys,
         )
 
 
-def read_plan(store: Store, circuit_id: str) -> CircuitPlan:
+def read_plan(store: Store, model_id: str) -> CircuitPlan:
     """The plan of circuits in a store; raises CircuitError if it is damaged."""
     try:
-        return CircuitPlan.from_dict(json.loads(store.read(layout.circuit_plan(circuit_id))))
+        return CircuitPlan.from_dict(json.loads(store.read(layout.circuit_plan(model_id))))
     except ValueError as error:
-        raise CircuitError(f"circuit plan {circuit_id} is damaged; submit again") from error
+        raise CircuitError(f"circuit plan {model_id} is damaged; submit again") from error
 
 
 def job_plan(store: Store, job: JobRecord) -> CircuitPlan:
     """The plan of a job's circuits at the height of its contents; see `read_plan`."""
-    plan = read_plan(store, job.circuit_id)
+    plan = read_plan(store, job.model_id)
     return plan.at_height(job.height) if job.height else plan

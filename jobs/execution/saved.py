@@ -2,7 +2,7 @@
 
 Rows of boundary stages are written beside the walk, by a thread of their own: a store that is
 slow or full costs a checkpoint and nothing else. They keep all their bits, since they are computed
-on (see `nst.switching`); another bit would be another picture.
+on (see `nst.engines.concrete.switching`); another bit would be another picture.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Checkpoints:
         """A row; raises CircuitError or StoreError if it is damaged or gone."""
         what = f"stored row {key}"
         envelope = Envelope.unpack(self.store.read(key), what)
-        envelope.require(self.job.key_id, self.job.circuit_id, what)
+        envelope.require(self.job.key_id, self.job.model_id, what)
         if len(envelope.rows) != 1 or envelope.word_bits != FULL_BITS:
             raise CircuitError(f"{what} is none; retry the pair")
         return envelope.rows[0]
@@ -103,7 +103,7 @@ class Checkpoints:
             # Whatever happens here, the job itself can go on without.
             with contextlib.suppress(Exception):
                 row = self.get(handle)
-                envelope = Envelope(self.job.key_id, self.job.circuit_id, (row,))
+                envelope = Envelope(self.job.key_id, self.job.model_id, (row,))
                 self.store.write(self._key(task), envelope.pack())
             del item, handle
 
@@ -120,7 +120,7 @@ def take_over_results(
         job: Its record.
         attempt: This driver's.
         pairs: Pairs that have not ended.
-        word_bits: See `nst.switching`.
+        word_bits: See `nst.engines.concrete.switching`.
         rows: Of a result.
 
     Returns:
@@ -140,7 +140,7 @@ def take_over_results(
             continue
         with contextlib.suppress(NstBatchError):
             envelope = Envelope.unpack(blob := store.read(key), key)
-            envelope.require(job.key_id, job.circuit_id, key)
+            envelope.require(job.key_id, job.model_id, key)
             if envelope.word_bits == word_bits and len(envelope.rows) == 1:
                 store.write(layout.result_row(job.job_id, attempt, pair, row), blob)
                 there.setdefault(pair, set()).add(row)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from jobs.execution.graph import InputRow, Task, TaskGraph
 from jobs.execution.scheduler import Completion, Orders, run_graph
-from nst.integer import is_style
+from nst.network.integers import is_style
 
 QUEUED_AHEAD = 2
 """Tasks a worker has at a time, as in `cluster.executor`."""

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from jobs.storage.records import TaskTrace
 from nst.errors import InputError
-from nst.plan import CircuitPlan
+from nst.engines.concrete.plan import CircuitPlan
 
 FORMAT = 1
 SHIPPED = Path(__file__).with_name("stage_times.json")

@@ -31,8 +31,8 @@ from jobs.storage.records import (
 )
 from jobs.storage.store import Store
 from nst.errors import StoreError
-from nst.plan import CircuitPlan
-from nst.switching import switched, word_bits
+from nst.engines.concrete.plan import CircuitPlan
+from nst.engines.concrete.switching import switched, word_bits
 
 if TYPE_CHECKING:
     from cluster.metrics import DriverMetrics
@@ -175,7 +175,7 @@ class JobWriter:
     def row_done(self, pair_id: str, row: int, ciphertext: bytes) -> None:
         """See `Listener`."""
         job = self.job
-        envelope = switched(job.key_id, job.circuit_id, (ciphertext,), self.word_bits)
+        envelope = switched(job.key_id, job.model_id, (ciphertext,), self.word_bits)
         key = layout.result_row(job.job_id, self.attempt, pair_id, row)
         self.store.write(key, envelope.pack())
 

@@ -7,14 +7,14 @@ from nst.errors import StoreError
 STORE = "store.json"
 
 
-def server_zip(circuit_id: str) -> str:
+def server_zip(model_id: str) -> str:
     """Compiled circuits."""
-    return f"circuits/{circuit_id}/server.zip"
+    return f"circuits/{model_id}/server.zip"
 
 
-def circuit_plan(circuit_id: str) -> str:
+def circuit_plan(model_id: str) -> str:
     """What they cost."""
-    return f"circuits/{circuit_id}/plan.json"
+    return f"circuits/{model_id}/plan.json"
 
 
 def evaluation_keys(key_id: str) -> str:
@@ -38,9 +38,9 @@ def jobs() -> str:
     return "jobs/"
 
 
-def circuits(circuit_id: str) -> str:
+def circuits(model_id: str) -> str:
     """Prefix of compiled circuits and what belongs to them."""
-    return f"circuits/{circuit_id}/"
+    return f"circuits/{model_id}/"
 
 
 def keys(key_id: str) -> str:

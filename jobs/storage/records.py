@@ -58,7 +58,7 @@ class JobRecord(BaseModel):
     keep_until: str = ""
     quality: str
     height: int = 0
-    circuit_id: str
+    model_id: str
     key_id: str
     pairs: list[PairRecord]
 

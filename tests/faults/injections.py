@@ -17,7 +17,7 @@ import numpy as np
 from jobs.storage import layout
 from jobs.storage.store import open_store
 from nst.ciphertext import Envelope
-from nst.client import KeyRing
+from nst.engines.concrete.client import KeyRing
 from tests.faults.site import BUCKET, POISON, Job, Outcome, Site, prefix_of
 
 OUTAGE = 20.0
@@ -210,7 +210,7 @@ def evaluation_key_truncated(site: Site) -> Outcome:
 def evaluation_key_of_another_set(site: Site) -> Outcome:
     """The store has, under their name, evaluation keys that fit the circuits and no ciphertext."""
     ring = KeyRing(site.folder / "other-keys")
-    card = ring.create(site.home.circuits / site.origin.circuit_id, site.quality)
+    card = ring.create(site.home.circuits / site.origin.model_id, site.quality)
     other = ring.evaluation_keys(card.key_id)
     return _without_keys(site, "evaluation_key_of_another_set", other, "evaluation keys")
 

@@ -15,8 +15,8 @@ from typing import Any
 import jobs.client.fetch
 import jobs.storage.s3_store
 from jobs.cli.main import main
-from nst import levels
-from nst.levels import QualityLevel
+from nst.network import levels
+from nst.network.levels import QualityLevel
 from tests.toy import TOY_SIZE
 
 WEIGHTS = "NST_TEST_WEIGHTS"

@@ -37,9 +37,9 @@ from jobs.client.submit import new_id, submit
 from jobs.storage import layout
 from jobs.storage.records import JobRecord, JobState, read_record, read_state, write_record
 from jobs.storage.store import Store, open_store
-from nst.client import SECRET_FILE
-from nst.levels import get_level
-from nst.weights import load_weights
+from nst.engines.concrete.client import SECRET_FILE
+from nst.network.levels import get_level
+from nst.network.weights import load_weights
 from tests.s3_server import S3Server
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -351,7 +351,7 @@ class Site:
         """Encrypt the pairs of a folder or CSV file, once, and run their job undisturbed."""
         self.source = source
         pairs, skipped = find_pairs(source)
-        ready, unreadable = prepare(pairs, self.network, self.level.size, "crop")
+        ready, unreadable = prepare(pairs, self.network, self.level.side, "crop")
         assert not skipped and not unreadable, (skipped, unreadable)
         store = open_store(self.url("origin"))
         self.origin = submit(self.home, store, self.level, self.network, ready, [], lambda *_: None)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 
 class _Poison(importlib.abc.MetaPathFinder):
-    """Replaces `Evaluator.run` when `nst.server` is imported."""
+    """Replaces `Evaluator.run` when `nst.engines.concrete.server` is imported."""
 
     def find_spec(self, name, path=None, target=None):
-        if name != "nst.server":
+        if name != "nst.engines.concrete.server":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

@@ -1,0 +1,109 @@
+"""Published models in the user's data directory, by id: built once, checked whenever opened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+from nst.engines import get_engine
+from nst.engines.base import CLIENT_FILE, PLAN_FILE, SERVER_FILE, Engine, Plan, Published
+from nst.errors import CircuitError
+from nst.network.integers import IntegerNetwork
+from nst.network.levels import QualityLevel
+from nst.pictures.size import Size
+
+MANIFEST = "sha256.json"
+"""Digests of the other files, written last: without it a model is not there."""
+FILES = (PLAN_FILE, SERVER_FILE, CLIENT_FILE)
+
+log = logging.getLogger("nst-batch")
+
+
+def parse_plan(blob: bytes, what: str) -> Plan:
+    """A plan out of its JSON record, by the engine that it names.
+
+    Raises:
+        CircuitError: if it is damaged or of another version.
+    """
+    try:
+        record = json.loads(blob)
+        engine = str(record["engine"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CircuitError(f"{what} is damaged; build it again") from error
+    return get_engine(engine).read_plan(record)
+
+
+class ModelCache:
+    """A folder with a sub-folder per published model."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def publish(
+        self, engine: Engine, network: IntegerNetwork, level: QualityLevel, size: Size
+    ) -> Published:
+        """Find a model, or build it; a damaged one is built again.
+
+        Args:
+            engine: What computes it.
+            network: Integer weights.
+            level: Size of the style, error probability.
+            size: Of contents and results in pixels, not padded.
+
+        Raises:
+            CircuitError: if the weights do not fit the engine.
+        """
+        padded = size.padded
+        identifier = engine.model_id(network, level, padded)
+        folder = self.folder / identifier
+        if folder.exists():
+            try:
+                return self._at(self.open(identifier), padded)
+            except CircuitError as error:
+                log.warning("%s; built again", error)
+                shutil.rmtree(folder)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial = Path(tempfile.mkdtemp(dir=self.folder, prefix=".building-"))
+        try:
+            engine.publish(network, level, padded, partial)
+            digests = {name: _digest(partial / name) for name in FILES}
+            (partial / MANIFEST).write_text(json.dumps(digests))
+            partial.replace(folder)
+        except OSError:
+            # Another process built the same model meanwhile; its files are as good.
+            if not (folder / MANIFEST).exists():
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return self._at(self.open(identifier), padded)
+
+    def open(self, model_id: str) -> Published:
+        """A model that has been built, at the size that it was built for.
+
+        Raises:
+            CircuitError: if it is missing, damaged or of another version.
+        """
+        folder = self.folder / model_id
+        try:
+            digests = json.loads((folder / MANIFEST).read_text())
+            damaged = [name for name in FILES if digests[name] != _digest(folder / name)]
+            if damaged:
+                raise ValueError(f"{damaged[0]} was changed")
+            plan = parse_plan((folder / PLAN_FILE).read_bytes(), f"{folder / PLAN_FILE}")
+        except FileNotFoundError as error:
+            raise CircuitError(f"model {model_id} is not in {self.folder}") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CircuitError(f"model {folder} is damaged ({error})") from error
+        return Published(folder, plan)
+
+    @staticmethod
+    def _at(published: Published, size: Size) -> Published:
+        return Published(published.folder, published.plan.at(size))
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

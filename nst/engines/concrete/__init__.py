@@ -1,0 +1,103 @@
+"""Concrete (Zama): TFHE circuits, exact but for the rounding of activations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nst.engines.base import (
+    Cipher,
+    Evaluator,
+    Json,
+    KeyPair,
+    Plan,
+    PreparedContent,
+    PreparedStyle,
+    Published,
+)
+from nst.engines.rates import Rates, read_rates
+
+if TYPE_CHECKING:
+    from nst.engines.concrete.plan import CircuitPlan
+    from nst.network.integers import IntegerNetwork
+    from nst.network.levels import QualityLevel
+    from nst.pictures.picture import Picture
+    from nst.pictures.size import Size
+
+
+class ConcreteEngine:
+    """See `nst.engines.base.Engine`."""
+
+    name = "concrete"
+    client_modules: tuple[str, ...] = (
+        "concrete.fhe",
+        "concrete.ml",
+        "nst.engines.concrete.client",
+        "nst.engines.concrete.publish",
+        "nst.engines.concrete.compilation",
+        "nst.engines.concrete.preparation",
+    )
+
+    def model_id(self, network: IntegerNetwork, level: QualityLevel, size: Size) -> str:
+        """See `Engine`."""
+        from nst.engines.concrete.publish import model_id
+
+        return model_id(network, level.side, size.width, level.p_error)
+
+    def publish(
+        self, network: IntegerNetwork, level: QualityLevel, size: Size, folder: Path
+    ) -> CircuitPlan:
+        """See `Engine`."""
+        from nst.engines.concrete.publish import publish
+
+        return publish(network, level.side, size.width, level.p_error, folder)
+
+    def read_plan(self, record: dict[str, Json]) -> CircuitPlan:
+        """See `Engine`."""
+        from nst.engines.concrete.plan import CircuitPlan
+
+        return CircuitPlan.from_dict(record)
+
+    def rates(self) -> Rates:
+        """See `Engine`."""
+        return read_rates(Path(__file__).with_name("rates.json"))
+
+    def load(self, plan: Plan, server_bundle: bytes, evaluation_keys: bytes) -> Evaluator:
+        """See `Engine`."""
+        from nst.engines.concrete.plan import CircuitPlan
+        from nst.engines.concrete.server import CircuitEvaluator
+
+        assert isinstance(plan, CircuitPlan)
+        return CircuitEvaluator(plan, server_bundle, evaluation_keys)
+
+    def seal(self) -> None:
+        """See `Engine`."""
+        from nst.engines.concrete.server import remove_client_names
+
+        remove_client_names()
+
+    def prepare_style(self, network: IntegerNetwork, style: Picture) -> PreparedStyle:
+        """See `Engine`."""
+        from nst.engines.concrete.preparation import prepare_style
+
+        return prepare_style(network, style)
+
+    def prepare_content(
+        self, network: IntegerNetwork, content: Picture, style: PreparedStyle
+    ) -> PreparedContent:
+        """See `Engine`."""
+        from nst.engines.concrete.preparation import prepare_content
+
+        return prepare_content(network, content, style)
+
+    def make_keys(self, client_bundle: Path) -> KeyPair:
+        """See `Engine`."""
+        from nst.engines.concrete.client import make_keys
+
+        return make_keys(client_bundle)
+
+    def cipher(self, published: Published, key_id: str, secret: bytes) -> Cipher:
+        """See `Engine`."""
+        from nst.engines.concrete.client import CircuitCipher
+
+        return CircuitCipher(published, key_id, secret)

@@ -1,0 +1,142 @@
+"""The client's side of Concrete: key generation, encryption and decryption.
+
+Uses Concrete's runtime as `concrete.fhe` does, without importing that: it brings PyTorch along,
+seconds for every command that encrypts or decrypts.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from concrete.compiler import ClientProgram, Keyset, ProgramInfo, TransportValue
+from concrete.compiler import Value as NativeValue
+from numpy.typing import NDArray
+
+from nst.ciphertext import Envelope
+from nst.engines.base import Features, KeyPair, PreparedInput, Published, Role
+from nst.engines.concrete.preparation import quantized
+from nst.engines.concrete.publish import SPECS_FILE
+from nst.engines.concrete.switching import full_rows
+from nst.errors import CircuitError, first_line
+from nst.forking import cores, spread
+from nst.network.architecture import CELL, CONTENT, OUTPUT, STYLE
+from nst.network.integers import space_to_depth
+
+Ints = NDArray[np.int64]
+Levels = NDArray[np.int8]
+
+ENTRY: dict[Role, str] = {CONTENT: "stem", STYLE: "style_stem"}
+"""Circuit function whose input each kind of picture is."""
+ROW_ARGUMENT = 1
+"""A row is encrypted as the middle one of three; all three share one encoding."""
+
+
+def make_keys(client_bundle: Path) -> KeyPair:
+    """A new key set (a few seconds); see `nst.engines.base.Engine.make_keys`."""
+    # No cache, and no seeds of ours: zeros stand for the system's randomness.
+    keys = Keyset(_program_info(client_bundle), None, 0, 0, 0, 0, None)
+    return KeyPair(bytes(keys.serialize()), bytes(keys.get_server_keys().serialize()))
+
+
+class CircuitCipher:
+    """Encrypts pictures and decrypts results under one key set; a `Cipher`."""
+
+    def __init__(self, published: Published, key_id: str, secret: bytes) -> None:
+        """Load a key.
+
+        Raises:
+            CircuitError: if the key or the bundle is damaged.
+        """
+        self.key_id, self.model_id = key_id, published.plan.model_id
+        size = published.plan.size
+        self._cells = size.height // CELL, size.width // CELL
+        program = _program_info(published.client_bundle)
+        try:
+            keys = Keyset.deserialize(secret)
+            self._program = ClientProgram.create_encrypted(program, keys)
+        except (RuntimeError, ValueError) as error:
+            raise CircuitError(
+                f"secret key {key_id} is damaged ({first_line(error)}); restore it from your backup"
+            ) from error
+        self._description, self._keys = program, keys
+
+    def encrypt_all(self, inputs: Iterable[PreparedInput]) -> Generator[Envelope, None, None]:
+        """See `Cipher`; a part is a row of 4-pixel cells, top to bottom.
+
+        All cores are used: Concrete takes a sixth of a millisecond of one per value, most of it in
+        the generator of the masks.
+        """
+        rows: list[tuple[Role, Levels]] = []
+        counts: list[int] = []
+        for prepared in inputs:
+            # All wait here until their turn, and have 4 bits.
+            levels = space_to_depth(quantized(prepared)).astype(np.int8)
+            counts.append(levels.shape[1])
+            rows += [(prepared.role, levels[None, :, y : y + 1, :]) for y in range(counts[-1])]
+        with closing(spread(rows, self._row_encryption, cores())) as sealed:
+            for count in counts:
+                yield Envelope(self.key_id, self.model_id, tuple(islice(sealed, count)))
+
+    def _row_encryption(self) -> Callable[[tuple[Role, Levels]], bytes]:
+        """Encryption of rows `[1, C, 1, W]` of a kind of picture, with randomness of its own.
+
+        Two processes that shared the state of one generator would give the same noise to
+        different pixels, and so give them away: the generator is part of the program made here.
+        """
+        program = ClientProgram.create_encrypted(self._description, self._keys)
+        circuits = {role: program.get_client_circuit(entry) for role, entry in ENTRY.items()}
+
+        def encrypt_row(row: tuple[Role, Levels]) -> bytes:
+            role, levels = row
+            value = NativeValue(np.ascontiguousarray(levels, dtype=np.int64))
+            return bytes(circuits[role].prepare_input(value, ROW_ARGUMENT).serialize())
+
+        return encrypt_row
+
+    def decrypt_result(self, parts: Iterable[bytes], what: str) -> Features:
+        """See `Cipher`; a part holds one row or more, from top to bottom."""
+        out = []
+        for number, blob in enumerate(parts):
+            part = f"row {number} of {what}"
+            envelope = Envelope.unpack(blob, part)
+            envelope.require(self.key_id, self.model_id, part)
+            try:
+                out.append(self.decrypt_rows(OUTPUT, full_rows(envelope)))
+            except (RuntimeError, ValueError) as error:
+                # Its checksum is right: whoever made it meant it so, or stored another thing.
+                raise CircuitError(
+                    f"{part} is no result ({first_line(error)}); submit the pair again"
+                ) from error
+        try:
+            levels = np.concatenate(out, axis=1)
+        except ValueError as error:
+            raise CircuitError(f"{what} is no result ({error}); submit the pair again") from error
+        if levels.shape[1:] != self._cells:
+            raise CircuitError(
+                f"{what} has {levels.shape[1]} rows of {levels.shape[2]} cells, not "
+                f"{self._cells[0]} of {self._cells[1]}; submit the pair again"
+            )
+        return levels.astype(np.float32)
+
+    def decrypt_rows(self, stage: str, rows: tuple[bytes, ...]) -> Ints:
+        """Levels `[C, H, W]` of the output rows of any stage."""
+        circuit = self._program.get_client_circuit(stage)
+        out = []
+        for row in rows:
+            value = circuit.process_output(TransportValue.deserialize(row), 0).to_py_val()
+            out.append(np.asarray(value, dtype=np.int64)[0])
+        return np.concatenate(out, axis=1)
+
+
+def _program_info(client_bundle: Path) -> ProgramInfo:
+    """What a client must know of built circuits."""
+    try:
+        with zipfile.ZipFile(client_bundle) as archive:
+            return ProgramInfo.deserialize(archive.read(SPECS_FILE))
+    except (OSError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+        raise CircuitError(f"model {client_bundle.parent} is damaged; build it again") from error

@@ -1,0 +1,346 @@
+"""The network as circuits: each stage one function of one Concrete module, row by row.
+
+A 3 x 3 stage is a function `(row above, row, row below, ..., style code) -> row` on tensors
+`[1, C, 1, W]`. All functions share one key set, and `Wired` composition tells the optimizer which
+output may become which input, so that a result is used without decryption.
+
+`nst.engines.concrete.publish` calls this; importing it takes seconds.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from concrete import fhe
+from concrete.fhe.compilation.configuration import SecurityLevel
+from numpy.typing import NDArray
+
+from nst.engines.concrete.plan import CircuitPlan, StagePlan
+from nst.errors import CircuitError
+from nst.network import architecture as shape
+from nst.network.architecture import OUTPUT, STYLE_CODE, Grid, Stage, grids
+from nst.network.integers import IntegerNetwork, IntegerStage
+
+Ints = NDArray[np.int64]
+CODE_PARAMETER = "code"
+
+
+def compile_module(
+    network: IntegerNetwork, side: int, p_error: float, width: int
+) -> tuple[fhe.FheModule, dict[str, list[str]]]:
+    """Compile all stages as functions of one module.
+
+    Args:
+        network: Integer weights.
+        side: Of the style in pixels.
+        p_error: Error probability of one PBS.
+        width: Of the content in pixels.
+
+    Returns:
+        The module, and the parameter names of each function in order.
+    """
+    shapes = grids(network.architecture.stages(), side, width)
+    functions: dict[str, fhe.FunctionDef] = {}
+    parameters: dict[str, list[str]] = {}
+    inputsets: dict[str, list[tuple[Ints, ...] | Ints]] = {}
+    for name, stage in network.stages.items():
+        sources = [shapes[source] for source in stage.stage.sources]
+        parameters[name] = _parameters(stage.stage, sources[0])
+        function = _function(stage, parameters[name])
+        functions[name] = fhe.function({p: "encrypted" for p in parameters[name]})(function)
+        samples = _calibration(stage, sources, network)
+        inputsets[name] = [s if len(s) > 1 else s[0] for s in samples]
+    wires = {
+        fhe.Wire(fhe.Output(functions[source], 0), fhe.Input(functions[name], position))
+        for name in functions
+        for position, source in enumerate(_sources(network.stages[name].stage, parameters[name]))
+        if source in functions
+    }
+    holder = type("Stages", (), {**functions, "composition": fhe.Wired(wires)})
+    module = fhe.module()(holder).compile(
+        inputsets,
+        p_error=p_error,
+        security_level=SecurityLevel.SECURITY_128_BITS,
+        approximate_rounding_config=fhe.ApproximateRoundingConfig(logical_clipping=True),
+        compress_evaluation_keys=True,
+        compress_input_ciphertexts=True,
+        # One row task is one core's work; the scheduler fills the others.
+        loop_parallelize=False,
+    )
+    _check_types(module, network)
+    return module, parameters
+
+
+def make_plan(
+    module: fhe.FheModule,
+    parameters: dict[str, list[str]],
+    network: IntegerNetwork,
+    side: int,
+    identifier: str,
+    width: int,
+) -> CircuitPlan:
+    """Read the costs off a compiled module, for contents as high as the style."""
+    functions = module.functions()
+    shapes = grids(network.architecture.stages(), side, width)
+    sets = {p for f in functions.values() for p in f.programmable_bootstrap_count_per_parameter}
+    if len({str(p) for p in sets}) != 1:
+        raise CircuitError(
+            f"the optimizer chose {len(sets)} parameter sets where the design counts on one; "
+            "bring all accumulators to one width"
+        )
+    # `complexity` is that of calling every function once; with one parameter set each PBS (its
+    # key switch included) costs the same.
+    calls = sum(f.programmable_bootstrap_count for f in functions.values())
+    per_pbs = module.complexity / calls
+    stages = []
+    for name, stage in network.stages.items():
+        rows = shapes[name].rows
+        pbs = functions[name].programmable_bootstrap_count * rows
+        stages.append(
+            StagePlan(
+                name=name,
+                kind=stage.stage.kind,
+                sources=stage.stage.sources,
+                stride=stage.stage.stride,
+                modulated=stage.stage.modulated,
+                rows=rows,
+                pbs=pbs,
+                operations=pbs * per_pbs,
+                output_bytes=functions[name].size_of_outputs,
+            )
+        )
+    # The evaluation keys' size is only known once made; these are thrown away at once.
+    module.keygen()
+    keys = module.client.evaluation_keys.serialize()
+    # The style stem takes three rows of pixels and nothing else.
+    row_bytes = functions["style_stem"].size_of_inputs // 3 * width // side
+    dimension, output_width = _result_encoding(module)
+    return CircuitPlan(
+        model_id=identifier,
+        concrete_version=version("concrete-python"),
+        style_side=side,
+        width=width,
+        height=side,
+        p_error=module.p_error,
+        evaluation_key_bytes=len(keys),
+        input_ciphertext_bytes=row_bytes * shapes[shape.CONTENT].rows,
+        output_ciphertext_bytes=functions[OUTPUT].size_of_outputs * shapes[OUTPUT].rows,
+        lwe_dimension=dimension,
+        output_width=output_width,
+        circuits=tuple(stages),
+    )
+
+
+def _result_encoding(module: fhe.FheModule) -> tuple[int, int]:
+    """Mask words of a value of the last stage, and bits of its levels."""
+    circuits = json.loads(module.client.specs.serialize())["circuits"]
+    (output,) = next(c["outputs"] for c in circuits if c["name"] == OUTPUT)
+    kind = output["typeInfo"]["lweCiphertext"]
+    return kind["encryption"]["lweDimension"], kind["encoding"]["integer"]["width"]
+
+
+def _parameters(stage: Stage, source: Grid) -> list[str]:
+    if stage.kind == "conv":
+        names = [f"{p}_{i}" for i in range(len(stage.sources)) for p in ("above", "row", "below")]
+    elif stage.kind == "row_pool":
+        names = ["row_0"]
+    else:
+        names = [f"row_{i}" for i in range(source.rows)]
+    return [*names, CODE_PARAMETER] if stage.modulated else names
+
+
+def _sources(stage: Stage, parameters: list[str]) -> list[str]:
+    """The stage or input that each parameter comes from."""
+    if stage.kind == "conv":
+        out = [source for source in stage.sources for _ in range(3)]
+    else:
+        out = [stage.sources[0]] * len([p for p in parameters if p != CODE_PARAMETER])
+    return [*out, STYLE_CODE] if stage.modulated else out
+
+
+def _function(layer: IntegerStage, parameters: list[str]) -> Callable[..., NDArray[Any]]:
+    """The stage as a function of rows that Concrete can trace."""
+    stage = layer.stage
+
+    def accumulate_conv(rows: list[Any]) -> Any:
+        tall = [np.concatenate(tuple(rows[i : i + 3]), axis=2) for i in range(0, len(rows), 3)]
+        wide = [_widen(x, tall[0].shape[3]) for x in tall]
+        x = np.concatenate(tuple(wide), axis=1) if len(wide) > 1 else wide[0]
+        edges = (x[:, :, :, 0:1], x) if stage.stride > 1 else (x[:, :, :, 0:1], x, x[:, :, :, -1:])
+        padded = np.concatenate(edges, axis=3)
+        return fhe.conv(padded, layer.weight, layer.bias, strides=(stage.stride, stage.stride))
+
+    def accumulate_pool(rows: list[Any]) -> Any:
+        total = rows[0]
+        for row in rows[1:]:
+            total = total + row
+        summed = np.sum(total, axis=3, keepdims=True)
+        # The bias goes into the convolution: a sum without it might need an eleventh bit.
+        return fhe.conv(summed, layer.weight, layer.bias)
+
+    def run(**arguments: Any) -> Any:
+        rows = [arguments[p] for p in parameters if p != CODE_PARAMETER]
+        acc = accumulate_conv(rows) if stage.kind == "conv" else accumulate_pool(rows)
+        if layer.modulation is not None:
+            code = arguments[CODE_PARAMETER].reshape((layer.modulation.shape[1],))
+            acc = acc + (layer.modulation @ code).reshape((1, stage.out_channels, 1, 1))
+        kept = fhe.round_bit_pattern(
+            acc, lsbs_to_remove=shape.SHIFT, exactness=fhe.Exactness.APPROXIMATE
+        )
+        return fhe.univariate(lambda v: layer.look_up(v // shape.LEVEL))(kept)
+
+    run.__name__ = stage.name
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(p, inspect.Parameter.POSITIONAL_OR_KEYWORD) for p in parameters]
+    )
+    return run
+
+
+def _widen(x: Any, width: int) -> Any:
+    """A row `[1, C, H, W]` of half the width (or the whole) enlarged to it by repetition."""
+    batch, channels, height, own = x.shape
+    if own == width:
+        return x
+    cells = x.reshape((batch, channels, height, own, 1))
+    return np.concatenate((cells,) * (width // own), axis=4).reshape(
+        (batch, channels, height, width)
+    )
+
+
+Rows = list[Ints]
+"""The rows that one call reads, by source: `[C, rows, W]`."""
+
+
+def _calibration(
+    layer: IntegerStage, grids_of_sources: list[Grid], network: IntegerNetwork
+) -> list[tuple[Ints, ...]]:
+    """Arguments that take inputs and accumulators of a stage to the ends of their ranges.
+
+    Concrete sizes encodings from what it sees. Pictures would make the circuits depend on which
+    pictures were at hand; these made-up rows reach the ends of the 10-bit accumulator without
+    crossing them, for any weights.
+    """
+    stage = layer.stage
+    count = {"conv": 3, "row_pool": 1, "pool": grids_of_sources[0].rows}[stage.kind]
+    empty = [
+        np.zeros((channels, count, grid.width), dtype=np.int64)
+        for channels, grid in zip(stage.source_channels, grids_of_sources, strict=True)
+    ]
+    ranges = [_range(network, source) for source in stage.sources]
+    samples = [empty]
+    for position, (low, high) in enumerate(ranges):
+        for row in range(count):
+            # Both ends in both border columns: every slice must show that it can be negative.
+            for column in (0, -1):
+                ends = [x.copy() for x in empty]
+                ends[position][0, row, column] = low
+                ends[position][1, row, column] = high
+                samples.append(ends)
+    # Halfway down as well: where few channels share their inputs the end may be out of reach, and
+    # an activation that can be negative must be seen to be.
+    targets = (shape.ACCUMULATOR_MIN, shape.ACCUMULATOR_MAX, shape.ACCUMULATOR_MIN // 2)
+    reached = [_reach(layer, empty, ranges[0], target) for target in targets]
+    if all(x is None for x in reached):
+        raise CircuitError(
+            f"no input takes stage {stage.name} to the ends of its accumulator: its weights are "
+            "too small; train it longer"
+        )
+    samples += [x for x in reached if x is not None]
+    code = None
+    if layer.modulation is not None:
+        code = np.zeros(layer.modulation.shape[1], dtype=np.int64)
+    out = [_arguments(x, code) for x in samples]
+    if code is not None:
+        for end in _range(network, STYLE_CODE):
+            one = code.copy()
+            one[0] = end
+            out.append(_arguments(empty, one))
+    return out
+
+
+def _range(network: IntegerNetwork, source: str) -> tuple[int, int]:
+    """Smallest and largest level of a stage or an input."""
+    if source not in network.stages:
+        return shape.PIXEL_MIN, shape.PIXEL_MAX
+    stage = network.stages[source].stage
+    return stage.output_min, stage.output_max
+
+
+def _arguments(rows: Rows, code: Ints | None) -> tuple[Ints, ...]:
+    """Rows of the sources and a code as the arguments of the stage's function."""
+    out = tuple(x[None, :, i : i + 1, :] for x in rows for i in range(x.shape[1]))
+    return out if code is None else (*out, code.reshape(1, -1, 1, 1))
+
+
+def _reach(layer: IntegerStage, empty: Rows, ends: tuple[int, int], target: int) -> Rows | None:
+    """Rows whose accumulators reach close to `target` in one channel and stay safe in all.
+
+    Only the first source, whose levels end at `ends`, and its first columns are used.
+    """
+    low, high = ends
+    sign = 1 if target > 0 else -1
+    norms = np.abs(layer.weight[:, : len(empty[0])]).sum((1, 2, 3))
+    for channel in np.argsort(-norms):
+        effect = sign * _effect(layer, empty[0], int(channel))
+        x = empty[0].copy()
+        missing = sign * (target - int(layer.bias[channel]))
+        for index in np.argsort(-np.abs(effect), axis=None):
+            weight = int(effect.flat[index])
+            end = high if weight > 0 else low
+            steps = missing // abs(weight) if weight else 0
+            x.flat[index] = np.sign(end) * min(abs(end), steps)
+            missing -= weight * int(x.flat[index])
+        rows = [x, *empty[1:]]
+        acc = _accumulators(layer, rows)
+        safe = acc.min() >= shape.ACCUMULATOR_MIN and acc.max() <= shape.ACCUMULATOR_MAX
+        if safe and missing < shape.LEVEL // 2:
+            return rows
+    return None
+
+
+def _effect(layer: IntegerStage, empty: Ints, channel: int) -> Ints:
+    """What each element of the first source adds to a channel's first accumulator."""
+    weight = layer.weight[channel, : len(empty)]
+    out = np.zeros_like(empty)
+    if layer.stage.kind != "conv":
+        return out + weight[:, :1, :]
+    for dx in range(3):
+        out[:, :, max(dx - 1, 0)] += weight[:, :, dx]
+    return out
+
+
+def _accumulators(layer: IntegerStage, rows: Rows) -> Ints:
+    """Accumulators of one row task, code zero: the middle row of three for a convolution."""
+    x = np.concatenate([_widen(r[None], rows[0].shape[2])[0] for r in rows])
+    none = None if layer.modulation is None else np.zeros(layer.modulation.shape[1], np.int64)
+    if layer.stage.kind != "conv":
+        return layer.accumulate(x.sum((1, 2), keepdims=True), none)
+    if layer.stage.stride > 1:
+        # The second row of the strided result is centred on row `stride`: put rows above it.
+        above = np.repeat(x[:, :1], layer.stage.stride - 1, axis=1)
+        below = np.repeat(x[:, -1:], layer.stage.stride - 2, axis=1)
+        return layer.accumulate(np.concatenate([above, x, below], axis=1), none)[:, 1:2]
+    return layer.accumulate(x, none)[:, 1:2]
+
+
+def _check_types(module: fhe.FheModule, network: IntegerNetwork) -> None:
+    for name, graph in module.graphs.items():
+        for node in graph.query_nodes(operation_filter="round_bit_pattern"):
+            (operand,) = graph.ordered_preds_of(node)
+            kind = operand.output.dtype
+            if not (kind.is_signed and kind.bit_width == shape.ACCUMULATOR_BITS):
+                raise CircuitError(
+                    f"stage {name} has {kind} accumulators, not signed "
+                    f"{shape.ACCUMULATOR_BITS}-bit ones: train with an overflow penalty"
+                )
+        # Readers were calibrated on these levels, and ciphertexts of another sign are refused.
+        kind = graph.output_nodes[0].output.dtype
+        if kind.is_signed != (network.stages[name].stage.output_min < 0):
+            raise CircuitError(
+                f"stage {name} gives {kind} levels; no input takes it below zero: train it longer"
+            )

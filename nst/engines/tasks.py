@@ -1,0 +1,134 @@
+"""The task graph of a job as plain data: built and costed by an engine before anything runs.
+
+A task is one call of a stage on ciphertexts; it belongs to a group, which is a pair or a style
+that several pairs share. Whoever walks a graph (`jobs.execution.scheduler`) knows sources, seconds
+and bytes, and nothing of what a stage computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class PairIds(Protocol):
+    """A pair by the opaque ids of its encrypted pictures."""
+
+    @property
+    def pair_id(self) -> str: ...
+
+    @property
+    def content(self) -> str: ...
+
+    @property
+    def style(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class InputPart:
+    """One ciphertext of an encrypted picture; a stored result is the only part of its input."""
+
+    input_id: str
+    part: int
+
+
+Source = int | InputPart
+"""Where an argument comes from: the index of a task, or a part of an input."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One call of a stage.
+
+    Attributes:
+        index: Position in the graph.
+        stage: Function to call.
+        group: The pair or style it belongs to.
+        part: Which part of the stage's output it makes.
+        sources: Its arguments in order.
+        seconds: Of one core, at the rates that the graph was built with.
+        output_bytes: Size of its result.
+        priority: Lower runs first among the tasks that are ready: pairs in order, and within a
+            pair the deepest stage, so that results are used up soon after they are made.
+        checkpoint: Whether its result is worth storing for a driver that resumes the job.
+    """
+
+    index: int
+    stage: str
+    group: str
+    part: int
+    sources: tuple[Source, ...]
+    seconds: float
+    output_bytes: int
+    priority: tuple[int, int, int]
+    checkpoint: bool = False
+
+
+@dataclass(frozen=True)
+class TaskGraph:
+    """All tasks of a job.
+
+    Attributes:
+        tasks: In an order in which sources come before readers.
+        outputs: By pair id, the tasks that make the parts of its result, in order; of a job
+            that is resumed, those that are missing.
+        pairs_of: By group, the pairs that fail with it.
+    """
+
+    tasks: tuple[Task, ...]
+    outputs: dict[str, tuple[int, ...]]
+    pairs_of: dict[str, tuple[str, ...]]
+
+    @property
+    def seconds(self) -> float:
+        """Core-seconds of all tasks: divided by the cores, no job is faster."""
+        return math.fsum(task.seconds for task in self.tasks)
+
+    def bytes_by_group(self) -> dict[str, int]:
+        """By group, the bytes of all results that its tasks read: the most it can ever hold."""
+        read = {s for task in self.tasks for s in task.sources if isinstance(s, int)}
+        out = dict.fromkeys(self.pairs_of, 0)
+        for index in read:
+            out[self.tasks[index].group] += self.tasks[index].output_bytes
+        return out
+
+    def readers(self) -> list[list[int]]:
+        """By task, the tasks that read it (once for each distinct reader)."""
+        out: list[list[int]] = [[] for _ in self.tasks]
+        for task in self.tasks:
+            for source in {s for s in task.sources if isinstance(s, int)}:
+                out[source].append(task.index)
+        return out
+
+
+@dataclass(frozen=True)
+class StageShape:
+    """What a report may say of a stage: how many tasks a pair takes there, and their cost.
+
+    Attributes:
+        name: Of the stage.
+        tasks: Per pair, or per style in the style branch.
+        work: Of one task, in the engine's own unit.
+        style: Whether it belongs to the style branch, which is computed once per style.
+    """
+
+    name: str
+    tasks: int
+    work: float
+    style: bool
+
+
+Seconds = Mapping[str, float]
+"""By stage, core-seconds of one task."""
+
+
+def pair_group(pair_id: str) -> str:
+    """The group of a pair's own tasks."""
+    return f"pair:{pair_id}"
+
+
+def style_group(style_id: str) -> str:
+    """The group of the tasks of a style, which pairs may share."""
+    return f"style:{style_id}"

@@ -1,0 +1,122 @@
+"""A quality level at a size, as its user has it: network, published model, keys to it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from nst.engines import get_engine
+from nst.engines.base import (
+    Cipher,
+    Engine,
+    Features,
+    Plan,
+    PreparedContent,
+    PreparedStyle,
+    Published,
+)
+from nst.engines.cache import ModelCache
+from nst.keyring import AskPassphrase, KeyCard, KeyRing
+from nst.network.finishing import Floats, finish
+from nst.network.integers import IntegerNetwork
+from nst.network.levels import QualityLevel, get_level
+from nst.network.weights import load_weights
+from nst.pictures.picture import Picture
+from nst.pictures.size import Size
+
+DEFAULT_ENGINE = "concrete"
+
+
+class Model:
+    """What is needed of a quality level on the client; circuits are built on first use.
+
+    Attributes:
+        level: Name, weights, size of styles.
+        size: Of contents and results in pixels, not padded.
+        network: Integer weights.
+        engine: What computes it on ciphertexts.
+    """
+
+    def __init__(
+        self,
+        level: QualityLevel,
+        network: IntegerNetwork,
+        cache: ModelCache,
+        size: Size | None = None,
+        engine: Engine | None = None,
+    ) -> None:
+        """Keep what is given; `size` None is a square of the level's side."""
+        self.level, self.network, self._cache = level, network, cache
+        self.size = size or level.square
+        self.engine = engine or get_engine(DEFAULT_ENGINE)
+
+    @staticmethod
+    def load(
+        quality: str, cache: Path, size: Size | None = None, engine: str = DEFAULT_ENGINE
+    ) -> Model:
+        """A level's model.
+
+        Args:
+            quality: Name of the level.
+            cache: Folder of published models.
+            size: Of contents and results; None for a square of the level's side.
+            engine: Name of the engine.
+
+        Raises:
+            InputError: if there is no such level, or the size is too small or too large.
+            CircuitError: if its weights are missing or damaged.
+        """
+        level = get_level(quality)
+        checked = size.checked() if size else None
+        network = load_weights(level.weights)
+        return Model(level, network, ModelCache(cache), checked, get_engine(engine))
+
+    @cached_property
+    def published(self) -> Published:
+        """Plan and bundles; raises CircuitError if they cannot be built."""
+        return self._cache.publish(self.engine, self.network, self.level, self.size)
+
+    @property
+    def plan(self) -> Plan:
+        """Costs and task graph; see `published` for errors."""
+        return self.published.plan
+
+    @cached_property
+    def seconds(self) -> dict[str, float]:
+        """By stage, core-seconds of one task at the rates that ship."""
+        return self.engine.rates().seconds(self.plan.stages)
+
+    def as_submitted(self, model_id: str) -> Model:
+        """The model that a job was made with: this one, or one that the cache still has.
+
+        Raises:
+            CircuitError: if neither has that id.
+        """
+        if self.plan.model_id == model_id:
+            return self
+        cached = self._cache.open(model_id)
+        other = Model(
+            self.level, self.network, self._cache, self.size, get_engine(cached.plan.engine)
+        )
+        other.published = Published(cached.folder, cached.plan.at(self.size.padded))
+        return other
+
+    def key_set(self, ring: KeyRing) -> KeyCard:
+        """The newest key set for this model; makes one if there is none."""
+        return ring.find(self.plan.model_id) or ring.create(self.published, self.level.name)
+
+    def cipher(self, ring: KeyRing, key_id: str, ask: AskPassphrase | None = None) -> Cipher:
+        """Encryption and decryption under a key set; see `KeyRing.cipher` for errors."""
+        return ring.cipher(key_id, self.published, ask)
+
+    def prepare_style(self, style: Picture) -> PreparedStyle:
+        """See `Engine.prepare_style`."""
+        return self.engine.prepare_style(self.network, style)
+
+    def prepare_content(self, content: Picture, style: PreparedStyle) -> PreparedContent:
+        """See `Engine.prepare_content`."""
+        return self.engine.prepare_content(self.network, content, style)
+
+    def finish(self, content: Picture, style: Picture, features: Features) -> Floats:
+        """Features to an RGB result `[3, H, W]` in [0, 1], of the padded size."""
+        return finish(self.network, content, style, features)

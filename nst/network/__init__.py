@@ -1,0 +1,1 @@
+"""The quantized network as plain data: stages, integers, weights, levels."""

@@ -1,0 +1,63 @@
+"""How large a content and its result are: any width and height, on the grid of the network.
+
+The quality level says how large a style is looked at; a size says how much of a content there is.
+Everything on the content's way is a convolution, so a larger content is more rows, each of them
+longer, and no tile, overlap or seam.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from nst.errors import InputError
+from nst.network.architecture import CELL
+
+GRID = 2 * CELL
+"""Pixels: sides that are no multiple of this are padded to the next one before encryption."""
+SMALLEST, WIDEST, TALLEST = 16, 1024, 4096
+"""Pixels. A row is one task, which has to hold three rows of everything that it reads: what limits
+the width is a worker's memory (see docs/architecture.md), and nothing does the height but time."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Width and height of a content and its result, in pixels."""
+
+    width: int
+    height: int
+
+    @staticmethod
+    def square(side: int) -> Size:
+        """A square of so many pixels a side."""
+        return Size(side, side)
+
+    @staticmethod
+    def parse(text: str) -> Size:
+        """`WIDTHxHEIGHT`, or one number for a square.
+
+        Raises:
+            InputError: if it is neither, or too small or too large.
+        """
+        found = re.fullmatch(r"(\d{1,9})(?:\s*[x×X]\s*(\d{1,9}))?", text.strip())
+        if not found:
+            raise InputError(f"size {text!r} is not WIDTHxHEIGHT; write it like 768x512, or 512")
+        width, height = found[1], found[2] or found[1]
+        return Size(int(width), int(height)).checked()
+
+    def checked(self) -> Size:
+        """The same; raises InputError if it is too small or too large to be computed."""
+        if not (SMALLEST <= self.width <= WIDEST and SMALLEST <= self.height <= TALLEST):
+            raise InputError(
+                f"size {self}: the width must be {SMALLEST} to {WIDEST:,} pixels and the height "
+                f"{SMALLEST} to {TALLEST:,}; give another"
+            )
+        return self
+
+    @property
+    def padded(self) -> Size:
+        """What is encrypted: sides rounded up to the grid."""
+        return Size(-(-self.width // GRID) * GRID, -(-self.height // GRID) * GRID)
+
+    def __str__(self) -> str:
+        return f"{self.width} x {self.height}"

@@ -1,0 +1,1 @@
+"""Training: the float network, its losses, its data, and the export to integers."""

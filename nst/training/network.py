@@ -1,0 +1,293 @@
+"""The trainable network: Brevitas layers whose quantizers are the circuits' integers.
+
+Weights are quantized to 4 bits with the constant scale 1/64, activations to integers with the
+constant scale 1: a float network in units of activation levels that can be read off as integers
+without any rescaling (see `nst.network.architecture`). Modulation by the style is a shift
+before the nonlinearity (FiLM without the scale, arXiv 1709.07871), since a product of ciphertexts
+would cost two PBS per element and a shift costs none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import brevitas.nn as qnn
+import numpy as np
+import torch
+import torch.nn.functional as F
+from brevitas.inject.enum import ScalingImplType
+from brevitas.quant import (
+    Int8ActPerTensorFloat,
+    Int8WeightPerTensorFloat,
+    Uint8ActPerTensorFloat,
+)
+from torch import Tensor, nn
+
+from nst.network.architecture import (
+    CONTENT,
+    KEPT_BITS,
+    LEAK,
+    LEVEL,
+    RELU_MAX,
+    SIGNED_MAX,
+    SIGNED_MIN,
+    STYLE,
+    UPSAMPLE,
+    WEIGHT_BITS,
+    WEIGHT_MAX,
+    Architecture,
+    Stage,
+    is_style,
+)
+from nst.network.integers import RESULT_FLOOR, IntegerNetwork, IntegerStage, Ints
+from nst.pictures.color import PIXEL_STEPS, dither
+from nst.training.finishing import standardized
+
+TIE = 0.5 / LEVEL
+"""Half an accumulator unit: the circuit rounds halves up, PyTorch to even; with it none are met."""
+SAFE_LEVELS = 6.5
+"""Beyond this many levels an accumulator is penalized: it must never leave its 10 bits."""
+SAFE_NEGATIVE = -7.0
+"""Likewise below zero, where the accumulator ends at -8 levels, not at 7.48."""
+
+USED_DEVIATION, USED_MEAN = 1.7, 0.75
+"""Levels: what a channel's accumulators should at least deviate by, and at most centre on."""
+
+
+class Weights(Int8WeightPerTensorFloat):  # type: ignore[misc]
+    """Integers -7 .. 7 times 1/64."""
+
+    bit_width = WEIGHT_BITS
+    scaling_impl_type = ScalingImplType.CONST
+    scaling_init = WEIGHT_MAX / LEVEL
+
+
+class ReluLevels(Uint8ActPerTensorFloat):  # type: ignore[misc]
+    """Integers 0 .. 7."""
+
+    bit_width = KEPT_BITS - 1
+    scaling_impl_type = ScalingImplType.CONST
+    scaling_init = float(RELU_MAX)
+
+
+class SignedLevels(Int8ActPerTensorFloat):  # type: ignore[misc]
+    """Integers -8 .. 7."""
+
+    bit_width = KEPT_BITS
+    scaling_impl_type = ScalingImplType.CONST
+    scaling_init = float(-SIGNED_MIN)
+
+
+@dataclass
+class Conditions:
+    """What a training step does to every accumulator, and what it learns of them."""
+
+    noise: float = 0.0
+    """Standard deviation, in levels, of the noise the circuit's PBS sees before rounding."""
+    overflow: Tensor | float = 0.0
+    """Sum over stages of the excess over `SAFE_LEVELS`, in levels a channel and picture."""
+    idle: Tensor | float = 0.0
+    """Sum over stages of how far channels are from using their levels, see `idleness`."""
+
+
+class StageLayer(nn.Module):
+    """One stage of the network on whole pictures `[N, C, H, W]`."""
+
+    def __init__(self, stage: Stage, code: int) -> None:
+        super().__init__()
+        self.stage = stage
+        kernel = 3 if stage.kind == "conv" else 1
+        self.conv = qnn.QuantConv2d(
+            stage.in_channels,
+            stage.out_channels,
+            kernel,
+            stride=stage.stride,
+            bias=False,
+            weight_quant=Weights,
+        )
+        self.bias = nn.Parameter(torch.zeros(stage.out_channels))
+        self.modulation = (
+            qnn.QuantLinear(code, stage.out_channels, bias=False, weight_quant=Weights)
+            if stage.modulated
+            else None
+        )
+        self.quantizer: nn.Module = (
+            qnn.QuantReLU(act_quant=ReluLevels)
+            if stage.activation == "relu"
+            else qnn.QuantIdentity(act_quant=SignedLevels)
+        )
+        fan_in = stage.in_channels * kernel * kernel
+        for source, weight in zip(
+            stage.sources, self.conv.weight.split(stage.source_channels, 1), strict=True
+        ):
+            typical = PIXEL_STEPS * 1.6 if source in (CONTENT, STYLE) else 1.4
+            with torch.no_grad():
+                weight.normal_(std=2.0 / (typical * fan_in**0.5))
+        if self.modulation is not None:
+            nn.init.normal_(self.modulation.weight, std=0.02)
+
+    def forward(self, x: Tensor, code: Tensor | None, conditions: Conditions) -> Tensor:
+        """Levels of the sources `[N, C, H, W]` (and style code `[N, K]`) to levels."""
+        if self.stage.kind == "conv":
+            acc = self.conv(F.pad(x, (1, 1, 1, 1), mode="replicate"))
+        else:
+            acc = self.conv(x.sum(3 if self.stage.kind == "row_pool" else 2, keepdim=True))
+        bias = self.bias
+        if self.quantized:
+            bias = bias + ((bias * LEVEL).round() / LEVEL - bias).detach()
+        acc = acc + bias[:, None, None]
+        if self.modulation is not None:
+            assert code is not None
+            acc = acc + self.modulation(code)[:, :, None, None]
+        # Summed over positions, so that a single accumulator out of bounds is felt: one wrapped
+        # value is a wrong activation, however rare.
+        excess = F.relu(torch.maximum(acc - SAFE_LEVELS, SAFE_NEGATIVE - acc)).sum((2, 3)).mean()
+        conditions.overflow = conditions.overflow + excess
+        conditions.idle = conditions.idle + idleness(acc)
+        if conditions.noise:
+            acc = acc + conditions.noise * torch.randn_like(acc)
+        levels: Tensor = self.quantizer(acc + TIE)
+        return leak(levels, self.quantized) if self.stage.activation == "leaky" else levels
+
+    @property
+    def quantized(self) -> bool:
+        """Whether weights and activations are being quantized."""
+        return not self.conv.weight_quant.disable_quant
+
+    def quantize(self, on: bool) -> None:
+        """Switch between the float warm-up and quantization."""
+        self.conv.weight_quant.disable_quant = not on
+        self.quantizer.act_quant.disable_quant = not on
+        if self.modulation is not None:
+            self.modulation.weight_quant.disable_quant = not on
+
+    def integers(self) -> IntegerStage:
+        """The stage as integers, exactly what `forward` computes with when quantized."""
+
+        def whole(weight: Tensor) -> Ints:
+            # Brevitas rounds half to even and clips to the narrow range, as np.rint does here.
+            scaled = np.rint(weight.detach().double().numpy() * LEVEL)
+            return np.clip(scaled, -WEIGHT_MAX, WEIGHT_MAX).astype(np.int64)
+
+        return IntegerStage(
+            stage=self.stage,
+            weight=whole(self.conv.weight),
+            bias=np.rint(self.bias.detach().double().numpy() * LEVEL).astype(np.int64),
+            modulation=None if self.modulation is None else whole(self.modulation.weight),
+        )
+
+
+class StyleTransfer(nn.Module):
+    """Content path, style branch and the client's last linear layer.
+
+    Inputs and outputs live in whitened colour space (`nst.pictures.color`); `forward` maps content
+    and style pictures `[N, 3, S, S]` to a standardized result `[N, 3, S, S]`.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.stages = nn.ModuleDict(
+            {s.name: StageLayer(s, architecture.code) for s in architecture.stages()}
+        )
+        self.head = nn.Conv2d(architecture.up, 3 * UPSAMPLE * UPSAMPLE, 3)
+        nn.init.normal_(self.head.weight, std=0.02)
+        assert self.head.bias is not None
+        nn.init.zeros_(self.head.bias)
+        self.skip = nn.Parameter(torch.eye(3) * 0.7)
+        self.register_buffer("blur", torch.tensor([1.0, 2.0, 1.0]) / 4, persistent=False)
+
+    def quantize(self, on: bool) -> None:
+        """Switch every stage between the float warm-up and quantization."""
+        for layer in self.stages.values():
+            layer.quantize(on)
+
+    def style_code(self, style: Tensor, conditions: Conditions) -> Tensor:
+        """Style code `[N, code]` of whitened style pictures: the style signal."""
+        levels = {"style": cells(pixel_levels(style, self.quantized))}
+        for name, layer in self.stages.items():
+            if is_style(name):
+                levels[name] = layer(levels[layer.stage.sources[0]], None, conditions)
+        return levels["style_code"].flatten(1)
+
+    def forward(self, content: Tensor, code: Tensor, conditions: Conditions) -> Tensor:
+        """Whitened content and style code to a standardized result in whitened space."""
+        noise = torch.from_numpy(dither(*content.shape[-2:]).copy()).to(content.device)
+        levels = {"content": cells(pixel_levels(content, self.quantized, noise))}
+        for name, layer in self.stages.items():
+            if not is_style(name):
+                sources = [levels[s] for s in layer.stage.sources]
+                levels[name] = layer(join(sources), code, conditions)
+        return self.finish(content, levels["up"])
+
+    def finish(self, content: Tensor, up: Tensor) -> Tensor:
+        """The client's part: last linear layer, smooth upsampling, colour-mixing skip."""
+        half = F.pixel_shuffle(up, UPSAMPLE)
+        full = F.pixel_shuffle(self.head(F.pad(half, (1, 1, 1, 1), "replicate")), UPSAMPLE)
+        kernel = torch.outer(self.blur, self.blur)[None, None].repeat(3, 1, 1, 1)
+        smooth = F.conv2d(F.pad(full, (1, 1, 1, 1), "replicate"), kernel, groups=3)
+        result = torch.einsum("ij,njhw->nihw", self.skip, content) + smooth
+        return standardized(result, RESULT_FLOOR)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the network computes with integers."""
+        return bool(self.stages["stem"].quantized)
+
+    def integers(self) -> IntegerNetwork:
+        """The trained network as integers and the client's float32 last layer."""
+        assert self.head.bias is not None
+        return IntegerNetwork(
+            architecture=self.architecture,
+            stages={name: layer.integers() for name, layer in self.stages.items()},
+            head_weight=self.head.weight.detach().numpy().copy(),
+            head_bias=self.head.bias.detach().numpy().copy(),
+            skip=self.skip.detach().numpy().copy(),
+        )
+
+
+def idleness(acc: Tensor) -> Tensor:
+    """How far channels of an accumulator `[N, C, H, W]` are from using their levels; a scalar.
+
+    The penalty of overflow alone draws everything to zero: deviations of 0.8 levels, where
+    rounding is as strong as the signal, and channels that are never active. So deviations below
+    `USED_DEVIATION` and means beyond `USED_MEAN` cost their square, channel by channel.
+    """
+    variance, mean = torch.var_mean(acc, (0, 2, 3), correction=0)
+    deviation = (variance + 1e-4).sqrt()  # the root of 0 has no gradient
+    return (F.relu(USED_DEVIATION - deviation) ** 2 + F.relu(mean.abs() - USED_MEAN) ** 2).mean()
+
+
+def leak(levels: Tensor, quantized: bool) -> Tensor:
+    """Leaky activation of signed levels; the gradient goes straight through its rounding."""
+    small = levels / LEAK
+    if quantized:
+        # Multiples of 1/4: floor(x + 1/2) is exact.
+        small = small + (torch.floor(small + 0.5) - small).detach()
+    return torch.where(levels < 0, small, levels)
+
+
+def pixel_levels(white: Tensor, quantized: bool, noise: Tensor | None = None) -> Tensor:
+    """Whitened pixels as 4-bit levels (or, in the float warm-up, in the same unit).
+
+    Args:
+        white: `[N, 3, S, S]`.
+        quantized: Whether to round.
+        noise: Of a content, `nst.pictures.color.dither`.
+    """
+    scaled = white * PIXEL_STEPS if noise is None else white * PIXEL_STEPS + noise
+    levels = torch.floor(scaled + 0.5) if quantized else scaled
+    # Results of the network are encoded as style signals too, so gradients pass straight through.
+    return (scaled + (levels - scaled).detach()).clamp(SIGNED_MIN, SIGNED_MAX)
+
+
+def join(sources: list[Tensor]) -> Tensor:
+    """Concatenate over channels; a source at half the resolution of the first is enlarged to it."""
+    size = sources[0].shape[2:]
+    same = [s if s.shape[2:] == size else F.interpolate(s, size=size) for s in sources]
+    return torch.cat(same, 1)
+
+
+def cells(pixels: Tensor) -> Tensor:
+    """Space to depth: `[N, 3, S, S]` to `[N, 48, S/4, S/4]`; costs nothing under encryption."""
+    return F.pixel_unshuffle(pixels, 4)
