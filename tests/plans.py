@@ -6,17 +6,14 @@ from itertools import product
 from typing import Any
 
 from jobs.storage.records import PairRecord
-from nst.network.architecture import Architecture, grids
 from nst.engines.concrete.plan import CircuitPlan, StagePlan
+from nst.network.architecture import Architecture, grids
 
 
 def made_up_plan(size: int = 64, body: int = 2, **sizes: Any) -> CircuitPlan:
-    """The stages of a small network, with a PBS an output element and a byte a PBS.
-
-    Without further `sizes` it is a chain in which a stage reads the two before it.
-    """
-    chain = {"coarse": 0, "dense": 2, "reads_pixels": False, "code_layers": 1, **sizes}
-    stages = Architecture(latent=4, body=body, up=1, style_stem=2, code=5, **chain).stages()
+    """The stages of a small network: per output element a PBS, 1,000 operations and a byte."""
+    trunk = {"coarse": 0, "dense": 9, "reads_pixels": True, **sizes}
+    stages = Architecture(latent=4, body=body, up=1, style_stem=2, code=5, **trunk).stages()
     shapes = grids(stages, size)
     plans = []
     for stage in stages:
@@ -31,7 +28,7 @@ def made_up_plan(size: int = 64, body: int = 2, **sizes: Any) -> CircuitPlan:
                 modulated=stage.modulated,
                 rows=rows,
                 pbs=rows * pbs_per_row,
-                operations=1.0,
+                operations=1000.0 * rows * pbs_per_row,
                 output_bytes=pbs_per_row,
             )
         )
