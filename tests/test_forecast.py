@@ -124,7 +124,7 @@ def test_what_limits_a_job() -> None:
     assert limit(20, 4) == "cores"
     assert limit(1, 40) == "pairs"
     assert limit(10, 20, dispatch_s=1.0) == "driver"
-    assert limit(10, 20, bandwidth=20.0) == "network"
+    assert limit(10, 8, bandwidth=100.0) == "network"
 
 
 def test_one_pair_stops_scaling_at_the_tasks_of_its_stages() -> None:
