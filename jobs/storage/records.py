@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 
 from jobs.storage import layout
 from jobs.storage.store import Store
@@ -154,6 +154,9 @@ class TaskTrace(BaseModel):
     cpu_s: float
 
 
+_TRACE = TypeAdapter(list[TaskTrace])
+
+
 def read_record(store: Store, key: str, kind: type[Record]) -> Record:
     """Read and check a record.
 
@@ -174,6 +177,24 @@ def read_record(store: Store, key: str, kind: type[Record]) -> Record:
         raise StoreError(
             f"store {store.url}: {key} is damaged ({error.error_count()} problems); "
             "submit the job again"
+        ) from error
+
+
+def read_trace(store: Store, job_id: str) -> list[TaskTrace]:
+    """When the tasks of a job's last driver ran; empty where no driver has ended yet.
+
+    Raises:
+        StoreError: if it is damaged, or the store does not answer.
+    """
+    key = layout.trace(job_id)
+    if not store.exists(key):
+        return []
+    try:
+        return _TRACE.validate_json(store.read(key))
+    except ValidationError as error:
+        raise StoreError(
+            f"store {store.url}: {key} is damaged ({error.error_count()} problems); "
+            "times of the job's tasks are lost, its results are not"
         ) from error
 
 
