@@ -14,6 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nst.ciphertext import Envelope
+from nst.engines import get_engine
+from nst.engines.base import Cipher, Evaluator, PreparedInput, Published, Role
+from nst.engines.cache import ModelCache
+from nst.folders import HOME_VARIABLE
 from nst.network import levels
 from nst.network.architecture import (
     CONTENT,
@@ -25,14 +30,17 @@ from nst.network.architecture import (
     Architecture,
     Stage,
 )
-from nst.pictures.color import PIXEL_STEPS
-from nst.folders import HOME_VARIABLE
 from nst.network.integers import IntegerNetwork, IntegerStage, Ints
 from nst.network.levels import QualityLevel
-from nst.engines.concrete.server import Evaluator
 from nst.network.weights import save_weights
+from nst.pictures.color import PIXEL_STEPS
+from nst.pictures.picture import Picture
+from nst.pictures.size import Size
 
+ENGINE = get_engine("concrete")
 TOY_SIZE = 32
+"""Pixels a side."""
+TOY_SQUARE = Size.square(TOY_SIZE)
 TOY = Architecture(
     latent=4,
     body=1,
@@ -104,11 +112,37 @@ def toy_weights(path: Path, seed: int = 0) -> Path:
     return path
 
 
+def toy_level(weights: Path = Path("toy.safetensors"), side: int = TOY_SIZE) -> QualityLevel:
+    """The toy as a quality level, with weights of `toy_weights`."""
+    return QualityLevel("toy", side, weights, TOY_P_ERROR)
+
+
 def offer_toy(patch: pytest.MonkeyPatch, weights: Path, home: Path) -> None:
     """Make weights of the toy a quality level, `toy`, and a folder the data directory."""
-    level = QualityLevel("toy", TOY_SIZE, weights, TOY_P_ERROR)
-    patch.setitem(levels.LEVELS, level.name, level)
+    patch.setitem(levels.LEVELS, "toy", toy_level(weights))
     patch.setenv(HOME_VARIABLE, str(home))
+
+
+def publish_toy(models: ModelCache, network: IntegerNetwork, side: int = TOY_SIZE) -> Published:
+    """Circuits of a network for squares of so many pixels a side, with the toy's error rate."""
+    return models.publish(ENGINE, network, toy_level(side=side), Size.square(side))
+
+
+def load_evaluator(published: Published, evaluation_keys: bytes) -> Evaluator:
+    """What a server does with a published model and evaluation keys."""
+    return ENGINE.load(published.plan, published.server_bundle.read_bytes(), evaluation_keys)
+
+
+def noise_input(role: Role, seed: int = 0, size: Size = TOY_SQUARE) -> PreparedInput:
+    """A picture of noise, ready to be encrypted."""
+    drawn = np.random.default_rng(seed).normal(0.5, 0.15, (3, size.height, size.width))
+    return PreparedInput(Picture(np.clip(drawn, 0, 1).astype(np.float32)), role)
+
+
+def encrypt(cipher: Cipher, prepared: PreparedInput) -> Envelope:
+    """One picture under a key set."""
+    (envelope,) = cipher.encrypt_all([prepared])
+    return envelope
 
 
 def noise_pixels(size: int, seed: int = 0) -> Ints:
