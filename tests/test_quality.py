@@ -7,12 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from nst.network.architecture import LEVEL
-from nst.network.integers import IntegerNetwork
-from nst.network.levels import P_ERROR, noise_levels
-from nst.training.quality import Comparison, eight_bits, measure, psnr
+from nst.engines.base import PreparedInput
+from nst.engines.concrete.preparation import prepare_content, prepare_style
 from nst.engines.concrete.simulation import rounding_noise, simulate
-from nst.stylize import Floats, Picture, finish, plan_content, plan_style
+from nst.network.architecture import LEVEL
+from nst.network.finishing import finish
+from nst.network.integers import Floats, IntegerNetwork
+from nst.network.levels import P_ERROR, noise_levels
+from nst.pictures.picture import Picture
+from nst.training.quality import Comparison, eight_bits, measure, psnr
 from nst.training.vgg import LAYERS_16, VGG16
 from tests.toy import TOY_P_ERROR, TOY_SIZE
 from tests.vggs import random_arrays, write_npz
@@ -99,30 +102,39 @@ def test_noise_at_the_level_of_the_circuits() -> None:
     assert noise_levels(P_ERROR) == pytest.approx(0.1941, abs=1e-4)
 
 
-def test_simulation(network: IntegerNetwork) -> None:
+@pytest.fixture(scope="module")
+def pair(network: IntegerNetwork) -> tuple[PreparedInput, PreparedInput, Floats]:
+    """A content and a style as they are encrypted, and their preview."""
     content, style = Picture(smooth(1)), Picture(smooth(2))
-    style_plan = plan_style(network, style)
-    plan = plan_content(network, content, style_plan.code)
-    gains = (plan.gain, style_plan.gain)
-    preview = finish(network, content, style, plan.features)
+    prepared_style = prepare_style(network, style)
+    prepared = prepare_content(network, content, prepared_style)
+    preview = finish(network, content, style, prepared.features)
+    return prepared.input, prepared_style.input, preview
+
+
+def test_simulation(
+    network: IntegerNetwork, pair: tuple[PreparedInput, PreparedInput, Floats]
+) -> None:
+    content, style, preview = pair
     assert preview.shape == (3, TOY_SIZE, TOY_SIZE)
     # Without noise it is the preview, with it a picture close by, another one each time.
-    np.testing.assert_array_equal(simulate(network, content, style, gains, lambda a: a), preview)
+    np.testing.assert_array_equal(simulate(network, content, style, lambda a: a), preview)
     noise = rounding_noise(TOY_P_ERROR, np.random.default_rng(3))
-    runs = [simulate(network, content, style, gains, noise) for _ in range(2)]
+    runs = [simulate(network, content, style, noise) for _ in range(2)]
     assert all(15 < psnr(run, preview) < 60 for run in runs)
     assert not np.array_equal(*runs)
     again = rounding_noise(TOY_P_ERROR, np.random.default_rng(3))
-    np.testing.assert_array_equal(simulate(network, content, style, gains, again), runs[0])
+    np.testing.assert_array_equal(simulate(network, content, style, again), runs[0])
 
 
-def test_more_noise_is_further_from_the_preview(network: IntegerNetwork) -> None:
-    content, style = Picture(smooth(1)), Picture(smooth(2))
-    plan = plan_style(network, style)
-    gains = (plan_content(network, content, plan.code).gain, plan.gain)
-    preview = simulate(network, content, style, gains, lambda a: a)
-    errors = []
-    for p_error in (0.002, 0.3):
-        noise = rounding_noise(p_error, np.random.default_rng(3))
-        errors.append(psnr(simulate(network, content, style, gains, noise), preview))
-    assert errors[1] < errors[0]
+def test_more_noise_is_further_from_the_preview(
+    network: IntegerNetwork, pair: tuple[PreparedInput, PreparedInput, Floats]
+) -> None:
+    content, style, preview = pair
+    little, much = (
+        psnr(
+            simulate(network, content, style, rounding_noise(p, np.random.default_rng(3))), preview
+        )
+        for p in (0.002, 0.3)
+    )
+    assert much < little
