@@ -5,6 +5,7 @@ Pairs go through one after the other, so that a job may have more pictures than 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -15,23 +16,25 @@ from jobs.client.facts import job_summary, pair_facts, quality_fact, waiting_not
 from jobs.client.gallery import Entry, Summary, write_gallery
 from jobs.client.home import BookPair, JobBook
 from jobs.client.pairs import Pair, Skipped
-from jobs.client.pictures import Fit, Floats, cut_out, write_png
+from jobs.client.pictures import Fit, cut_out, write_png
 from jobs.client.preparation import prepared_pairs
 from jobs.client.session import Session
 from jobs.storage import layout
 from jobs.storage.records import (
     JobState,
     PairEnd,
+    TaskTrace,
     pair_states,
     read_job,
     read_marks,
     read_state,
+    read_trace,
 )
 from jobs.storage.store import Store
-from nst.engines.base import Cipher
-from nst.errors import CircuitError, InputError, NstBatchError
+from nst.errors import CircuitError, InputError, NstBatchError, StoreError
 from nst.model import Model
-from nst.pictures.picture import Picture
+
+log = logging.getLogger("nst-batch")
 
 
 @dataclass
@@ -126,7 +129,7 @@ def decrypted(session: Session, book: JobBook) -> tuple[JobState, Iterator[Entry
     state = read_state(store, book.job_id)
     ended = read_marks(store, read_job(store, book.job_id)).ended
     states = pair_states([pair.pair_id for pair in book.pairs], state, ended)
-    costs = pair_costs(store, book.job_id, model, book.pairs)
+    costs = pair_costs(_trace(store, book.job_id), model.plan, book.pairs)
     pictures = home.pictures(book.job_id)
 
     def entry_of(pair: BookPair) -> Entry:
@@ -144,11 +147,20 @@ def decrypted(session: Session, book: JobBook) -> tuple[JobState, Iterator[Entry
             result = model.finish(content, style, features)
         except NstBatchError as error:
             return Entry(pair.name, "failed", *shown, None, str(error))
-        facts = pair_facts(costs[pair.pair_id])
+        facts = pair_facts(costs.get(pair.pair_id))
         return Entry(pair.name, "succeeded", *shown, cut_out(result, pair.box), facts=facts)
 
     skipped = (Entry.skipped(s.name, s.reason) for s in book.skipped)
     return state, chain(map(entry_of, book.pairs), skipped)
+
+
+def _trace(store: Store, job_id: str) -> list[TaskTrace]:
+    """When a job's tasks ran; no result depends on it."""
+    try:
+        return read_trace(store, job_id)
+    except StoreError as error:
+        log.warning("%s", error)
+        return []
 
 
 def _parts(
