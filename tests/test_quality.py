@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nst.engines.base import PreparedInput
-from nst.engines.concrete.preparation import prepare_content, prepare_style
+from nst.engines.base import PreparedContent, PreparedStyle
+from nst.engines.cache import ModelCache
 from nst.engines.concrete.simulation import rounding_noise, simulate
+from nst.model import Model
 from nst.network.architecture import LEVEL
-from nst.network.finishing import finish
-from nst.network.integers import Floats, IntegerNetwork
+from nst.network.integers import IntegerNetwork
 from nst.network.levels import P_ERROR, noise_levels
-from nst.pictures.picture import Picture
+from nst.pictures.picture import Floats, Picture
 from nst.training.quality import Comparison, eight_bits, measure, psnr
 from nst.training.vgg import LAYERS_16, VGG16
-from tests.toy import TOY_P_ERROR, TOY_SIZE
+from tests.toy import TOY_P_ERROR, TOY_SIZE, TOY_SQUARE, toy_level
 from tests.vggs import random_arrays, write_npz
+
+NO_CACHE = ModelCache(Path("nowhere"))
+"""Previews need no published model."""
 
 
 @pytest.fixture(scope="module")
@@ -102,39 +107,44 @@ def test_noise_at_the_level_of_the_circuits() -> None:
     assert noise_levels(P_ERROR) == pytest.approx(0.1941, abs=1e-4)
 
 
-@pytest.fixture(scope="module")
-def pair(network: IntegerNetwork) -> tuple[PreparedInput, PreparedInput, Floats]:
-    """A content and a style as they are encrypted, and their preview."""
-    content, style = Picture(smooth(1)), Picture(smooth(2))
-    prepared_style = prepare_style(network, style)
-    prepared = prepare_content(network, content, prepared_style)
-    preview = finish(network, content, style, prepared.features)
-    return prepared.input, prepared_style.input, preview
+@dataclass(frozen=True)
+class Pair:
+    """A pair, prepared for the toy."""
+
+    model: Model
+    content: PreparedContent
+    style: PreparedStyle
+
+    def runs(self, seed: int, p_error: float) -> list[Floats]:
+        """Two results with the noise of one generator."""
+        model = Model(replace(self.model.level, p_error=p_error), self.model.network, NO_CACHE)
+        rng = np.random.default_rng(seed)
+        return [model.simulate(self.content, self.style, rng) for _ in range(2)]
 
 
-def test_simulation(
-    network: IntegerNetwork, pair: tuple[PreparedInput, PreparedInput, Floats]
-) -> None:
-    content, style, preview = pair
+@pytest.fixture
+def pair(network: IntegerNetwork) -> Pair:
+    model = Model(toy_level(), network, NO_CACHE, TOY_SQUARE)
+    style = model.prepare_style(Picture(smooth(2)))
+    return Pair(model, model.prepare_content(Picture(smooth(1)), style), style)
+
+
+def test_simulation(pair: Pair) -> None:
+    content, style = pair.content.input, pair.style.input
+    preview = pair.model.finish(content.picture, style.picture, pair.content.features)
     assert preview.shape == (3, TOY_SIZE, TOY_SIZE)
     # Without noise it is the preview, with it a picture close by, another one each time.
-    np.testing.assert_array_equal(simulate(network, content, style, lambda a: a), preview)
-    noise = rounding_noise(TOY_P_ERROR, np.random.default_rng(3))
-    runs = [simulate(network, content, style, noise) for _ in range(2)]
+    features = simulate(pair.model.network, content, style, lambda a: a)
+    np.testing.assert_array_equal(features, pair.content.features)
+    runs = pair.runs(3, TOY_P_ERROR)
     assert all(15 < psnr(run, preview) < 60 for run in runs)
     assert not np.array_equal(*runs)
-    again = rounding_noise(TOY_P_ERROR, np.random.default_rng(3))
-    np.testing.assert_array_equal(simulate(network, content, style, again), runs[0])
+    np.testing.assert_array_equal(pair.runs(3, TOY_P_ERROR), runs)
 
 
-def test_more_noise_is_further_from_the_preview(
-    network: IntegerNetwork, pair: tuple[PreparedInput, PreparedInput, Floats]
-) -> None:
-    content, style, preview = pair
-    little, much = (
-        psnr(
-            simulate(network, content, style, rounding_noise(p, np.random.default_rng(3))), preview
-        )
-        for p in (0.002, 0.3)
+def test_more_noise_is_further_from_the_preview(pair: Pair) -> None:
+    preview = pair.model.finish(
+        pair.content.input.picture, pair.style.input.picture, pair.content.features
     )
-    assert much < little
+    errors = [psnr(pair.runs(3, p_error)[0], preview) for p_error in (0.002, 0.3)]
+    assert errors[1] < errors[0]
