@@ -246,8 +246,8 @@ class SubmitCommand(ForceOptions, PriceOptions, WaitOptions, SubmitOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetryOptions(WaitOptions, PlaceOptions):
-    """`retry`: a job goes on where it ran unless this call says otherwise."""
+class RetryOptions(PlaceOptions):
+    """How another driver goes on with a job: where it ran, unless this call says otherwise."""
 
     cluster: str | None = option(
         "Run on the Ray cluster at http://host:8265.", None, metavar="ADDRESS", once=True
@@ -260,6 +260,11 @@ class RetryOptions(WaitOptions, PlaceOptions):
         once=True,
     )
     failed: bool = option("Compute pairs that failed, too.", False, once=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryCommand(WaitOptions, RetryOptions):
+    """`retry`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,7 +347,7 @@ COMMANDS: dict[str, type] = {
     "fetch": FetchOptions,
     "keys create": KeyOptions,
     "preview": PreviewOptions,
-    "retry": RetryOptions,
+    "retry": RetryCommand,
     "submit": SubmitCommand,
 }
 """The commands that files and variables configure, and their options."""
