@@ -12,9 +12,8 @@ from nst.network.architecture import Architecture, grids
 
 def made_up_plan(size: int = 64, body: int = 2, **sizes: Any) -> CircuitPlan:
     """The stages of a small network: per output element a PBS, 1,000 operations and a byte."""
-    small = {"style_stem": 2, "style_body": 32, "style_deep": 0, "style_rows": 48, "code": 5}
-    trunk = {"coarse": 0, "dense": 9, "reads_pixels": True}
-    stages = Architecture(latent=4, body=body, up=1, **{**small, **trunk, **sizes}).stages()
+    small = {"latent": 4, "up": 1, "style_stem": 2, "style_deep": 0, "code": 5, **sizes}
+    stages = Architecture(body=body, **small).stages()
     shapes = grids(stages, size)
     plans = []
     for stage in stages:
@@ -23,8 +22,9 @@ def made_up_plan(size: int = 64, body: int = 2, **sizes: Any) -> CircuitPlan:
         plans.append(
             StagePlan(
                 name=stage.name,
-                kind=stage.kind,
+                branch=stage.branch,
                 sources=stage.sources,
+                reads=stage.kind.reads,
                 stride=stage.stride,
                 modulated=stage.modulated,
                 rows=rows,

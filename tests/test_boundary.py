@@ -139,9 +139,8 @@ from pathlib import Path
 from nst.sealing import seal
 seal()
 from nst.ciphertext import Envelope
-from nst.engines import get_engine
+from nst.engines import get_engine, parse_plan
 from nst.engines.base import PLAN_FILE, SERVER_FILE
-from nst.engines.cache import parse_plan
 folder, keys, source, target = map(Path, sys.argv[1:])
 plan = parse_plan((folder / PLAN_FILE).read_bytes(), "the plan")
 bundle = (folder / SERVER_FILE).read_bytes()

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from nst.ciphertext import Envelope
+from nst.engines import parse_plan
 from nst.engines.base import PLAN_FILE, Cipher, Evaluator, Published
-from nst.engines.cache import FILES, MANIFEST, ModelCache, parse_plan
+from nst.engines.cache import FILES, MANIFEST, ModelCache
 from nst.engines.concrete import compilation, publish
 from nst.engines.concrete.client import CircuitCipher
 from nst.engines.concrete.plan import CircuitPlan
@@ -32,7 +33,6 @@ from nst.network.integers import (
     IntegerNetwork,
     IntegerStage,
     Ints,
-    join,
     space_to_depth,
 )
 from nst.network.levels import LEVELS, P_ERROR
@@ -89,7 +89,9 @@ def clear_run(network: IntegerNetwork) -> dict[str, Ints]:
     seen = AccumulatorRange()
     levels = input_levels()
     for name, layer in network.stages.items():
-        acc = layer.accumulate(join([levels[s] for s in layer.stage.sources]), _code(levels))
+        acc = layer.accumulate(
+            np.concatenate([levels[s] for s in layer.stage.sources]), _code(levels)
+        )
         seen.include(acc)
         levels[name] = layer.activate(acc)
     assert seen.safe
@@ -105,7 +107,7 @@ def test_each_stage_computes_its_integers(
     name: str, network: IntegerNetwork, encrypted_run: EncryptedRun
 ) -> None:
     levels, layer = encrypted_run.levels, network.stages[name]
-    sources = join([levels[s] for s in layer.stage.sources])
+    sources = np.concatenate([levels[s] for s in layer.stage.sources])
     expected = layer.activate(layer.accumulate(sources, _code(levels)))
     assert np.unique(expected).size > 1, "a constant stage would prove nothing"
     assert_close_levels(levels[name], expected)

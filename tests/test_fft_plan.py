@@ -17,8 +17,7 @@ ROW_IN_A_PROCESS = """
 import hashlib, sys
 from pathlib import Path
 import nst.engines.concrete.server
-from nst.engines import get_engine
-from nst.engines.cache import parse_plan
+from nst.engines import get_engine, parse_plan
 from nst.engines.concrete.fft_plan import fix_fft_plan
 
 if sys.argv[2] != "default":

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from cluster.types import Callback, Executor, Handle
 from jobs.execution.checkpoints import Checkpoints
 from jobs.execution.loading import EvaluatorLoader, job_plan
-from jobs.execution.notify import Hook, message, notify
+from jobs.execution.notify import URL_VARIABLE, message, notify
 from jobs.execution.recorder import Recorder, Tracer, log
 from jobs.execution.resume import copy_results, without_done
 from jobs.execution.scheduler import run_graph
@@ -146,11 +146,13 @@ def _on_ray(recorder: Recorder[Held]) -> Backend[Held]:
 
 
 def tell_the_end(recorder: Recorder[Held]) -> None:
-    """Call the hook that this process was started with; what goes wrong is logged."""
-    if not recorder.state.finished:
-        return  # Another driver goes on with it.
-    for problem in notify(Hook.from_environment(), message(recorder.job.job_id, recorder.state)):
-        log.warning("%s", problem)
+    """Call the webhook that this process was started with; a problem is logged."""
+    url = os.environ.get(URL_VARIABLE)
+    # Another driver goes on with a job that has not ended.
+    if url and recorder.state.finished:
+        problem = notify(url, message(recorder.job.job_id, recorder.state))
+        if problem:
+            log.warning("%s", problem)
 
 
 def log_to_stderr() -> None:
