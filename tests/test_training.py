@@ -14,13 +14,23 @@ import pytest
 import torch
 from PIL import Image
 
-from nst.training import dataset, validation
+from nst.errors import InputError
 from nst.network.architecture import Architecture
+from nst.pictures import reading
+from nst.training import dataset, validation
 from nst.training.calibration import accumulator_levels, factors, rescale_moments, rescale_stages
 from nst.training.checkpoint import Checkpoint, RunFolder, initial_network
-from nst.training.dataset import Batch, Crop, Crops, Loader, Targets, list_pictures, random_square, split
-from nst.errors import InputError
-from nst.pictures import reading
+from nst.training.dataset import (
+    Batch,
+    Crop,
+    Crops,
+    Loader,
+    Targets,
+    list_pictures,
+    random_square,
+    split,
+)
+from nst.training.loop import Losses, Options, Run, Trainer, Worker, default_cache
 from nst.training.losses import (
     content_loss,
     contrastive_loss,
@@ -31,14 +41,13 @@ from nst.training.losses import (
 )
 from nst.training.network import SAFE_LEVELS, Conditions, StyleTransfer
 from nst.training.pretraining import pretrain_style
-from nst.training.loop import Losses, Options, Run, Trainer, Worker, default_cache
 from nst.training.validation import score
 from nst.training.vgg import VGG16
 from tests.toy import TOY, toy_network, toy_weights
 from tests.training_data import SIZE, UNUSABLE, USABLE, make_pictures, make_run, picture
 
 CPU = torch.device("cpu")
-VARIED = dataclasses.replace(TOY, latent=6, body=2, up=2, coarse=5, code=8)
+VARIED = dataclasses.replace(TOY, latent=6, body=2, up=2, style_deep=5, code=8)
 
 
 @pytest.fixture(autouse=True)

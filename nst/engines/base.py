@@ -144,7 +144,7 @@ class Plan(Protocol):
         ...
 
     def graph(self, pairs: Sequence[PairIds], seconds: Seconds) -> TaskGraph:
-        """Lay out the tasks of a job's pairs; earlier pairs get priority.
+        """Lay out the tasks of a job's pairs, whose order is their rank.
 
         Args:
             pairs: What is to be done.
