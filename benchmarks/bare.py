@@ -26,7 +26,7 @@ import psutil
 from benchmarks.measure import FOLDER, role_of, session_of
 from cluster.local import ACTOR_MALLOC
 from jobs.execution.forecast import Forecaster, Offer
-from jobs.execution.graph import build_graph
+from nst.engines.tasks import build_graph
 from jobs.execution.loading import EvaluatorLoader, job_plan, read_plan
 from jobs.execution.stage_times import read_times, times_of
 from jobs.storage import layout

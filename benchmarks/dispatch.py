@@ -11,7 +11,7 @@ import ray
 
 from cluster.executor import RayExecutor
 from cluster.local import local_ray
-from jobs.execution.graph import Task, TaskGraph
+from nst.engines.tasks import Task, TaskGraph
 from jobs.execution.scheduler import Completion, LostError, Orders, run_graph
 
 SOURCES = 10

@@ -31,7 +31,7 @@ from benchmarks.bare import BareCalls, Stages, bare_rate, predicted_s
 from benchmarks.measure import FOLDER, provenance, write_result
 from benchmarks.run import load, prepared, run_submitted, submit_pairs
 from jobs.execution.forecast import Forecaster, Offer, distinct_pairs, largest_call
-from jobs.execution.graph import build_graph
+from nst.engines.tasks import build_graph
 from jobs.execution.loading import read_plan
 from jobs.execution.stage_times import SHIPPED, StageTime, StageTimes, times_of
 from jobs.storage.store import open_store

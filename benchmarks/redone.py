@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Callable
 
 from jobs.execution.checkpoints import StoredRow, checkpointed, without_done
-from jobs.execution.graph import Task, TaskGraph, build_graph
+from nst.engines.tasks import Task, TaskGraph, build_graph
 from jobs.storage.records import PairRecord
 from nst.engines.concrete.plan import CircuitPlan
 

@@ -1,4 +1,4 @@
-"""Ray actors that hold the circuits and evaluation keys of a quality level, one core each."""
+"""Ray actors that hold a model and evaluation keys, one core each."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import ray
 from numpy.typing import NDArray
 
 from cluster.metrics import ActorMetrics
-from nst.engines.concrete.server import Evaluator, seal
+from nst.engines.base import Evaluator
+from nst.sealing import seal
 
 Blob = NDArray[np.uint8]
 
 
 @ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)
-class RowActor:
-    """Runs row tasks one at a time.
+class EvaluatorActor:
+    """Runs tasks one at a time.
 
     Ray neither restarts it nor runs its task again: it would do so for ever with a task that kills
     every actor. `cluster.executor` starts another actor in its place, wherever there is a core.
@@ -29,19 +30,19 @@ class RowActor:
         self.metrics = ActorMetrics()
 
     def ready(self) -> str:
-        """The id of its node; answers once circuits and keys are loaded."""
+        """The id of its node; answers once model and keys are loaded."""
         return str(ray.get_runtime_context().get_node_id())
 
     @ray.method(num_returns=2)
-    def run(self, stage: str, *rows: Blob) -> tuple[Blob, dict[str, float]]:
+    def run(self, stage: str, *inputs: Blob) -> tuple[Blob, dict[str, float]]:
         """Serialized ciphertexts to one serialized ciphertext, and what it took.
 
         Blobs are uint8 arrays, which Ray hands over without copying.
         """
         start, cpu = time.time(), time.process_time()
-        result = self.evaluator.run(stage, [row.tobytes() for row in rows])
+        result = self.evaluator.run(stage, [blob.tobytes() for blob in inputs])
         took = {"start": start, "end": time.time(), "cpu_s": time.process_time() - cpu}
-        size = sum(row.nbytes for row in rows)
+        size = sum(blob.nbytes for blob in inputs)
         self.metrics.task_done(stage, took["end"] - start, size, len(result))
         return np.frombuffer(result, dtype=np.uint8), took
 

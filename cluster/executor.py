@@ -1,4 +1,4 @@
-"""Runs row tasks on a set of actors; results stay in Ray's object store until they are used."""
+"""Runs tasks on a set of actors; results stay in Ray's object store until they are used."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from cluster.actors import RowActor, as_blob
-from nst.engines.concrete.server import Evaluator
+from cluster.actors import EvaluatorActor, as_blob
+from cluster.types import Completion, LostError
+from nst.engines.base import Evaluator
+from nst.engines.tasks import Task
+from nst.errors import first_line
 
 QUEUED_AHEAD = 2
 """Tasks an actor has at a time: one running, one whose arguments are already on their way."""
@@ -39,7 +42,7 @@ SUSPECT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class _Held:
+class Held:
     """A ciphertext in the object store; `node` is where it was made, if not on the driver's."""
 
     reference: Any
@@ -52,7 +55,7 @@ class _Running:
 
     index: int
     result: Any
-    inputs: Sequence[_Held]
+    inputs: Sequence[Held]
 
 
 @dataclass
@@ -79,28 +82,21 @@ class _Slot:
 
 
 class RayExecutor:
-    """Hands tasks to the actor that has the fewest, and replaces actors that die.
+    """Hands tasks to the actor that has the fewest, and replaces actors that die."""
 
-    Types of the scheduler are given as callables, so that this package need not know it.
-    """
-
-    def __init__(
-        self, count: int, load: Callable[[], Evaluator], completion: Any, lost: type[Exception]
-    ) -> None:
+    def __init__(self, count: int, load: Callable[[], Evaluator]) -> None:
         """Ask for actors; they come while `wait` is called.
 
         Args:
             count: How many.
-            load: Makes an actor's circuits and keys, in its process.
-            completion: The scheduler's `Completion`.
-            lost: What `get` raises of a ciphertext that is gone.
+            load: Makes an actor's model and keys, in its process.
         """
-        # A task's second reference tells how it ended; nobody asks for the result of one that
-        # failed, and Ray would print a stack trace of that.
+        # A task's second reference tells how it ended; the result of one that failed is not asked
+        # for, and Ray would print a stack trace of that.
         os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"
-        self.load, self.completion, self.lost = load, completion, lost
+        self.load = load
         self._slots = [_Slot() for _ in range(count)]
-        self._ended: deque[Any] = deque()
+        self._ended: deque[Completion[Held]] = deque()
         self._failed_loads = self._early_deaths = 0
         self._memory, self._memory_known = 0.0, -math.inf
         for slot in self._slots:
@@ -125,24 +121,24 @@ class RayExecutor:
         """Nodes that have actors which are there."""
         return len({slot.node for slot in self._slots if slot.up})
 
-    def put(self, blob: bytes) -> _Held:
+    def put(self, blob: bytes) -> Held:
         """A ciphertext into the object store."""
-        return _Held(ray.put(as_blob(blob)))
+        return Held(ray.put(as_blob(blob)))
 
-    def get(self, handle: _Held) -> bytes:
+    def get(self, handle: Held) -> bytes:
         """A ciphertext out of the object store."""
         try:
             return bytes(ray.get(handle.reference))
         except ObjectLostError as error:
-            raise self.lost(_one_line(error)) from error
+            raise LostError(first_line(error)) from error
 
-    def submit(self, task: Any, inputs: Sequence[_Held]) -> None:
+    def submit(self, task: Task, inputs: Sequence[Held]) -> None:
         """Start a task on the least busy actor."""
         slot = min((s for s in self._slots if s.up), key=lambda s: len(s.tasks))
         result, took = slot.actor.run.remote(task.stage, *(held.reference for held in inputs))
         slot.tasks[took] = _Running(task.index, result, inputs)
 
-    def wait(self, timeout: float) -> list[Any]:
+    def wait(self, timeout: float) -> list[Completion[Held]]:
         """Block until a task has ended or an actor has come, or for so many seconds.
 
         Raises:
@@ -173,7 +169,7 @@ class RayExecutor:
             slot.not_before = float("inf")
 
     def _fill(self, slot: _Slot) -> None:
-        slot.actor = RowActor.remote(self.load)  # type: ignore[attr-defined]
+        slot.actor = EvaluatorActor.remote(self.load)  # type: ignore[attr-defined]
         slot.coming = slot.actor.ready.remote()
 
     @staticmethod
@@ -213,15 +209,15 @@ class RayExecutor:
             cause = error.cause if isinstance(error, RayTaskError) else error
             if isinstance(cause, ObjectLostError):
                 gone, reason = self._gone(task.inputs, cause), "what it needs was lost with a node"
-                ended = self.completion(task.index, None, reason, blamed=False, lost=gone)
+                self._end(task.index, reason, blamed=False, lost=gone)
             else:
-                ended = self.completion(task.index, None, _one_line(cause or error), blamed=True)
-            self._ended.append(ended)
+                self._end(task.index, first_line(cause or error), blamed=True)
             return
         task = slot.tasks.pop(took)
-        self._ended.append(
-            self.completion(task.index, _Held(task.result, slot.node), None, **spent)
-        )
+        self._ended.append(Completion(task.index, Held(task.result, slot.node), None, **spent))
+
+    def _end(self, index: int, error: str, blamed: bool, lost: tuple[int, ...] = ()) -> None:
+        self._ended.append(Completion(index, None, error, blamed=blamed, lost=lost))
 
     def _actor_gone(self, slot: _Slot, error: RayActorError) -> None:
         """Give back what an actor had to do; of these, the first may have been its death."""
@@ -229,11 +225,11 @@ class RayExecutor:
         for position, task in enumerate(slot.tasks.values()):
             blamed = position == 0 and not whole_node
             reason = "its worker died" if blamed else "its worker was lost with others' work"
-            self._ended.append(self.completion(task.index, None, reason, blamed=blamed))
+            self._end(task.index, reason, blamed)
         self._kill(slot)
         self._fill(slot)
 
-    def _gone(self, inputs: Sequence[_Held], error: Exception) -> tuple[int, ...]:
+    def _gone(self, inputs: Sequence[Held], error: Exception) -> tuple[int, ...]:
         """Which of a task's arguments are lost: the one that the error names, and its like."""
         named = getattr(error, "object_ref_hex", "")
         gone = []
@@ -248,7 +244,7 @@ class RayExecutor:
         return tuple(gone)
 
     @staticmethod
-    def _reachable(held: _Held) -> bool:
+    def _reachable(held: Held) -> bool:
         try:
             ray.get(held.reference, timeout=SUSPECT_SECONDS)
         except GetTimeoutError:
@@ -260,7 +256,3 @@ class RayExecutor:
     @staticmethod
     def _alive(node: str) -> bool:
         return any(n["NodeID"] == node and n["Alive"] for n in ray.nodes())  # type: ignore[no-untyped-call]
-
-
-def _one_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

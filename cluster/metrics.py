@@ -7,14 +7,21 @@ in front of each name. The label of a job is not `job`, which is what Prometheus
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cluster.types import Callback, Completion, Handle
+from nst.engines.tasks import Task, TaskGraph
+
 SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0)
-"""Upper bounds of the classes of how long a row task takes."""
+"""Upper bounds of the classes of how long a task takes."""
+EXPORT_EVERY = 2.0
+"""Seconds between two exports."""
 RATE_SECONDS = 5.0
-"""Over which PBS a second are counted, at least."""
+"""Over which work per second is counted, at least."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,12 @@ class Definition:
         return kind(self.name, self.description, tag_keys=self.labels, **more)
 
 
-PBS = Definition("Counter", "nst_batch_pbs_total", "PBS done", ("job_id", "stage"))
+WORK = Definition(
+    "Counter",
+    "nst_batch_work_seconds_total",
+    "Work done, in core-seconds at measured rates",
+    ("job_id", "stage"),
+)
 BYTES = Definition(
     "Counter",
     "nst_batch_ciphertext_bytes_total",
@@ -43,19 +55,23 @@ BYTES = Definition(
     ("direction",),
 )
 TASK = Definition(
-    "Histogram", "nst_batch_task_seconds", "How long row tasks take on their core", ("stage",)
+    "Histogram", "nst_batch_task_seconds", "How long tasks take on their core", ("stage",)
 )
-RATE = Definition("Gauge", "nst_batch_pbs_per_second", "PBS a second of a job, now", ("job_id",))
+RATE = Definition(
+    "Gauge", "nst_batch_work_rate", "Core-seconds of work per second of a job, now", ("job_id",)
+)
 QUEUE = Definition(
-    "Gauge", "nst_batch_tasks_under_way", "Row tasks that run or wait for an actor", ("job_id",)
+    "Gauge", "nst_batch_tasks_under_way", "Tasks that run or wait for an actor", ("job_id",)
 )
-LEFT = Definition("Gauge", "nst_batch_pbs_left", "PBS that a job has before it", ("job_id",))
+LEFT = Definition(
+    "Gauge", "nst_batch_work_seconds_left", "Core-seconds of work that a job has left", ("job_id",)
+)
 PAIRS = Definition("Gauge", "nst_batch_pairs", "Pairs of a job by state", ("job_id", "state"))
 HELD = Definition("Gauge", "nst_batch_live_bytes", "Ciphertexts that a job holds", ("job_id",))
 RETRIES = Definition(
-    "Counter", "nst_batch_attempts_failed_total", "Row tasks that did not end well", ("job_id",)
+    "Counter", "nst_batch_attempts_failed_total", "Tasks that did not end well", ("job_id",)
 )
-DEFINITIONS = (PBS, BYTES, TASK, RATE, QUEUE, LEFT, PAIRS, HELD, RETRIES)
+DEFINITIONS = (WORK, BYTES, TASK, RATE, QUEUE, LEFT, PAIRS, HELD, RETRIES)
 
 
 class ActorMetrics:
@@ -65,52 +81,67 @@ class ActorMetrics:
         self._bytes, self._task = BYTES.make(), TASK.make()
 
     def task_done(self, stage: str, seconds: float, bytes_in: int, bytes_out: int) -> None:
-        """A row task has ended well."""
+        """A task has ended well."""
         self._task.observe(seconds, {"stage": stage})
         for direction, size in (("in", bytes_in), ("out", bytes_out)):
             if size:  # Ray takes no 0, and counting must not cost a task
                 self._bytes.inc(size, {"direction": direction})
 
 
-class DriverMetrics:
+class DriverMetrics(Callback[Handle]):
     """How far one job is."""
 
-    def __init__(self, job_id: str) -> None:
-        self._job = {"job_id": job_id}
-        self._gauges = {each.name: each.make() for each in (RATE, QUEUE, LEFT, PAIRS, HELD)}
-        self._pbs_done, self._retries = PBS.make(), RETRIES.make()
-        self._since, self._pbs = time.monotonic(), 0
-
-    def progress(
-        self, pbs_done: int, pbs_total: int, tasks: int, live_bytes: int, pairs: dict[str, int]
-    ) -> None:
-        """Where a job stands.
+    def __init__(self, job_id: str, pairs: Callable[[], dict[str, int]]) -> None:
+        """Export nothing yet.
 
         Args:
-            pbs_done: Of this driver.
-            pbs_total: That it found to do.
-            tasks: That run or wait for an actor.
-            live_bytes: Of results that are held.
-            pairs: How many, by state.
+            job_id: Which job.
+            pairs: How many pairs it has, by state.
         """
-        spent = time.monotonic() - self._since
-        if spent >= RATE_SECONDS:
-            self._set(RATE, (pbs_done - self._pbs) / spent)
-            self._since, self._pbs = time.monotonic(), pbs_done
-        self._set(QUEUE, tasks)
-        self._set(LEFT, pbs_total - pbs_done)
-        self._set(HELD, live_bytes)
-        for state, count in pairs.items():
-            self._set(PAIRS, count, state=state)
+        self._job, self._pairs = {"job_id": job_id}, pairs
+        self._gauges = {each.name: each.make() for each in (RATE, QUEUE, LEFT, PAIRS, HELD)}
+        self._work, self._retries = WORK.make(), RETRIES.make()
+        self._total = self._done = 0.0
+        self._counted: set[int] = set()
+        self._since, self._done_then = time.monotonic(), 0.0
+        self._exported = -math.inf
 
-    def task_done(self, stage: str, pbs: int) -> None:
-        """A row task has ended well."""
-        if pbs:
-            self._pbs_done.inc(pbs, {**self._job, "stage": stage})
+    def on_start(self, graph: TaskGraph) -> None:
+        """See `Callback`."""
+        self._total = graph.seconds
 
-    def attempt_failed(self) -> None:
-        """A row task did not end well."""
+    def on_tick(self, under_way: int, nodes: int, live_bytes: int) -> None:
+        """See `Callback`."""
+        if time.monotonic() - self._exported > EXPORT_EVERY:
+            self._export(under_way, live_bytes)
+
+    def on_task_end(self, task: Task, completion: Completion[Handle], live_bytes: int) -> None:
+        """See `Callback`."""
+        if task.index not in self._counted:
+            self._counted.add(task.index)
+            self._done += task.seconds
+        if task.seconds:  # Ray takes no 0, and counting must not cost a task
+            self._work.inc(task.seconds, {**self._job, "stage": task.stage})
+
+    def on_attempt_failed(self, task: Task, reason: str) -> None:
+        """See `Callback`."""
         self._retries.inc(1, self._job)
+
+    def on_end(self) -> None:
+        """See `Callback`."""
+        self._export(0, 0)
+
+    def _export(self, under_way: int, live_bytes: int) -> None:
+        self._exported = now = time.monotonic()
+        spent = now - self._since
+        if spent >= RATE_SECONDS:
+            self._set(RATE, (self._done - self._done_then) / spent)
+            self._since, self._done_then = now, self._done
+        self._set(QUEUE, under_way)
+        self._set(LEFT, self._total - self._done)
+        self._set(HELD, live_bytes)
+        for state, count in self._pairs().items():
+            self._set(PAIRS, count, state=state)
 
     def _set(self, definition: Definition, value: float, **labels: str) -> None:
         self._gauges[definition.name].set(value, {**self._job, **labels})

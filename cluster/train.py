@@ -18,8 +18,8 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from cluster.local import HUGE_PAGES
-from nst.training.checkpoint import Checkpoint, RunFolder
 from nst.errors import NstBatchError
+from nst.training.checkpoint import Checkpoint, RunFolder
 from nst.training.loop import Run, Trainer, Worker
 
 MAX_FAILURES = 3

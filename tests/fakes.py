@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from jobs.execution import writer as writing
-from jobs.execution.graph import Task
+from nst.engines.tasks import Task
 from jobs.execution.inprocess import InProcessExecutor
 from jobs.storage import layout
 from jobs.storage.records import JobRecord, PairRecord, write_record

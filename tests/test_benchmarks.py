@@ -41,7 +41,7 @@ from benchmarks.bare import BareCalls, Stages, time_stages
 from benchmarks.dispatch import time_dispatch
 from benchmarks.measure import PeakMemory, RoleUse
 from jobs.client.home import Home, JobBook
-from jobs.execution.graph import build_graph
+from nst.engines.tasks import build_graph
 from jobs.execution.loading import read_plan
 from jobs.execution.stage_times import StageTimes
 from jobs.storage import layout

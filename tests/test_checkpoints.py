@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from jobs.execution.checkpoints import WORTH, StoredRow, boundaries, checkpointed, without_done
-from jobs.execution.graph import InputRow, TaskGraph, build_graph
+from nst.engines.tasks import InputRow, TaskGraph, build_graph
 from nst.engines.concrete.plan import CircuitPlan
 from tests.plans import grid_of_pairs, made_up_plan
 

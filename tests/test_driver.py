@@ -21,7 +21,7 @@ import pytest
 
 from jobs.execution import driver as driver_module
 from jobs.execution.driver import run_job
-from jobs.execution.graph import Task, build_graph
+from nst.engines.tasks import Task, build_graph
 from jobs.execution.inprocess import InProcessExecutor
 from jobs.storage import layout
 from jobs.storage.records import (

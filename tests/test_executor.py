@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 
 from cluster.executor import RayExecutor
 from jobs.execution.driver import run_job
-from jobs.execution.graph import Task
+from nst.engines.tasks import Task
 from jobs.execution.scheduler import Completion, LostError
 from jobs.execution.writer import log
 from jobs.storage import layout

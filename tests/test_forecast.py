@@ -15,7 +15,7 @@ from jobs.execution.forecast import (
     limit_of,
     repeated,
 )
-from jobs.execution.graph import build_graph
+from nst.engines.tasks import build_graph
 from jobs.execution.stage_times import StageTimes, read_times, times_of
 from jobs.storage.records import PairRecord, TaskTrace
 from nst.errors import InputError

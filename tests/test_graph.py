@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from jobs.execution.graph import InputRow, Task, TaskGraph, build_graph
+from nst.engines.tasks import InputRow, Task, TaskGraph, build_graph
 from tests.plans import grid_of_pairs, made_up_plan
 
 PLAN = made_up_plan()

@@ -16,7 +16,7 @@ from jobs.client import drivers
 from jobs.client.home import Home, JobBook
 from jobs.client.pictures import Box, read_picture
 from jobs.execution.driver import run_job
-from jobs.execution.graph import InputRow, build_graph
+from nst.engines.tasks import InputRow, build_graph
 from jobs.execution.inprocess import InProcessExecutor
 from jobs.execution.loading import EvaluatorLoader, job_plan
 from jobs.storage import layout

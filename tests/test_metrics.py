@@ -19,7 +19,7 @@ from cluster.local import local_ray
 from cluster.metrics import DEFINITIONS, ActorMetrics, DriverMetrics
 from jobs.execution import writer as writing
 from jobs.execution.driver import walk_job
-from jobs.execution.graph import build_graph
+from nst.engines.tasks import build_graph
 from jobs.execution.writer import JobWriter
 from jobs.storage.store import open_store
 from tests.fakes import PLAN, Meddling, fake_job, plain_results  # noqa: F401

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from jobs.execution.graph import InputRow, Task, TaskGraph, build_graph
+from nst.engines.tasks import InputRow, Task, TaskGraph, build_graph
 from jobs.execution.scheduler import (
     MAX_ATTEMPTS,
     MAX_LOSSES,

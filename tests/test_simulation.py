@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from cluster import executor
-from jobs.execution.graph import InputRow, Source, Task, TaskGraph, build_graph
+from nst.engines.tasks import InputRow, Source, Task, TaskGraph, build_graph
 from jobs.execution.simulation import (
     QUEUED_AHEAD,
     LeastLoaded,

@@ -14,7 +14,7 @@ import jobs
 from jobs.client import drivers
 from jobs.client.home import Home, JobBook
 from jobs.execution.driver import run_job
-from jobs.execution.graph import Task
+from nst.engines.tasks import Task
 from jobs.execution.inprocess import InProcessExecutor
 from jobs.execution.loading import EvaluatorLoader
 from jobs.storage import layout

@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jobs.execution.forecast import Forecaster, Offer
-from jobs.execution.stage_times import StageTimes
 from jobs.storage.records import PairRecord
 from nst.errors import InputError
+from nst.model import Model
 from nst.network.levels import LEVELS, QualityLevel
-from nst.engines.concrete.plan import CircuitPlan
 
 AUTO = "auto"
 """In place of a level's name."""
@@ -35,9 +34,8 @@ def choose(
     pairs: Sequence[PairRecord],
     cores: int,
     budget: float,
-    times: StageTimes,
     offer: Offer,
-    plan_of: Callable[[QualityLevel], CircuitPlan],
+    model_of: Callable[[QualityLevel], Model],
     uploads: bool,
 ) -> Choice:
     """Forecast the job at each level, from the best one down, until it fits.
@@ -46,9 +44,8 @@ def choose(
         pairs: What is to be done.
         cores: Workers, one core each.
         budget: Seconds there are.
-        times: Measured stage times.
         offer: What the cores are like, and the wire to the store.
-        plan_of: A level's circuits; may compile them.
+        model_of: A level's model at the size that is wanted.
         uploads: Whether bytes go over that wire, so that their time counts.
 
     Raises:
@@ -57,7 +54,8 @@ def choose(
     better: tuple[QualityLevel, float] | None = None
     levels = [level for level in LEVELS.values() if level.trained]
     for level in sorted(levels, key=lambda level: level.side, reverse=True):
-        forecaster = Forecaster(plan_of(level), times, offer)
+        model = model_of(level)
+        forecaster = Forecaster(model.plan, model.engine.rates(), offer)
         seconds = forecaster.wall_s(pairs, cores)
         if uploads:
             wire = forecaster.wire(pairs)

@@ -6,11 +6,8 @@ from collections.abc import Hashable, Iterable, Sequence
 
 from jobs.client.pairs import Pair
 from jobs.client.preparation import PreparedPair
-from jobs.execution.forecast import work_s
-from jobs.execution.graph import build_graph
-from jobs.execution.stage_times import StageTimes
 from jobs.storage.records import PairRecord
-from nst.engines.concrete.plan import CircuitPlan
+from nst.model import Model
 
 
 def records_of_files(pairs: Sequence[Pair]) -> list[PairRecord]:
@@ -21,13 +18,17 @@ def records_of_files(pairs: Sequence[Pair]) -> list[PairRecord]:
 def records_of_pictures(pairs: Sequence[PreparedPair]) -> list[PairRecord]:
     """Pairs as a job will have them: a picture at two contrasts is encrypted twice."""
     return _records(
-        ((id(pair.content), pair.content_gain), (id(pair.style), pair.style_gain)) for pair in pairs
+        (
+            (id(content.picture), content.contrast),
+            (id(style.picture), style.contrast),
+        )
+        for content, style in ((pair.content.input, pair.style.input) for pair in pairs)
     )
 
 
-def core_hours(plan: CircuitPlan, times: StageTimes, pairs: Sequence[PairRecord]) -> float:
-    """Core-hours of the tasks of these pairs."""
-    return work_s(build_graph(plan, pairs), times.seconds(plan)) / 3600
+def core_hours(model: Model, pairs: Sequence[PairRecord]) -> float:
+    """Core-hours of the tasks of these pairs at the rates that ship."""
+    return model.plan.graph(pairs, model.seconds).seconds / 3600
 
 
 def _records(pictures: Iterable[tuple[Hashable, Hashable]]) -> list[PairRecord]:

@@ -6,26 +6,22 @@ from jobs.client.costs import PairCost
 from jobs.client.gallery import Summary
 from jobs.client.home import JobBook
 from jobs.client.watch import duration
+from jobs.client.wording import many
 from jobs.storage.records import JobState, PairState
 from nst.pictures.size import Size
-from nst.network.levels import QualityLevel
 
 
-def job_summary(book: JobBook, level: QualityLevel, state: JobState) -> Summary:
+def job_summary(book: JobBook, state: JobState) -> Summary:
     """What stands above the pairs of a job."""
     facts = [
         ("job", book.job_id),
-        ("quality", quality_fact(level, book.canvas)),
+        ("quality", quality_fact(book.quality, book.size)),
         ("submitted", book.created[:16].replace("T", " ") + " UTC"),
         ("state", _state(state)),
     ]
     spent = state.last_task - state.first_task
-    if state.pbs_done and spent > 0:
-        actors = f"{state.actors} actor{'s' if state.actors > 1 else ''}"
-        facts += [
-            ("computed", f"{state.pbs_done:,} PBS in {duration(spent)}"),
-            ("speed", f"{state.pbs_done / spent:,.0f} PBS/s on {actors}"),
-        ]
+    if state.seconds_done and spent > 0:
+        facts.append(("computed", f"in {duration(spent)} on {many(state.actors, 'actor')}"))
     if state.reason:
         facts.append(("stopped", state.reason))
     return Summary("Stylized pictures", tuple(facts))
@@ -37,20 +33,16 @@ def _state(state: JobState) -> str:
     return "ended, pairs failed" if ended else state.status
 
 
-def quality_fact(level: QualityLevel, canvas: Size | None = None) -> str:
-    """A level and the size of its results: a canvas, or its own."""
-    size = level.canvas(canvas)
-    return f"{level.name}, {size.width} × {size.height} pixels"
+def quality_fact(quality: str, size: Size) -> str:
+    """A level's name and the size of its results."""
+    return f"{quality}, {size.width} × {size.height} pixels"
 
 
-def pair_facts(cost: PairCost) -> tuple[str, ...]:
-    """What a pair took: times as far as they are known, and PBS."""
-    shared = f"shared by {cost.sharing} pairs" if cost.sharing > 1 else ""
-    style = f"{cost.style_pbs:,} for the style" + (f" {shared}" if shared else "")
-    pbs = f"{cost.pbs:,} PBS + {style}"
-    if cost.seconds is None or cost.core_seconds is None:
-        return (pbs,)
-    return (duration(cost.seconds), f"{cost.core_seconds:,.0f} core-seconds", pbs)
+def pair_facts(cost: PairCost | None) -> tuple[str, ...]:
+    """What a pair took, its style left out; nothing if that is not known."""
+    if cost is None:
+        return ()
+    return (duration(cost.seconds), f"{cost.core_seconds:,.0f} core-seconds")
 
 
 def waiting_note(book: JobBook, state: PairState) -> str:

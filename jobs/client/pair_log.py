@@ -11,8 +11,8 @@ from datetime import datetime
 
 from jobs.client.home import BookPair, JobBook
 from jobs.client.wording import many
-from jobs.execution.graph import pair_group, style_group
 from jobs.storage.records import JobRecord, TaskTrace
+from nst.engines.tasks import pair_group, style_group
 from nst.errors import InputError
 
 
@@ -64,8 +64,7 @@ class StageRun:
         stage: Its name.
         start: Beginning of its first task, in seconds since the epoch.
         end: End of its last.
-        rows: How many of its rows were computed.
-        pbs: Of them together.
+        tasks: How many of its tasks ran.
         core_s: Seconds of a core, of them together.
         pairs: How many pairs of the job it was computed for: those that share a style.
     """
@@ -73,8 +72,7 @@ class StageRun:
     stage: str
     start: float
     end: float
-    rows: int
-    pbs: int
+    tasks: int
     core_s: float
     pairs: int
 
@@ -83,7 +81,7 @@ class StageRun:
         shared = f", for {many(self.pairs, 'pair')}" if self.pairs > 1 else ""
         return (
             f"{datetime.fromtimestamp(self.start):%Y-%m-%d %H:%M:%S} {self.stage}: "
-            f"{self.rows} rows, {self.pbs:,} PBS, "
+            f"{many(self.tasks, 'task')}, "
             f"{self.core_s:.1f} core-seconds in {self.end - self.start:.1f} s{shared}"
         )
 
@@ -110,8 +108,7 @@ def stages_of(trace: list[TaskTrace], job: JobRecord, pair_id: str) -> Iterator[
             stage=stage,
             start=min(t.start for t in tasks),
             end=max(t.end for t in tasks),
-            rows=len(tasks),
-            pbs=sum(t.pbs for t in tasks),
+            tasks=len(tasks),
             core_s=sum(t.end - t.start for t in tasks),
             pairs=sharing[tasks[0].group],
         )

@@ -157,9 +157,7 @@ class _Inputs:
         return self._ids[key]
 
 
-def upload_shared(
-    home: Home, store: Store, model_id: str, key_id: str, mend: bool = False
-) -> None:
+def upload_shared(home: Home, store: Store, model_id: str, key_id: str, mend: bool = False) -> None:
     """Put circuits and evaluation keys into a store that does not have them.
 
     Args:

@@ -18,7 +18,7 @@ from jobs.storage.records import JobState, PairEnd, PairState, Status, pair_stat
 MOST_ROWS = 16
 """Pairs shown at once: the screen has other things on it."""
 ORDER: tuple[Status, ...] = ("failed", "running", "queued", "submitted", "cancelled", "succeeded")
-"""Of pairs in the table: what somebody should see comes first."""
+"""Of pairs in the table: what needs attention comes first."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ def table(snapshot: Snapshot) -> RenderableType:
         again = f", {many(state.attempts_failed, 'task')} to be begun again"
         known = many(state.actors, "actor") + nodes
         parts.append(Text(known + (again if state.attempts_failed else ""), "dim"))
-    if state.pbs_total:
+    if state.seconds_total:
         # A bar does not end its line: without a frame the table would begin beside it.
         bar = Table.grid()
-        bar.add_row(ProgressBar(total=state.pbs_total, completed=state.pbs_done, width=60))
+        bar.add_row(ProgressBar(total=state.seconds_total, completed=state.seconds_done, width=60))
         parts.append(bar)
     parts.append(grid)
     if len(pairs) > len(shown):

@@ -1,4 +1,4 @@
-"""Shows a job while it runs: progress in PBS with an ETA at the job's own measured rate."""
+"""Shows a job while it runs: the share of its work that is done, with an ETA at its own rate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.live import Live
 
 from jobs.client.home import JobBook
-from jobs.client.submit import eta_seconds
 from jobs.client.view import Lines, Snapshot, table
 from jobs.storage.records import (
     JobRecord,
@@ -28,15 +27,12 @@ PLAIN_EVERY = 30.0
 
 def describe(state: JobState, now: float) -> str:
     """One line on how far a job is."""
-    rate = state.pbs_done / max(now - state.first_task, 1e-9) if state.first_task else 0.0
-    eta = eta_seconds(state, now)
-    share = state.pbs_done / state.pbs_total if state.pbs_total else 0.0
+    eta = state.eta(now)
     parts = [
         f"{state.pairs_done + state.pairs_failed}/{state.pairs_total} pairs",
-        f"{state.pbs_done:,}/{state.pbs_total:,} PBS ({share:.0%})",
+        f"{state.share:.0%} of {duration(state.seconds_total)} of core time",
     ]
     if state.status == "running":
-        parts.append(f"{rate:,.0f} PBS/s")
         parts.append("ETA " + (duration(eta) if eta is not None else "unknown yet"))
     if state.pairs_failed:
         parts.append(f"{state.pairs_failed} failed")
@@ -111,14 +107,14 @@ class _Looks:
 class _Plain:
     def __init__(self, console: Console) -> None:
         self.console, self._lines = console, Lines()
-        self._pbs, self._last = 0, time.monotonic()
+        self._done, self._last = 0.0, time.monotonic()
 
     def show(self, seen: Snapshot) -> None:
         for line in self._lines.new(seen):
             self._print(line)
         late = time.monotonic() - self._last > PLAIN_EVERY
-        if late and seen.state.pbs_done != self._pbs and not seen.state.finished:
-            self._pbs, self._last = seen.state.pbs_done, time.monotonic()
+        if late and seen.state.seconds_done != self._done and not seen.state.finished:
+            self._done, self._last = seen.state.seconds_done, time.monotonic()
             self._print(seen.line)
 
     def _print(self, line: str) -> None:

@@ -1,153 +1,96 @@
-"""Which of a job's encrypted state is worth its bytes, and what is left to do with what is there.
+"""Results in the middle of a job that are stored for a driver that resumes it.
 
-All of it is plain data: a plan goes in and comes out as stages to be stored; a graph and a list of
-rows that are there go in and come out as the graph of the rest.
-
-**The rule.** Rows of results that are there are never computed again; they cost no further byte.
-Style codes are always stored: some 2 MB, behind which lies a whole branch. Of the content path a
-boundary after some stage is stored if a second of the store's time, `STORE_BYTES_PER_SECOND` both
-written and read, saves at least `WORTH` core-seconds, or as many as the job has actors if these
-are more: on more actors computing is quicker than fetching. A boundary consists of all rows that
-later stages read. One that stores a value for every PBS behind it comes to some 56 core-seconds a
-second at the shipped parameters and is not worth it; one behind which most of what has been
-computed is never read again is.
+An engine says which tasks are worth it (`Task.checkpoint`). They are written beside the walk, by a
+thread of their own: a store that is slow or full costs a checkpoint and nothing else. They keep all
+their bits, since they are computed on; another bit would be another picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+import contextlib
+import queue
+import threading
+from collections.abc import Callable
 
-from jobs.execution.graph import STYLE_CODE, InputRow, Source, Task, TaskGraph
-from nst.network.integers import is_style
-from nst.engines.concrete.plan import CircuitPlan, StagePlan
+from cluster.types import Callback, Completion, Handle
+from jobs.execution.resume import StoredResult
+from jobs.storage import layout
+from jobs.storage.records import JobRecord
+from jobs.storage.store import Store
+from nst.ciphertext import FULL_BITS, Envelope
+from nst.engines.tasks import Task, TaskGraph
+from nst.errors import CircuitError
 
-OPERATIONS_PER_CORE_SECOND = 3.8e9
-"""Of Concrete's `complexity`, on one core: `make bench-low` on a 2-core AMD EPYC."""
-STORE_BYTES_PER_SECOND = 100e6
-"""What one driver writes to or reads from a store."""
-WORTH = 75.0
-"""Core-seconds that a second of the store's time must save."""
-
-
-@dataclass(frozen=True)
-class Boundary:
-    """A point in a network at which what later stages read may be stored.
-
-    Attributes:
-        after: The last stage before it.
-        stages: What is stored there and was not at an earlier boundary.
-        bytes: Size of all rows of these stages.
-        pbs: What has been computed since the boundary before.
-        core_seconds: Likewise.
-    """
-
-    after: str
-    stages: tuple[str, ...]
-    bytes: int
-    pbs: int
-    core_seconds: float
-
-    @property
-    def worth(self) -> float:
-        """Core-seconds saved by a second of the store's time."""
-        return self.core_seconds / (2 * self.bytes / STORE_BYTES_PER_SECOND)
+PENDING = 8
+"""Results that wait to be written at most; each is kept in memory meanwhile."""
+LAST_WRITE = 20.0
+"""Seconds that a job which stops waits for a result that is being written."""
 
 
-def boundaries(plan: CircuitPlan, actors: int) -> tuple[Boundary, ...]:
-    """Where a job of so many actors stores its state: first the style code, then by the rule."""
-    style = [stage for stage in plan.stages if is_style(stage.name)]
-    content = [stage for stage in plan.stages if not is_style(stage.name)]
-    chosen = [_boundary(style, [stage for stage in style if stage.name == STYLE_CODE])]
-    stored: set[str] = set()
-    since: list[StagePlan] = []
-    # The last stage's rows are the result and stored as such.
-    for position, stage in enumerate(content[:-1]):
-        since.append(stage)
-        wanted = {source for later in content[position + 1 :] for source in later.sources}
-        live = [s for s in content[: position + 1] if s.name in wanted and s.name not in stored]
-        if not live:
-            continue
-        candidate = _boundary(since, live)
-        if candidate.worth >= max(WORTH, actors):
-            chosen.append(candidate)
-            stored |= set(candidate.stages)
-            since = []
-    return tuple(chosen)
+class Checkpoints(Callback[Handle]):
+    """The checkpoints of a job in the store; as a callback, writes them."""
 
+    def __init__(self, store: Store, job: JobRecord, get: Callable[[Handle], bytes]) -> None:
+        """Start the thread that writes.
 
-def _boundary(behind: list[StagePlan], stored: list[StagePlan]) -> Boundary:
-    operations = sum(stage.operations for stage in behind)
-    return Boundary(
-        after=behind[-1].name,
-        stages=tuple(stage.name for stage in stored),
-        bytes=sum(stage.rows * stage.output_bytes for stage in stored),
-        pbs=sum(stage.pbs for stage in behind),
-        core_seconds=operations / OPERATIONS_PER_CORE_SECOND,
-    )
+        Args:
+            store: Where the job is.
+            job: Its record.
+            get: Makes a ciphertext of an executor's handle; called by the thread.
+        """
+        self.store, self.job, self.get = store, job, get
+        self._queue: queue.Queue[tuple[Task, Handle] | None] = queue.Queue(PENDING)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._write, daemon=True)
+        self._thread.start()
 
+    def stored(self, graph: TaskGraph) -> dict[StoredResult, str]:
+        """Checkpoints of a graph that are there, and their keys: one listing of the store."""
+        known = {
+            self._key(task): StoredResult(task.group, task.stage, task.part)
+            for task in graph.tasks
+            if task.checkpoint
+        }
+        listed = self.store.list(layout.checkpoints(self.job.job_id))
+        return {known[key]: key for key in listed if key in known}
 
-@dataclass(frozen=True)
-class StoredRow:
-    """A row of a stage that is in the store: of a pair or of a style, see `Task.group`."""
+    def holds(self, input_id: str) -> bool:
+        """Whether the id of an input is that of a checkpoint."""
+        return input_id.startswith(layout.checkpoints(self.job.job_id))
 
-    group: str
-    stage: str
-    row: int
+    def read(self, key: str) -> bytes:
+        """A checkpoint; raises CircuitError or StoreError if it is damaged or gone."""
+        what = f"checkpoint {key}"
+        envelope = Envelope.unpack(self.store.read(key), what)
+        envelope.require(self.job.key_id, self.job.model_id, what)
+        if len(envelope.parts) != 1 or envelope.word_bits != FULL_BITS:
+            raise CircuitError(f"{what} is none; retry the pair")
+        return envelope.parts[0]
 
+    def on_task_end(self, task: Task, completion: Completion[Handle], live_bytes: int) -> None:
+        """Store the result of a task, if it is worth it and the thread keeps up."""
+        if task.checkpoint and completion.handle is not None:
+            with contextlib.suppress(queue.Full):
+                self._queue.put_nowait((task, completion.handle))
 
-def without_done(
-    graph: TaskGraph, stored: Mapping[StoredRow, str], results: Mapping[str, Iterable[int]]
-) -> TaskGraph:
-    """What is left of a graph.
+    def close(self) -> None:
+        """Stop writing: what waits is forgotten, what is being written is finished if it can be."""
+        self._closed.set()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._queue.get_nowait()
+        self._queue.put(None)
+        self._thread.join(LAST_WRITE)
 
-    Args:
-        graph: All of a job's tasks.
-        stored: Rows that need not be computed, and the input ids that name them from now on.
-        results: By pair id, the rows of its result that are there.
+    def _key(self, task: Task) -> str:
+        return layout.checkpoint(self.job.job_id, task.group, task.stage, task.part)
 
-    Returns:
-        A graph without the tasks that nobody reads any more, in which `outputs` has the missing
-        rows only.
-    """
-    there = {pair: set(rows) for pair, rows in results.items()}
-    missing = {
-        pair: [i for i in tasks if graph.tasks[i].row not in there.get(pair, ())]
-        for pair, tasks in graph.outputs.items()
-    }
-
-    def input_of(index: int) -> str | None:
-        task = graph.tasks[index]
-        return stored.get(StoredRow(task.group, task.stage, task.row))
-
-    needed: set[int] = set()
-    ahead = [index for tasks in missing.values() for index in tasks]
-    while ahead:
-        index = ahead.pop()
-        if index in needed:
-            continue
-        needed.add(index)
-        sources = graph.tasks[index].sources
-        ahead += [s for s in sources if isinstance(s, int) and input_of(s) is None]
-    renumbered = {old: new for new, old in enumerate(sorted(needed))}
-
-    def source(old: Source) -> Source:
-        if isinstance(old, InputRow):
-            return old
-        name = input_of(old)
-        return renumbered[old] if name is None else InputRow(name, 0)
-
-    def moved(task: Task) -> Task:
-        sources = tuple(source(s) for s in task.sources)
-        return replace(task, index=renumbered[task.index], sources=sources)
-
-    return TaskGraph(
-        tasks=tuple(moved(graph.tasks[old]) for old in sorted(needed)),
-        outputs={pair: tuple(renumbered[i] for i in tasks) for pair, tasks in missing.items()},
-        pairs_of=graph.pairs_of,
-    )
-
-
-def checkpointed(plan: CircuitPlan, actors: int) -> frozenset[str]:
-    """Names of the stages whose rows are stored."""
-    return frozenset(s for boundary in boundaries(plan, actors) for s in boundary.stages)
+    def _write(self) -> None:
+        while (item := self._queue.get()) is not None and not self._closed.is_set():
+            task, handle = item
+            # Whatever happens here, the job itself can go on without.
+            with contextlib.suppress(Exception):
+                part = self.get(handle)
+                envelope = Envelope(self.job.key_id, self.job.model_id, (part,))
+                self.store.write(self._key(task), envelope.pack())
+            del item, handle

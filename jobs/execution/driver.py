@@ -1,7 +1,7 @@
 """The server-side driver of one job: `python -m jobs.execution.driver STORE JOB --actors N`, on a
 Ray of its own, or with `--cluster` on the one it is started in.
 
-Reads the job's record from the store, walks its task graph on Ray actors, writes result rows,
+Reads the job's record from the store, walks its task graph on Ray actors, writes parts of results,
 markers and state back. It needs no other input and no client code: `seal` sees to that.
 """
 
@@ -12,123 +12,142 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
-from jobs.execution.checkpoints import checkpointed
-from jobs.execution.graph import build_graph
+from cluster.types import Callback, Executor, Handle
+from jobs.execution.checkpoints import Checkpoints
 from jobs.execution.loading import EvaluatorLoader, job_plan
 from jobs.execution.notify import Hook, message, notify
-from jobs.execution.observed import ObservedExecutor
-from jobs.execution.saved import Checkpoints
-from jobs.execution.scheduler import Completion, Executor, LostError, run_graph
-from jobs.execution.writer import JobWriter, log
+from jobs.execution.recorder import Recorder, Tracer, log
+from jobs.execution.resume import copy_results, without_done
+from jobs.execution.scheduler import run_graph
 from jobs.storage import layout
 from jobs.storage.records import JobRecord, JobState, read_job
 from jobs.storage.store import Store, open_store
 from nst.ciphertext import Envelope
-from nst.errors import CircuitError, NstBatchError, StoreError
-from nst.engines.concrete.server import seal
+from nst.engines import get_engine
+from nst.errors import CircuitError, NstBatchError, StoreError, last_line
+from nst.sealing import seal
+
+if TYPE_CHECKING:
+    from cluster.executor import Held, RayExecutor
 
 
-def run_job(store: Store, job: JobRecord, executor: Executor, actors: int) -> JobState:
+def run_job(store: Store, job: JobRecord, executor: Executor[Handle], actors: int) -> JobState:
     """Do what is left of a job on an executor."""
-    return walk_job(JobWriter(store, job, actors), executor)
+    return walk_job(Recorder(store, job, actors), executor)
 
 
-def walk_job(writer: JobWriter, executor: Executor) -> JobState:
-    """Do what is left of the job that a writer has taken up."""
-    store, job = writer.store, writer.job
+def walk_job(
+    recorder: Recorder[Handle],
+    executor: Executor[Handle],
+    callbacks: Sequence[Callback[Handle]] = (),
+) -> JobState:
+    """Do what is left of the job that a recorder has taken up.
+
+    Args:
+        recorder: Writes the job's state.
+        executor: What runs its tasks.
+        callbacks: Told before the recorder is.
+    """
+    store, job = recorder.store, recorder.job
     plan = job_plan(store, job)
+    recorder.take_plan(plan)
+    checkpoints = Checkpoints(store, job, executor.get)
     styles = {pair.style for pair in job.pairs}
-    stages = checkpointed(plan, writer.state.actors)
-    checkpoints = Checkpoints(store, job, stages, executor.get)
-    observed = ObservedExecutor(executor, writer)
 
     def read_input(input_id: str) -> tuple[bytes, ...]:
-        if input_id.startswith(layout.checkpoints(job.job_id)):
+        if checkpoints.holds(input_id):
             return (checkpoints.read(input_id),)
         what = f"encrypted picture {input_id}"
         key = layout.encrypted_input(job.job_id, input_id)
         envelope = Envelope.unpack(store.read(key), what)
         envelope.require(job.key_id, job.model_id, what)
-        rows = plan.style_rows if input_id in styles else plan.content_rows
-        if len(envelope.rows) != rows:
+        count = plan.stored.style_parts if input_id in styles else plan.stored.content_parts
+        if len(envelope.parts) != count:
             raise CircuitError(
-                f"{what} has {len(envelope.rows)} rows, not {rows}; submit the pair again"
+                f"{what} has {len(envelope.parts)} parts, not {count}; submit the pair again"
             )
-        return envelope.rows
+        return envelope.parts
 
     try:
-        whole = build_graph(plan, writer.left)
-        graph = writer.begin(plan, whole, checkpoints)
-        run_graph(graph, observed, read_input, writer)
+        seconds = get_engine(plan.engine).rates().seconds(plan.stages)
+        whole = plan.graph(recorder.left, seconds)
+        pairs = {pair.pair_id for pair in recorder.left}
+        there = copy_results(store, job, plan, recorder.attempt, pairs, recorder.keep_alive)
+        graph = without_done(whole, checkpoints.stored(whole), there)
+        told = [*callbacks, checkpoints, Tracer(store, job.job_id), recorder]
+        run_graph(graph, executor, read_input, told, recorder.control)
     finally:
         checkpoints.close()
-    # A job that is said to have stopped holds no actors any more.
-    executor.close()
-    writer.end()
-    return writer.state
+    return recorder.state
 
 
-Connect = Callable[[JobWriter], AbstractContextManager[Executor]]
-"""Brings up what runs the tasks of a job, and takes it down."""
+def drive(recorder: Recorder[Held], on_cluster: bool) -> JobState:
+    """Run a job on Ray; one that cannot go on is left in state `failed` with the reason.
 
-
-def drive(writer: JobWriter, connect: Connect) -> JobState:
-    """Run a job; one that cannot go on is left in state `failed` with the reason.
-
-    That is for a job that cannot be run at all (damaged circuits or keys, no Ray), or whose store
+    That is for a job that cannot be run at all (damaged model or keys, no Ray), or whose store
     fails in the middle. What is left of it can be taken up again.
+
+    Args:
+        recorder: Has taken up the job.
+        on_cluster: Whether to run on the cluster that started this process, and not on a Ray of
+            this machine alone.
     """
     try:
-        with connect(writer) as executor:
-            return walk_job(writer, executor)
+        with on_running_ray(recorder) if on_cluster else on_local_ray(recorder) as executor:
+            return walk_job(recorder, executor, [_metrics(recorder)])
     except Exception as error:
         # Of an actor's stack trace the last line says what happened, after the error's name.
-        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        reason = re.sub(r"^nst\.errors\.\w+: ", "", last_line(error))
         # A store that does not take the reason must not hide it.
         with suppress(StoreError):
-            writer.could_not_go_on(re.sub(r"^nst\.errors\.\w+: ", "", last))
+            recorder.could_not_go_on(reason)
         raise
 
 
 @contextmanager
-def on_local_ray(writer: JobWriter) -> Iterator[Executor]:
+def on_local_ray(recorder: Recorder[Held]) -> Iterator[RayExecutor]:
     """Actors on this machine, on a Ray of their own."""
     from cluster.local import local_ray
 
-    with local_ray(writer.state.actors):
-        yield _ray_executor(writer)
+    with local_ray(recorder.state.actors):
+        yield _ray_executor(recorder)
 
 
 @contextmanager
-def on_running_ray(writer: JobWriter) -> Iterator[Executor]:
-    """Actors on the cluster that started this process; if 0 were asked for, one a CPU."""
+def on_running_ray(recorder: Recorder[Held]) -> Iterator[RayExecutor]:
+    """Actors on the cluster that started this process; if 0 were asked for, one per CPU."""
     from cluster.local import cpus, running_ray
 
     # The Jobs API says which cluster; `auto` would be the last one started on this machine.
     with running_ray(os.environ.get("RAY_ADDRESS", "auto")):
         # A cluster that starts its workers on demand has none yet: the first actor brings one.
-        writer.state.actors = writer.state.actors or max(cpus(), 1)
-        yield _ray_executor(writer)
+        recorder.state.actors = recorder.state.actors or max(cpus(), 1)
+        yield _ray_executor(recorder)
 
 
-def _ray_executor(writer: JobWriter) -> Executor:
+def _ray_executor(recorder: Recorder[Held]) -> RayExecutor:
     from cluster.executor import RayExecutor
+
+    job = recorder.job
+    loader = EvaluatorLoader(recorder.store.url, job.model_id, job.key_id)
+    return RayExecutor(recorder.state.actors, loader)
+
+
+def _metrics(recorder: Recorder[Held]) -> Callback[Held]:
     from cluster.metrics import DriverMetrics
 
-    job = writer.job
-    writer.meter = DriverMetrics(job.job_id)
-    loader = EvaluatorLoader(writer.store.url, job.model_id, job.key_id)
-    return RayExecutor(writer.state.actors, loader, Completion, LostError)
+    return DriverMetrics(recorder.job.job_id, recorder.pair_counts)
 
 
-def tell_the_end(writer: JobWriter) -> None:
+def tell_the_end(recorder: Recorder[Held]) -> None:
     """Call the hook that this process was started with; what goes wrong is logged."""
-    if not writer.state.finished:
+    if not recorder.state.finished:
         return  # Another driver goes on with it.
-    for problem in notify(Hook.from_environment(), message(writer.job.job_id, writer.state)):
+    for problem in notify(Hook.from_environment(), message(recorder.job.job_id, recorder.state)):
         log.warning("%s", problem)
 
 
@@ -146,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("store")
     parser.add_argument("job_id")
-    parser.add_argument("--actors", type=int, default=0, help="with --cluster, 0 is one a CPU")
+    parser.add_argument("--actors", type=int, default=0, help="with --cluster, 0 is one per CPU")
     parser.add_argument("--cluster", action="store_true", help="on the Ray cluster that runs here")
     arguments = parser.parse_args()
     if arguments.actors < (0 if arguments.cluster else 1):
@@ -156,11 +175,11 @@ def main() -> None:
     try:
         store = open_store(arguments.store)
         job = read_job(store, arguments.job_id)
-        writer = JobWriter(store, job, arguments.actors)
+        recorder: Recorder[Held] = Recorder(store, job, arguments.actors)
         try:
-            drive(writer, on_running_ray if arguments.cluster else on_local_ray)
+            drive(recorder, arguments.cluster)
         finally:
-            tell_the_end(writer)
+            tell_the_end(recorder)
     except NstBatchError as error:
         sys.exit(f"error: {error}")
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from jobs.execution.graph import TaskGraph, build_graph
-from jobs.execution.simulation import Machines, Simulated, Sizes, critical_path, simulate
-from jobs.execution.stage_times import StageTimes
+from jobs.execution.simulation import Machines, Simulated, critical_path, simulate
 from jobs.storage.records import PairRecord
-from nst.ciphertext import FULL_BITS
+from nst.engines.base import Plan
+from nst.engines.rates import Rates
+from nst.engines.tasks import TaskGraph
 from nst.errors import InputError
-from nst.engines.concrete.plan import CircuitPlan
-from nst.engines.concrete.switching import word_bits
 
 NIGHT_S = 8 * 3600.0
 USEFUL = 1.05
@@ -61,14 +59,14 @@ class OnePair:
 
     Attributes:
         path_s: Its critical path, by stage in order: no number of cores is faster.
-        rows: By stage, tasks that can run at the same time.
+        tasks: By stage, tasks that can run at the same time.
         useful_cores: The fewest cores on which it is within 5 % of the fastest.
         longest: The stage with the largest part in the path.
         halved_s: The path's length if that stage's tasks were cut in half.
     """
 
     path_s: dict[str, float]
-    rows: dict[str, int]
+    tasks: dict[str, int]
     useful_cores: int
     longest: str
     halved_s: float
@@ -117,7 +115,6 @@ class Estimate:
     Attributes:
         pairs: How many.
         styles: Distinct encrypted styles.
-        pbs: All its PBS.
         work_core_hours: Core-hours in tasks, on any number of cores.
         wire: Bytes between client and store.
         one_pair: How far one pair scales.
@@ -126,7 +123,6 @@ class Estimate:
 
     pairs: int
     styles: int
-    pbs: int
     work_core_hours: float
     wire: Wire
     one_pair: OnePair
@@ -140,27 +136,23 @@ class Estimate:
 
 
 class Forecaster:
-    """Simulates jobs of one quality level and size on machines whose stage times were measured.
+    """Simulates jobs of one model on machines whose rates were measured.
 
     Args:
-        plan: The circuits, at the height of the contents.
-        times: Measured times.
+        plan: The model, at the size of the contents.
+        rates: Measured times.
         offer: What is to be had, at which price.
     """
 
-    def __init__(self, plan: CircuitPlan, times: StageTimes, offer: Offer) -> None:
-        self.plan, self.times, self.offer = plan, times, offer
-        self.seconds = times.seconds(plan)
-        result_bytes = plan.output_ciphertext_bytes * word_bits(plan) // FULL_BITS
-        self.sizes = Sizes(
-            content_row=plan.input_ciphertext_bytes // plan.content_rows,
-            style_row=plan.style_ciphertext_bytes // plan.style_rows,
-            result_row=result_bytes // plan.content_rows,
-            content_rows=plan.content_rows,
-            style_rows=plan.style_rows,
-        )
-        self.single = build_graph(plan, distinct_pairs(1))
-        self.worker_bytes = times.worker_bytes_of(largest_call(self.single))
+    def __init__(self, plan: Plan, rates: Rates, offer: Offer) -> None:
+        self.plan, self.rates, self.offer = plan, rates, offer
+        self.seconds = rates.seconds(plan.stages)
+        self.single = self.graph(distinct_pairs(1))
+        self.actor_bytes = rates.actor_bytes_of(largest_call(self.single))
+
+    def graph(self, pairs: Sequence[PairRecord]) -> TaskGraph:
+        """The task graph of pairs, costed at the rates."""
+        return self.plan.graph(pairs, self.seconds)
 
     def estimate(self, pairs: Sequence[PairRecord], cores: Sequence[int]) -> Estimate:
         """What these pairs will take, by number of cores.
@@ -169,12 +161,11 @@ class Forecaster:
             InputError: if they are too many to be simulated.
         """
         self.require_few(len(pairs))
-        graph = build_graph(self.plan, pairs)
+        graph = self.graph(pairs)
         return Estimate(
             pairs=len(pairs),
             styles=len({pair.style for pair in pairs}),
-            pbs=graph.pbs,
-            work_core_hours=work_s(graph, self.seconds) / 3600,
+            work_core_hours=graph.seconds / 3600,
             wire=self.wire(pairs),
             one_pair=self.one_pair(),
             on=tuple(self._on(pairs, graph, count) for count in cores),
@@ -184,9 +175,9 @@ class Forecaster:
         """Seconds of a job on so many cores; of one too large to simulate, those of its tasks."""
         most = MOST_TASKS // len(self.single.tasks)
         if len(pairs) > most:
-            part = work_s(build_graph(self.plan, pairs[:most]), self.seconds)
+            part = self.graph(pairs[:most]).seconds
             return part * len(pairs) / most / cores
-        return self.simulate(build_graph(self.plan, pairs), cores).wall_s
+        return self.simulate(self.graph(pairs), cores).wall_s
 
     def require_few(self, pairs: int) -> None:
         """Raise InputError if so many pairs would take too long to simulate."""
@@ -202,37 +193,38 @@ class Forecaster:
             cores=cores,
             cores_per_node=self.offer.cores_per_node,
             bandwidth=self.offer.bandwidth,
-            dispatch_s=self.times.dispatch_s,
-            overhead_s=self.times.overhead_s,
+            dispatch_s=self.rates.dispatch_s,
+            overhead_s=self.rates.overhead_s,
         )
-        return simulate(graph, machines, self.seconds, self.sizes)
+        return simulate(graph, machines, self.plan.stored)
 
     def wire(self, pairs: Sequence[PairRecord]) -> Wire:
         """Bytes between client and store; every distinct picture goes up once."""
         contents, styles = {pair.content for pair in pairs}, {pair.style for pair in pairs}
+        stored = self.plan.stored
         return Wire(
-            up=len(contents) * self.sizes.content + len(styles) * self.sizes.style,
-            down=len(pairs) * self.sizes.result,
+            up=len(contents) * stored.content + len(styles) * stored.style,
+            down=len(pairs) * stored.result,
         )
 
     def one_pair(self) -> OnePair:
         """How far a pair scales that is alone on the machines."""
         tasks = self.single.tasks
-        path = [tasks[i].stage for i in critical_path(self.single, self.seconds).tasks]
+        path = [tasks[i].stage for i in critical_path(self.single).tasks]
         path_s = {stage: self.seconds[stage] * path.count(stage) for stage in path}
         longest = max(path_s, key=path_s.__getitem__)
         halved = {**self.seconds, longest: self.seconds[longest] / 2}
-        rows = {stage.name: stage.rows for stage in self.plan.stages}
-        most = 4 * max(rows.values())
+        counted = {stage.name: stage.tasks for stage in self.plan.stages}
+        most = 4 * max(counted.values())
         counts = sorted({n for k in range(12) for n in (2**k, 3 * 2**k) if n <= most})
         took = {n: self.simulate(self.single, n).wall_s for n in counts}
         fastest = min(took.values())
         return OnePair(
             path_s=path_s,
-            rows=rows,
+            tasks=counted,
             useful_cores=next(n for n in counts if took[n] <= USEFUL * fastest),
             longest=longest,
-            halved_s=critical_path(self.single, halved).seconds,
+            halved_s=critical_path(self.plan.graph(distinct_pairs(1), halved)).seconds,
         )
 
     def pairs_a_night(self, pairs: Sequence[PairRecord], cores: int) -> int:
@@ -242,13 +234,13 @@ class Forecaster:
         filling and draining them counts once.
         """
         alone = self.simulate(self.single, cores).wall_s
-        in_flight = cores * alone / work_s(self.single, self.seconds)
+        in_flight = cores * alone / self.single.seconds
         most = NIGHT_TASKS // len(self.single.tasks)
         few = max(min(math.ceil(5 * in_flight) + 8, most // 3), 1)
-        first = self.simulate(build_graph(self.plan, repeated(pairs, few)), cores)
+        first = self.simulate(self.graph(repeated(pairs, few)), cores)
         if first.wall_s >= NIGHT_S:
             return bisect_right(first.pair_done_s, NIGHT_S)
-        second = self.simulate(build_graph(self.plan, repeated(pairs, 2 * few)), cores)
+        second = self.simulate(self.graph(repeated(pairs, 2 * few)), cores)
         each = (second.wall_s - first.wall_s) / few
         return few + int((NIGHT_S - first.wall_s) / each)
 
@@ -266,7 +258,7 @@ class Forecaster:
             core_hours=core_hours,
             utilization=job.busy_s / (cores * job.wall_s),
             dollars=core_hours * self.offer.core_price,
-            memory_bytes=cores * self.worker_bytes + job.peak_live_bytes,
+            memory_bytes=cores * self.actor_bytes + job.peak_live_bytes,
             bytes_between_nodes=job.bytes_between_nodes,
             limit=limit_of(job, cores),
         )
@@ -286,11 +278,6 @@ def repeated(pairs: Sequence[PairRecord], count: int) -> list[PairRecord]:
         pair_id, content, style = (f"{each}/{turn}" for each in ids)
         out.append(PairRecord(pair_id=pair_id, content=content, style=style))
     return out
-
-
-def work_s(graph: TaskGraph, seconds: Mapping[str, float]) -> float:
-    """Core-seconds of all tasks: divided by the cores, no job is faster."""
-    return math.fsum(seconds[task.stage] for task in graph.tasks)
 
 
 def largest_call(graph: TaskGraph) -> int:

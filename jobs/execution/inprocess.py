@@ -6,10 +6,10 @@ import math
 import time
 from collections.abc import Sequence
 
-from jobs.execution.graph import Task
-from jobs.execution.scheduler import Completion
+from cluster.types import Completion
+from nst.engines.base import Evaluator
+from nst.engines.tasks import Task
 from nst.errors import NstBatchError
-from nst.engines.concrete.server import Evaluator
 
 
 class InProcessExecutor:
@@ -17,10 +17,11 @@ class InProcessExecutor:
 
     capacity = 1
     memory = math.inf
+    nodes = 1
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
-        self._ended: list[Completion] = []
+        self._ended: list[Completion[bytes]] = []
 
     def put(self, blob: bytes) -> bytes:
         """See `Executor`."""
@@ -41,7 +42,7 @@ class InProcessExecutor:
         spent = time.process_time() - cpu
         self._ended.append(Completion(task.index, handle, error, start, time.time(), spent))
 
-    def wait(self, timeout: float) -> list[Completion]:
+    def wait(self, timeout: float) -> list[Completion[bytes]]:
         """See `Executor`; never waits."""
         ended, self._ended = self._ended, []
         return ended

@@ -1,17 +1,17 @@
-"""How a worker gets its circuits: from the store, by id."""
+"""How an actor gets its model: from the store, by id."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from jobs.storage import layout
 from jobs.storage.records import JobRecord
 from jobs.storage.store import Store, open_store
 from nst.ciphertext import key_set_id
+from nst.engines import get_engine, parse_plan
+from nst.engines.base import Evaluator, Plan
 from nst.errors import CircuitError
-from nst.engines.concrete.plan import CircuitPlan
-from nst.engines.concrete.server import Evaluator
+from nst.pictures.size import Size
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class EvaluatorLoader:
     key_id: str
 
     def __call__(self) -> Evaluator:
-        """Read circuits and evaluation keys and load them.
+        """Read model and evaluation keys and load them.
 
         Raises:
-            CircuitError: see `Evaluator`; also if the keys are not those of the key set. With
-                another's, which fit the circuits as well, every result would be noise.
+            CircuitError: see `Engine.load`; also if the keys are not those of the key set. With
+                another's, which fit the model as well, every result would be noise.
             StoreError: if the store does not have them.
         """
         store = open_store(self.store_url)
@@ -38,22 +38,17 @@ class EvaluatorLoader:
                 f"the evaluation keys {key} are damaged or another key set's; "
                 "nst-batch retry JOB uploads them again"
             )
-        return Evaluator(
-            read_plan(store, self.model_id),
-            store.read(layout.server_zip(self.model_id)),
-            evaluation_keys,
-        )
+        plan = read_plan(store, self.model_id)
+        bundle = store.read(layout.model_server(self.model_id))
+        return get_engine(plan.engine).load(plan, bundle, evaluation_keys)
 
 
-def read_plan(store: Store, model_id: str) -> CircuitPlan:
-    """The plan of circuits in a store; raises CircuitError if it is damaged."""
-    try:
-        return CircuitPlan.from_dict(json.loads(store.read(layout.circuit_plan(model_id))))
-    except ValueError as error:
-        raise CircuitError(f"circuit plan {model_id} is damaged; submit again") from error
+def read_plan(store: Store, model_id: str) -> Plan:
+    """The plan of a model in a store; raises CircuitError if it is damaged."""
+    key = layout.model_plan(model_id)
+    return parse_plan(store.read(key), f"model plan {key}")
 
 
-def job_plan(store: Store, job: JobRecord) -> CircuitPlan:
-    """The plan of a job's circuits at the height of its contents; see `read_plan`."""
-    plan = read_plan(store, job.model_id)
-    return plan.at_height(job.height) if job.height else plan
+def job_plan(store: Store, job: JobRecord) -> Plan:
+    """The plan of a job's model at the size of its contents; see `read_plan`."""
+    return read_plan(store, job.model_id).at(Size(job.width, job.height))

@@ -2,12 +2,12 @@
 
 Ready tasks wait in a heap by priority; the executor is kept supplied with a little more than it
 can run, so that it never waits for this loop; results are released as soon as their last reader
-is done, which keeps a few rows a stage alive and not whole pictures. A pair is admitted when all it
-could ever hold at once fits into the executor's memory beside the pairs that are in flight.
+is done, which keeps a few results per stage alive and not whole pictures. A pair is admitted when
+all it could ever hold at once fits into the executor's memory beside the pairs that are in flight.
 
 Executors lose things: an actor is killed, a node goes and takes results with it. A task that was
 running is started again; a result that is gone and still needed is computed again, and before it
-whatever it was computed from and has been released. Both only so many times a task.
+whatever it was computed from and has been released. Both only so many times per task.
 """
 
 from __future__ import annotations
@@ -15,87 +15,25 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Generic
 
-from jobs.execution.graph import InputRow, Task, TaskGraph
-
-Handle = Any
-"""An executor's reference to a ciphertext it holds."""
+from cluster.types import Callback, Completion, Executor, Handle, LostError
+from nst.engines.tasks import InputPart, Task, TaskGraph
+from nst.errors import first_line
 
 MAX_ATTEMPTS = 3
 """Times a task is tried that fails or takes its worker with it."""
 MAX_LOSSES = 20
 """Times a task is begun again through no fault of its own: its node or its arguments are gone."""
 TICK = 1.0
-"""Seconds between two looks at what has changed outside, at most."""
+"""Seconds between two ticks, at most."""
 
-
-class LostError(Exception):
-    """An executor no longer has a ciphertext that it held."""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """The end of one attempt at a task: a handle to its result, or an error in one line.
-
-    Attributes:
-        index: The task.
-        handle: Its result.
-        error: Why there is none.
-        start: Seconds since the epoch.
-        end: Likewise.
-        cpu_s: What it took of its core.
-        blamed: Whether the error may be the task's own doing.
-        lost: Positions of the arguments that the executor no longer has.
-    """
-
-    index: int
-    handle: Handle | None
-    error: str | None
-    start: float = 0.0
-    end: float = 0.0
-    cpu_s: float = 0.0
-    blamed: bool = True
-    lost: tuple[int, ...] = ()
-
-
-class Executor(Protocol):
-    """Runs row tasks somewhere."""
-
-    @property
-    def capacity(self) -> int:
-        """How many tasks it wants to have at once, running and queued; may change, may be 0."""
-        ...
-
-    @property
-    def memory(self) -> float:
-        """Bytes of ciphertexts it can hold; may change, infinite if there is no telling."""
-        ...
-
-    def put(self, blob: bytes) -> Handle:
-        """Take over a ciphertext."""
-        ...
-
-    def get(self, handle: Handle) -> bytes:
-        """Hand out a ciphertext; raises LostError if it is gone."""
-        ...
-
-    def submit(self, task: Task, inputs: Sequence[Handle]) -> None:
-        """Start a task."""
-        ...
-
-    def wait(self, timeout: float) -> list[Completion]:
-        """Block until a started task has ended, or for so many seconds."""
-        ...
-
-    def close(self) -> None:
-        """Stop what is running and give back what it runs on."""
-        ...
+Priority = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Orders:
-    """What the owner of a run wants changed.
+class Control:
+    """What the owner of a walk wants changed.
 
     Attributes:
         stop: Start nothing more and return.
@@ -106,79 +44,56 @@ class Orders:
     drop: frozenset[str] = frozenset()
 
 
-class Listener(Protocol):
-    """What the owner of a run is told while it runs."""
-
-    def look(self, live_bytes: int) -> Orders:
-        """Called every `TICK` seconds at least; `live_bytes` of results are held."""
-        ...
-
-    def task_started(self, task: Task) -> None:
-        """A task is on its way to the executor."""
-        ...
-
-    def task_done(self, task: Task, completion: Completion, live_bytes: int) -> None:
-        """A task has ended well, for the first time or again."""
-        ...
-
-    def row_done(self, pair_id: str, row: int, ciphertext: bytes) -> None:
-        """A row of a pair's result is there."""
-        ...
-
-    def pair_done(self, pair_id: str) -> None:
-        """All rows of a pair's result have been told."""
-        ...
-
-    def pair_failed(self, pair_id: str, reason: str) -> None:
-        """A pair cannot be finished."""
-        ...
+GO_ON = Control()
 
 
 def run_graph(
     graph: TaskGraph,
-    executor: Executor,
+    executor: Executor[Handle],
     read_input: Callable[[str], Sequence[bytes]],
-    listener: Listener,
+    callbacks: Sequence[Callback[Handle]],
+    control: Callable[[], Control] = lambda: GO_ON,
 ) -> None:
     """Walk a graph to its end; a failed pair takes nothing but its own tasks with it.
 
     Args:
-        graph: What to run.
-        executor: What runs it.
-        read_input: Rows of an encrypted picture by id; called when its first row is needed, and
+        graph: What to run; pairs without missing outputs are done at once.
+        executor: What runs it; closed before the callbacks are told of the end.
+        read_input: Parts of an encrypted picture by id; called when its first part is needed, and
             again if that happens after its last reader was done. An exception of it fails the
             picture's pairs.
-        listener: Told of everything; its own exceptions end the walk.
+        callbacks: Told of everything, in this order; their exceptions end the walk.
+        control: Asked after every tick.
     """
-    _Walk(graph, executor, read_input, listener).run()
+    _Walk(graph, executor, read_input, callbacks).run(control)
 
 
-class _Walk:
+class _Walk(Generic[Handle]):
     def __init__(
         self,
         graph: TaskGraph,
-        executor: Executor,
+        executor: Executor[Handle],
         read_input: Callable[[str], Sequence[bytes]],
-        listener: Listener,
+        callbacks: Sequence[Callback[Handle]],
     ) -> None:
         self.graph, self.executor = graph, executor
-        self.read_input, self.listener = read_input, listener
+        self.read_input, self.callbacks = read_input, callbacks
         self.readers = graph.readers()
         self.missing = [_task_sources(task) for task in graph.tasks]
         """By task, the tasks whose results it waits for."""
-        # A task's result is wanted by its readers and, in the last stage, by the listener.
+        # A task's result is wanted by its readers and, in the last stage, by the callbacks.
         self.wanted = [len(r) for r in self.readers]
-        self.row_of = {
-            i: (p, graph.tasks[i].row) for p, rows in graph.outputs.items() for i in rows
+        self.part_of = {
+            i: (pair, graph.tasks[i].part) for pair, parts in graph.outputs.items() for i in parts
         }
-        self.rows_left = {pair: len(rows) for pair, rows in graph.outputs.items()}
+        self.parts_left = {pair: len(parts) for pair, parts in graph.outputs.items()}
         self.handles: dict[int, Handle] = {}
         self.inputs: dict[str, list[Handle]] = {}
         self.input_readers: dict[str, int] = {}
         for task in graph.tasks:
             for input_id in _input_ids(task):
                 self.input_readers[input_id] = self.input_readers.get(input_id, 0) + 1
-        self.ready: list[tuple[tuple[int, int, int], int]] = []
+        self.ready: list[tuple[Priority, int]] = []
         self.unstarted: dict[str, set[int]] = {group: set() for group in graph.pairs_of}
         for task in graph.tasks:
             self.unstarted[task.group].add(task.index)
@@ -201,15 +116,27 @@ class _Walk:
         """Groups that have begun; those that have ended leave when memory is short."""
         self.reserved = 0
         """Bytes that the admitted groups need."""
-        self.refused: list[tuple[tuple[int, int, int], int]] = []
+        self.refused: list[tuple[Priority, int]] = []
         """Ready tasks of groups for which there was no memory."""
 
-    def run(self) -> None:
+    def run(self, control: Callable[[], Control]) -> None:
+        for callback in self.callbacks:
+            callback.on_start(self.graph)
+        for pair_id in [pair for pair, parts in self.parts_left.items() if not parts]:
+            self._finish(pair_id)
+        self._walk(control)
+        self.executor.close()
+        for callback in self.callbacks:
+            callback.on_end()
+
+    def _walk(self, control: Callable[[], Control]) -> None:
         while True:
-            orders = self.listener.look(self.live_bytes)
-            if orders.stop:
+            for callback in self.callbacks:
+                callback.on_tick(len(self.running), self.executor.nodes, self.live_bytes)
+            wanted = control()
+            if wanted.stop:
                 return
-            for pair_id in orders.drop:
+            for pair_id in wanted.drop:
                 self._close(pair_id)
             while len(self.running) < self.executor.capacity:
                 task = self._next()
@@ -266,62 +193,75 @@ class _Walk:
             return  # Given up since it became ready, or an argument was lost.
         self.unstarted[task.group].remove(task.index)
         try:
-            rows = {s: self._input(s) for s in task.sources if isinstance(s, InputRow)}
+            parts = {s: self._input(s) for s in task.sources if isinstance(s, InputPart)}
         except Exception as error:
-            self._fail(task, (str(error).strip().splitlines() or [type(error).__name__])[0])
+            self._fail(task, first_line(error))
             return
-        given = [rows[s] if isinstance(s, InputRow) else self.handles[s] for s in task.sources]
+        given = [parts[s] if isinstance(s, InputPart) else self.handles[s] for s in task.sources]
         self.executor.submit(task, given)
         self.running[task.index] = given
-        self.listener.task_started(task)
+        for callback in self.callbacks:
+            callback.on_task_start(task)
 
-    def _input(self, source: InputRow) -> Handle:
+    def _input(self, source: InputPart) -> Handle:
         if source.input_id not in self.inputs:
-            rows = self.read_input(source.input_id)
-            self.inputs[source.input_id] = [self.executor.put(row) for row in rows]
-        return self.inputs[source.input_id][source.row]
+            parts = self.read_input(source.input_id)
+            self.inputs[source.input_id] = [self.executor.put(part) for part in parts]
+        return self.inputs[source.input_id][source.part]
 
-    def _end(self, task: Task, completion: Completion, given: Sequence[Handle]) -> None:
-        if completion.error is not None:
+    def _end(self, task: Task, completion: Completion[Handle], given: Sequence[Handle]) -> None:
+        handle = completion.handle
+        if completion.error is not None or handle is None:
             self._failed_attempt(task, completion, given)
             return
         self.live_bytes += task.output_bytes
-        self.listener.task_done(task, completion, self.live_bytes)
+        for callback in self.callbacks:
+            callback.on_task_end(task, completion, self.live_bytes)
         try:
-            if task.index in self.row_of and not self._dead(task.group):
-                self._deliver(*self.row_of[task.index], completion.handle)
+            if task.index in self.part_of and not self._dead(task.group):
+                self._deliver(*self.part_of[task.index], handle)
         except LostError as error:
             self.live_bytes -= task.output_bytes
-            gone = Completion(task.index, None, str(error), blamed=False)
+            gone: Completion[Handle] = Completion(task.index, None, str(error), blamed=False)
             self._failed_attempt(task, gone, given)
             return
         self._release_sources(task)
         if not self.wanted[task.index]:
             self.live_bytes -= task.output_bytes
             return
-        self.handles[task.index] = completion.handle
+        self.handles[task.index] = handle
         for reader in self.readers[task.index]:
             if task.index in self.missing[reader]:
                 self.missing[reader].remove(task.index)
                 self._offer(reader)
 
-    def _deliver(self, pair_id: str, row: int, handle: Handle) -> None:
-        self.listener.row_done(pair_id, row, self.executor.get(handle))
-        self.rows_left[pair_id] -= 1
-        if not self.rows_left[pair_id]:
-            self.listener.pair_done(pair_id)
-            self._close(pair_id)
+    def _deliver(self, pair_id: str, part: int, handle: Handle) -> None:
+        ciphertext = self.executor.get(handle)
+        for callback in self.callbacks:
+            callback.on_result_part(pair_id, part, ciphertext)
+        self.parts_left[pair_id] -= 1
+        if not self.parts_left[pair_id]:
+            self._finish(pair_id)
 
-    def _failed_attempt(self, task: Task, completion: Completion, given: Sequence[Handle]) -> None:
+    def _finish(self, pair_id: str) -> None:
+        for callback in self.callbacks:
+            callback.on_pair_done(pair_id)
+        self._close(pair_id)
+
+    def _failed_attempt(
+        self, task: Task, completion: Completion[Handle], given: Sequence[Handle]
+    ) -> None:
         error = completion.error or "failed without a reason"
+        for callback in self.callbacks:
+            callback.on_attempt_failed(task, error)
         if not self._put_back(task, error, completion.blamed and not completion.lost):
             return
         for position in completion.lost:
             source = task.sources[position]
             # What another reader has missed as well may have been made again meanwhile.
-            if isinstance(source, InputRow):
-                rows = self.inputs.get(source.input_id)
-                if rows is not None and rows[source.row] is given[position]:
+            if isinstance(source, InputPart):
+                parts = self.inputs.get(source.input_id)
+                if parts is not None and parts[source.part] is given[position]:
                     del self.inputs[source.input_id]
             elif self.handles.get(source) is given[position]:
                 self._recompute(source)
@@ -329,7 +269,7 @@ class _Walk:
         self._offer(task.index)
 
     def _put_back(self, task: Task, error: str, blamed: bool) -> bool:
-        """Make a task that was running one to be started, if it may and somebody needs it."""
+        """Make a task that was running one to be started, if it may and a pair needs it."""
         counts, limit = (self.attempts, MAX_ATTEMPTS) if blamed else (self.losses, MAX_LOSSES)
         counts[task.index] = counts.get(task.index, 0) + 1
         if self._dead(task.group):
@@ -377,11 +317,12 @@ class _Walk:
         self._release_sources(task)
         for pair_id in self.graph.pairs_of[task.group]:
             if pair_id not in self.over:
-                self.listener.pair_failed(pair_id, reason)
+                for callback in self.callbacks:
+                    callback.on_pair_failed(pair_id, reason)
                 self._close(pair_id)
 
     def _close(self, pair_id: str) -> None:
-        """Drop the tasks that nobody needs any more, and with them their claims on results."""
+        """Drop the tasks that no pair needs any more, and with them their claims on results."""
         if pair_id in self.over:
             return
         self.over.add(pair_id)
@@ -401,4 +342,4 @@ def _task_sources(task: Task) -> set[int]:
 
 
 def _input_ids(task: Task) -> set[str]:
-    return {s.input_id for s in task.sources if isinstance(s, InputRow)}
+    return {s.input_id for s in task.sources if isinstance(s, InputPart)}

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from jobs.execution.graph import InputRow, Task, TaskGraph
-from jobs.execution.scheduler import Completion, Orders, run_graph
-from nst.network.integers import is_style
+from cluster.types import Callback, Completion
+from jobs.execution.scheduler import run_graph
+from nst.engines.base import StoredBytes
+from nst.engines.tasks import InputPart, Task, TaskGraph, is_style_group
 
 QUEUED_AHEAD = 2
 """Tasks a worker has at a time, as in `cluster.executor`."""
-NO_ORDERS = Orders()
 
 
 @dataclass(frozen=True)
@@ -51,32 +51,6 @@ class Machines:
     def nodes(self) -> int:
         """Nodes that hold the workers."""
         return -(-self.cores // self.cores_per_node)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What goes through the store: bytes of a row, and rows of an encrypted picture."""
-
-    content_row: int
-    style_row: int
-    result_row: int
-    content_rows: int
-    style_rows: int
-
-    @property
-    def content(self) -> int:
-        """Bytes of an encrypted content."""
-        return self.content_row * self.content_rows
-
-    @property
-    def style(self) -> int:
-        """Bytes of an encrypted style."""
-        return self.style_row * self.style_rows
-
-    @property
-    def result(self) -> int:
-        """Bytes of an encrypted result, which has as many rows as its content."""
-        return self.result_row * self.content_rows
 
 
 @dataclass
@@ -145,11 +119,11 @@ class _Blob:
         self.there = {home: 0.0}
 
 
-class VirtualCluster:
-    """An `Executor` with a clock of its own; also the listener that the simulation needs."""
+class VirtualCluster(Callback[_Blob]):
+    """An `Executor` with a clock of its own; also the callback that the simulation needs."""
 
-    def __init__(self, machines: Machines, seconds: Mapping[str, float], sizes: Sizes) -> None:
-        self.machines, self.seconds, self.sizes = machines, seconds, sizes
+    def __init__(self, machines: Machines, stored: StoredBytes) -> None:
+        self.machines, self.stored = machines, stored
         self.report = Simulated()
         self.driver_node = machines.nodes if machines.nodes > 1 else 0
         self.driver_at = 0.0
@@ -161,6 +135,7 @@ class VirtualCluster:
         self._running: dict[int, tuple[int, float, _Blob]] = {}
         self.capacity = QUEUED_AHEAD * machines.cores
         self.memory = math.inf
+        self.nodes = machines.nodes
 
     def put(self, blob: bytes) -> _Blob:
         """See `Executor`."""
@@ -181,12 +156,12 @@ class VirtualCluster:
         fetched = self._fetch(inputs, node, self.driver_at)
         start = max(fetched, self._free_at[worker])
         self.report.waited_s += start - max(self.driver_at, self._free_at[worker])
-        end = start + self.seconds[task.stage]
+        end = start + task.seconds
         self._free_at[worker] = end + machines.overhead_s
         self._running[task.index] = worker, start, _Blob(task.output_bytes, node)
         heapq.heappush(self._ends, (end, task.index))
 
-    def wait(self, timeout: float) -> list[Completion]:
+    def wait(self, timeout: float) -> list[Completion[_Blob]]:
         """See `Executor`; the driver's clock goes on to the next end of a task."""
         end, index = heapq.heappop(self._ends)
         worker, start, result = self._running.pop(index)
@@ -198,37 +173,30 @@ class VirtualCluster:
     def close(self) -> None:
         """See `Executor`; there is nothing to stop."""
 
-    def look(self, live_bytes: int) -> Orders:
-        """See `Listener`."""
-        return NO_ORDERS
-
-    def task_started(self, task: Task) -> None:
-        """See `Listener`."""
-
     def read_input(self, style: bool) -> list[bytes]:
-        """Rows of an encrypted style or content out of the store."""
-        sizes = self.sizes
-        rows = sizes.style_rows if style else sizes.content_rows
-        row = bytes(sizes.style_row if style else sizes.content_row)
-        self.report.bytes_read += rows * len(row)
-        self._drive(rows * len(row) / self.machines.bandwidth)
-        return [row] * rows
+        """Parts of an encrypted style or content out of the store."""
+        stored = self.stored
+        count = stored.style_parts if style else stored.content_parts
+        part = bytes(stored.style_part if style else stored.content_part)
+        self.report.bytes_read += count * len(part)
+        self._drive(count * len(part) / self.machines.bandwidth)
+        return [part] * count
 
-    def task_done(self, task: Task, completion: Completion, live_bytes: int) -> None:
-        """See `Listener`."""
+    def on_task_end(self, task: Task, completion: Completion[_Blob], live_bytes: int) -> None:
+        """See `Callback`."""
         self.report.peak_live_bytes = max(self.report.peak_live_bytes, live_bytes)
 
-    def row_done(self, pair_id: str, row: int, ciphertext: bytes) -> None:
-        """See `Listener`; the driver writes the row to the store."""
-        self.report.bytes_written += self.sizes.result_row
-        self._drive(self.sizes.result_row / self.machines.bandwidth)
+    def on_result_part(self, pair_id: str, part: int, ciphertext: bytes) -> None:
+        """See `Callback`; the driver writes the part to the store."""
+        self.report.bytes_written += self.stored.result_part
+        self._drive(self.stored.result_part / self.machines.bandwidth)
 
-    def pair_done(self, pair_id: str) -> None:
-        """See `Listener`."""
+    def on_pair_done(self, pair_id: str) -> None:
+        """See `Callback`."""
         self.report.pair_done_s.append(self.driver_at)
 
-    def pair_failed(self, pair_id: str, reason: str) -> None:
-        """See `Listener`; nothing fails in a simulation."""
+    def on_pair_failed(self, pair_id: str, reason: str) -> None:
+        """See `Callback`; nothing fails in a simulation."""
         raise AssertionError(f"{pair_id}: {reason}")
 
     def _drive(self, seconds: float) -> None:
@@ -253,26 +221,23 @@ class VirtualCluster:
         return ready
 
 
-def simulate(
-    graph: TaskGraph, machines: Machines, seconds: Mapping[str, float], sizes: Sizes
-) -> Simulated:
+def simulate(graph: TaskGraph, machines: Machines, stored: StoredBytes) -> Simulated:
     """Walk a graph in virtual time.
 
     Args:
         graph: What to run.
         machines: What to run it on.
-        seconds: By stage, seconds of one row task on one core.
-        sizes: Of what goes through the store.
+        stored: Sizes of what goes through the store.
     """
-    cluster = VirtualCluster(machines, seconds, sizes)
+    cluster = VirtualCluster(machines, stored)
     styles = {
         source.input_id
         for task in graph.tasks
-        if is_style(task.stage)
+        if is_style_group(task.group)
         for source in task.sources
-        if isinstance(source, InputRow)
+        if isinstance(source, InputPart)
     }
-    run_graph(graph, cluster, lambda input_id: cluster.read_input(input_id in styles), cluster)
+    run_graph(graph, cluster, lambda input_id: cluster.read_input(input_id in styles), [cluster])
     cluster.report.wall_s = cluster.driver_at
     return cluster.report
 
@@ -290,19 +255,14 @@ class CriticalPath:
     tasks: tuple[int, ...]
 
 
-def critical_path(graph: TaskGraph, seconds: Mapping[str, float]) -> CriticalPath:
-    """The critical path of a graph; empty if it has no tasks.
-
-    Args:
-        graph: The tasks.
-        seconds: By stage, seconds of one row task.
-    """
+def critical_path(graph: TaskGraph) -> CriticalPath:
+    """The critical path of a graph; empty if it has no tasks."""
     ends: list[float] = []
     before: list[int] = []
     for task in graph.tasks:
         sources = [s for s in task.sources if isinstance(s, int)]
         last = max(sources, key=ends.__getitem__, default=-1)
-        ends.append(seconds[task.stage] + (ends[last] if last >= 0 else 0.0))
+        ends.append(task.seconds + (ends[last] if last >= 0 else 0.0))
         before.append(last)
     if not ends:
         return CriticalPath(0.0, ())

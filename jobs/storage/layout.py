@@ -7,14 +7,14 @@ from nst.errors import StoreError
 STORE = "store.json"
 
 
-def server_zip(model_id: str) -> str:
-    """Compiled circuits."""
-    return f"circuits/{model_id}/server.zip"
+def model_server(model_id: str) -> str:
+    """A model's server bundle."""
+    return f"{model(model_id)}server.zip"
 
 
-def circuit_plan(model_id: str) -> str:
-    """What they cost."""
-    return f"circuits/{model_id}/plan.json"
+def model_plan(model_id: str) -> str:
+    """What the model costs, and its task graph."""
+    return f"{model(model_id)}plan.json"
 
 
 def evaluation_keys(key_id: str) -> str:
@@ -38,9 +38,9 @@ def jobs() -> str:
     return "jobs/"
 
 
-def circuits(model_id: str) -> str:
-    """Prefix of compiled circuits and what belongs to them."""
-    return f"circuits/{model_id}/"
+def model(model_id: str) -> str:
+    """Prefix of a published model."""
+    return f"models/{model_id}/"
 
 
 def keys(key_id: str) -> str:
@@ -68,43 +68,43 @@ def encrypted_input(job_id: str, input_id: str) -> str:
     return f"jobs/{job_id}/inputs/{input_id}.ct"
 
 
-def result_row(job_id: str, attempt: str, pair_id: str, row: int) -> str:
-    """One encrypted row of a result that a driver has made, published or not."""
-    return f"{attempt_results(job_id, attempt)}{row_in_attempt(pair_id, row)}"
+def result_part(job_id: str, attempt: str, pair_id: str, part: int) -> str:
+    """One encrypted part of a result that a driver has made, published or not."""
+    return f"{attempt_results(job_id, attempt)}{part_in_attempt(pair_id, part)}"
 
 
-def row_in_attempt(pair_id: str, row: int) -> str:
-    """The end of the key of such a row, below the prefix of its attempt."""
-    return f"{pair_id}/{row:03d}.ct"
+def part_in_attempt(pair_id: str, part: int) -> str:
+    """The end of the key of such a part, below the prefix of its attempt."""
+    return f"{pair_id}/{part:03d}.ct"
 
 
-def attempt_rows(job_id: str, attempt: str, pair_id: str) -> str:
-    """Prefix of the rows of a pair that one driver has made."""
+def attempt_pair(job_id: str, attempt: str, pair_id: str) -> str:
+    """Prefix of the parts of a pair that one driver has made."""
     return f"{attempt_results(job_id, attempt)}{pair_id}/"
 
 
 def attempt_results(job_id: str, attempt: str) -> str:
-    """Prefix of all rows that one driver has made."""
+    """Prefix of all parts that one driver has made."""
     return f"{results(job_id)}{attempt}/"
 
 
 def results(job_id: str) -> str:
-    """Prefix of the rows of all results."""
+    """Prefix of the parts of all results."""
     return f"jobs/{job_id}/results/"
 
 
-def checkpoint(job_id: str, group: str, stage: str, row: int) -> str:
-    """An encrypted row of a stage in the middle, of the pair or the style that a group is."""
-    return f"{checkpoints_of(job_id, group)}{stage}/{row:03d}.ct"
+def checkpoint(job_id: str, group: str, stage: str, part: int) -> str:
+    """A stored result of a stage in the middle, of the pair or the style that a group is."""
+    return f"{checkpoints_of(job_id, group)}{stage}/{part:03d}.ct"
 
 
 def checkpoints_of(job_id: str, group: str) -> str:
-    """Prefix of such rows of one pair or style."""
+    """Prefix of such results of one pair or style."""
     return f"{checkpoints(job_id)}{group.replace(':', '-')}/"
 
 
 def checkpoints(job_id: str) -> str:
-    """Prefix of all such rows."""
+    """Prefix of all such results."""
     return f"jobs/{job_id}/checkpoints/"
 
 

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 
 from jobs.storage import layout
 from jobs.storage.store import Store
 from nst.errors import StoreError
 
-FORMAT = 2
+FORMAT = 3
 STALE_AFTER = 120.0
 """Seconds without a sign of life after which a driver is taken to be gone: longer than it waits for
 a store that is away."""
@@ -46,10 +46,9 @@ class PairRecord(BaseModel):
 
 
 class JobRecord(BaseModel):
-    """What is to be done, under which circuits and keys, and until when it is to be kept.
+    """What is to be done, by which model under which keys, and until when it is to be kept.
 
-    `height` is that of the encrypted contents in pixels, 0 for that of the circuits' plan; their
-    width is the circuits'.
+    `width` and `height` are those of the encrypted contents in pixels.
     """
 
     format: int = FORMAT
@@ -57,7 +56,8 @@ class JobRecord(BaseModel):
     created: str
     keep_until: str = ""
     quality: str
-    height: int = 0
+    width: int
+    height: int
     model_id: str
     key_id: str
     pairs: list[PairRecord]
@@ -67,8 +67,9 @@ class JobState(BaseModel):
     """How far a job is; replaced every other second while a driver has it.
 
     Times are seconds since the epoch, `heartbeat` by the store's clock and the others by the
-    machines'; `pbs_total` is what this driver found left to do, `stages` the deepest stage of
-    running pairs that has a row, `nodes` where actors are.
+    machines'; `seconds_total` is what this driver found left to do, in core-seconds at the engine's
+    measured rates, `stages` the deepest stage of running pairs that has a result, `nodes` where
+    actors are.
     """
 
     format: int = FORMAT
@@ -79,8 +80,8 @@ class JobState(BaseModel):
     pairs_failed: int = 0
     pairs_running: list[str] = []
     stages: dict[str, str] = {}
-    pbs_total: int = 0
-    pbs_done: int = 0
+    seconds_total: float = 0.0
+    seconds_done: float = 0.0
     attempts_failed: int = 0
     actors: int = 0
     nodes: int = 0
@@ -96,6 +97,18 @@ class JobState(BaseModel):
         """Whether nothing more will happen by itself."""
         return self.status in ("succeeded", "failed", "cancelled")
 
+    @property
+    def share(self) -> float:
+        """Of the work that is done, 0 to 1."""
+        return self.seconds_done / self.seconds_total if self.seconds_total else 0.0
+
+    def eta(self, now: float) -> float | None:
+        """Seconds to the end at the job's own rate so far; None before there is one."""
+        spent = now - self.first_task
+        if not self.first_task or not self.seconds_done or spent <= 0:
+            return None
+        return (self.seconds_total - self.seconds_done) / (self.seconds_done / spent)
+
     def stale(self, now: float) -> bool:
         """Whether the driver that should be at work is gone; `now` by the store's clock."""
         at_work = self.status in ("queued", "running")
@@ -103,13 +116,13 @@ class JobState(BaseModel):
 
 
 class PairEnd(BaseModel):
-    """The end of a pair, published once: whose rows are its result, or why it has none."""
+    """The end of a pair, published once: whose parts are its result, or why it has none."""
 
     format: int = FORMAT
     pair_id: str
     status: Literal["succeeded", "failed"]
     attempt: str = ""
-    rows: int = 0
+    parts: int = 0
     reason: Reason = ""
     finished: float = 0.0
 
@@ -130,15 +143,18 @@ class PairState:
 
 
 class TaskTrace(BaseModel):
-    """When one row task ran, in seconds since the epoch, and what it cost."""
+    """When one task ran, in seconds since the epoch, and the core-seconds expected of it."""
 
     stage: str
     group: str
-    row: int
-    pbs: int
+    part: int
+    seconds: float
     start: float
     end: float
     cpu_s: float
+
+
+_TRACE = TypeAdapter(list[TaskTrace])
 
 
 def read_record(store: Store, key: str, kind: type[Record]) -> Record:
@@ -161,6 +177,24 @@ def read_record(store: Store, key: str, kind: type[Record]) -> Record:
         raise StoreError(
             f"store {store.url}: {key} is damaged ({error.error_count()} problems); "
             "submit the job again"
+        ) from error
+
+
+def read_trace(store: Store, job_id: str) -> list[TaskTrace]:
+    """When the tasks of a job's last driver ran; empty where no driver has ended yet.
+
+    Raises:
+        StoreError: if it is damaged, or the store does not answer.
+    """
+    key = layout.trace(job_id)
+    if not store.exists(key):
+        return []
+    try:
+        return _TRACE.validate_json(store.read(key))
+    except ValidationError as error:
+        raise StoreError(
+            f"store {store.url}: {key} is damaged ({error.error_count()} problems); "
+            "times of the job's tasks are lost, its results are not"
         ) from error
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from nst.engines.base import Engine
+import json
+
+from nst.engines.base import Engine, Plan
 from nst.engines.concrete import ConcreteEngine
 from nst.errors import CircuitError
 
@@ -14,3 +16,17 @@ def get_engine(name: str) -> Engine:
     if name not in ENGINES:
         raise CircuitError(f"no engine {name!r} in this version; it has {', '.join(ENGINES)}")
     return ENGINES[name]
+
+
+def parse_plan(blob: bytes, what: str) -> Plan:
+    """A plan out of its JSON record, by the engine that it names.
+
+    Raises:
+        CircuitError: if it is damaged or of another version.
+    """
+    try:
+        record = json.loads(blob)
+        engine = str(record["engine"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CircuitError(f"{what} is damaged; build it again") from error
+    return get_engine(engine).read_plan(record)

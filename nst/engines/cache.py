@@ -9,8 +9,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from nst.engines import get_engine
-from nst.engines.base import CLIENT_FILE, PLAN_FILE, SERVER_FILE, Engine, Plan, Published
+from nst.engines import parse_plan
+from nst.engines.base import CLIENT_FILE, PLAN_FILE, SERVER_FILE, Engine, Published
 from nst.errors import CircuitError
 from nst.network.integers import IntegerNetwork
 from nst.network.levels import QualityLevel
@@ -21,20 +21,6 @@ MANIFEST = "sha256.json"
 FILES = (PLAN_FILE, SERVER_FILE, CLIENT_FILE)
 
 log = logging.getLogger("nst-batch")
-
-
-def parse_plan(blob: bytes, what: str) -> Plan:
-    """A plan out of its JSON record, by the engine that it names.
-
-    Raises:
-        CircuitError: if it is damaged or of another version.
-    """
-    try:
-        record = json.loads(blob)
-        engine = str(record["engine"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CircuitError(f"{what} is damaged; build it again") from error
-    return get_engine(engine).read_plan(record)
 
 
 class ModelCache:

@@ -132,3 +132,8 @@ def pair_group(pair_id: str) -> str:
 def style_group(style_id: str) -> str:
     """The group of the tasks of a style, which pairs may share."""
     return f"style:{style_id}"
+
+
+def is_style_group(group: str) -> bool:
+    """Whether a group is that of a style."""
+    return group.startswith("style:")
