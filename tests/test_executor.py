@@ -112,12 +112,12 @@ def executor(count: int, evaluator: type[FakeEvaluator] = SlowEvaluator) -> Watc
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "store"))
+    return open_store(str(tmp_path / "store"), create=True)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[bytes]]:
-    store = open_store(str(tmp_path_factory.mktemp("undisturbed")))
+    store = open_store(str(tmp_path_factory.mktemp("undisturbed")), create=True)
     job = fake_job(store)
     calm = fake_executor()
     calm.evaluator = ShortEvaluator()

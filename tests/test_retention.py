@@ -36,7 +36,7 @@ def kept(home: Home, job_id: str, store: Path, days: int | None) -> JobBook:
         keep_until=keep_until(created, days),
     )
     home.save_book(book)
-    opened = open_store(str(store))
+    opened = open_store(str(store), create=True)
     opened.write(layout.encrypted_input(job_id, "a"), b"")
     opened.write(layout.checkpoint(job_id, "pair:p", "stem", 0), b"")
     return book
@@ -49,7 +49,7 @@ def test_the_days_are_counted_from_the_day_of_making(tmp_path: Path) -> None:
 
 
 def test_only_what_is_over_and_idle_is_deleted(tmp_path: Path) -> None:
-    home, store = Home(tmp_path / "home"), open_store(str(tmp_path / "store"))
+    home, store = Home(tmp_path / "home"), open_store(str(tmp_path / "store"), create=True)
     kept(home, "0ld", tmp_path / "store", 3)
     kept(home, "new", tmp_path / "store", 30)
     kept(home, "ever", tmp_path / "store", None)
@@ -96,7 +96,7 @@ def test_json_says_what_is_deleted_and_what_is_left(
 
 
 def test_a_job_that_runs_is_left(tmp_path: Path) -> None:
-    home, store = Home(tmp_path / "home"), open_store(str(tmp_path / "store"))
+    home, store = Home(tmp_path / "home"), open_store(str(tmp_path / "store"), create=True)
     book = kept(home, "runs", tmp_path / "store", 3)
     state = JobState(status="running", heartbeat=store.clock())
     write_record(store, layout.state("runs"), state)

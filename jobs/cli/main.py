@@ -48,7 +48,7 @@ from jobs.cli.options import (
 from jobs.cli.store import STORE_HELP, s3_options
 from jobs.cli.train import train
 from jobs.client.wording import many
-from nst.errors import InputError, NstBatchError, StoreAddressError
+from nst.errors import InputError, NstBatchError, StoreAddressError, StoreContentError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,9 +59,9 @@ if TYPE_CHECKING:
     from jobs.client.preparation import PreparedPair
     from jobs.execution.notify import Hook
     from jobs.storage.s3_address import S3Options
-    from nst.pictures.size import Size
     from nst.network.integers import IntegerNetwork
     from nst.network.levels import QualityLevel
+    from nst.pictures.size import Size
 
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples" / "pairs"
 
@@ -84,7 +84,7 @@ class _Commands(ConfiguredGroup):
             raise
         except UNREACHABLE as error:
             click.echo(f"error: {error}", err=True)
-            wrong = isinstance(error, StoreAddressError)
+            wrong = isinstance(error, StoreAddressError | StoreContentError)
             ctx.exit(EXIT_USAGE if wrong else EXIT_UNREACHABLE)
         except NstBatchError as error:
             click.echo(f"error: {error}", err=True)

@@ -21,17 +21,16 @@ from jobs.client.home import Home
 from jobs.execution.forecast import Forecaster, Offer
 from jobs.execution.stage_times import read_times
 from jobs.storage import layout
-from jobs.storage.s3_address import SCHEME
-from jobs.storage.store import LocalStore, Store, check_format, connect
-from nst.pictures.size import Size
-from nst.engines.concrete.circuits import PLAN_FILE, model_id, load_plan
+from jobs.storage.store import Store, address_of, check_format, connect
+from nst.engines.concrete.circuits import PLAN_FILE, load_plan, model_id
 from nst.engines.concrete.client import CARD_FILE, EVALUATION_FILE, SECRET_FILE
+from nst.engines.concrete.plan import CircuitPlan
+from nst.engines.concrete.switching import stored_result_bytes
 from nst.errors import ClusterError, NstBatchError, StoreError
 from nst.folders import HOME_VARIABLE
 from nst.network.levels import QualityLevel, get_level
-from nst.engines.concrete.plan import CircuitPlan
-from nst.engines.concrete.switching import stored_result_bytes
 from nst.network.weights import load_weights
+from nst.pictures.size import Size
 
 Status = Literal["ok", "warn", "FAIL"]
 
@@ -117,8 +116,9 @@ def diagnose(
         yield check_memory(available_memory(), actors, actor_bytes(canvas, plan), output)
         yield check_space("disk of the data directory", home.root, HOME_BYTES, HOME_VARIABLE)
         for url in stores:
-            if not url.startswith(SCHEME):
-                yield check_pairs_space(Path(url).expanduser(), pair_bytes(canvas, plan))
+            folder = address_of(url).folder
+            if folder is not None:
+                yield check_pairs_space(folder, pair_bytes(canvas, plan))
     for url in stores:
         yield from check_store(url)
 
@@ -274,17 +274,15 @@ def check_store(url: str) -> Iterator[Check]:
 
 
 def _credentials(store: Store, what: str) -> Iterator[Check]:
-    if isinstance(store, LocalStore):
+    found = store.credentials()
+    if found is None:
         return
-    from jobs.storage.s3_store import S3Store
-
-    if isinstance(store, S3Store):
-        source, ends = store.credentials()
-        advice = "the driver cannot renew them; use a profile or a role for jobs of hours"
-        if ends:
-            yield Check("warn", f"{what}: credentials", f"temporary ones from {source}", advice)
-        else:
-            yield Check("ok", f"{what}: credentials", f"from {source}")
+    source, ends = found
+    advice = "the driver cannot renew them; use a profile or a role for jobs of hours"
+    if ends:
+        yield Check("warn", f"{what}: credentials", f"temporary ones from {source}", advice)
+    else:
+        yield Check("ok", f"{what}: credentials", f"from {source}")
 
 
 def _probe(store: Store, what: str) -> Check:

@@ -24,8 +24,7 @@ from jobs.client.home import Home, JobBook
 from jobs.execution.notify import VARIABLES, Hook
 from jobs.storage import layout
 from jobs.storage.records import JobState, write_record
-from jobs.storage.s3_address import without_profile
-from jobs.storage.store import Store
+from jobs.storage.store import Store, address_of
 from nst.errors import ClusterError, InputError
 from nst.folders import PASSPHRASE_VARIABLE
 
@@ -217,7 +216,7 @@ def _start_on_cluster(home: Home, book: JobBook, actors: int, place: Place, hook
     extra = {"runtime_env": {"env_vars": variables}} if variables else {}
     entrypoint = shlex.join(
         [
-            place.python, "-m", MODULE, without_profile(book.store), book.job_id,
+            place.python, "-m", MODULE, address_of(book.store).portable().url, book.job_id,
             "--actors", str(actors), "--cluster",
         ]
     )  # fmt: skip

@@ -328,7 +328,7 @@ class Site:
         pairs, skipped = find_pairs(source)
         ready, unreadable = prepare(pairs, self.network, self.level.side, "crop")
         assert not skipped and not unreadable, (skipped, unreadable)
-        store = open_store(self.url("origin"))
+        store = open_store(self.url("origin"), create=True)
         self.origin = submit(self.home, store, self.level, self.network, ready, [], lambda *_: None)
         job = self.job("undisturbed")
         seconds = job.finish(job.start())
@@ -353,11 +353,11 @@ class Site:
     def job(self, fault: str, pairs: int | None = None) -> Job:
         """The first pairs as a new job, of the very same ciphertexts."""
         self.mend()
-        origin, store = open_store(self.origin.store), open_store(self.url(fault))
+        origin, store = open_store(self.origin.store), open_store(self.url(fault), create=True)
         record = read_record(origin, layout.job(self.origin.job_id), JobRecord)
         job_id = new_id()
         copy = record.model_copy(update={"job_id": job_id, "pairs": record.pairs[:pairs]})
-        for key in origin.list("circuits/") + origin.list("keys/"):
+        for key in origin.list("models/") + origin.list("keys/"):
             store.write(key, origin.read(key))
         for input_id in {i for p in copy.pairs for i in (p.content, p.style)}:
             blob = origin.read(layout.encrypted_input(self.origin.job_id, input_id))
