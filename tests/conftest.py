@@ -6,17 +6,20 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from nst.engines.concrete.circuits import SERVER_FILE, build, load_plan
-from nst.engines.concrete.client import Cipher, KeyCard, KeyRing
+from nst.engines.base import Evaluator, Published
+from nst.engines.cache import ModelCache
+from nst.engines.concrete.client import CircuitCipher
+from nst.keyring import KeyCard, KeyRing
 from nst.network.integers import IntegerNetwork
-from nst.engines.concrete.server import Evaluator
 from tests.s3_server import S3Server
-from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_network
-from tests.toy_job import ToyJob, run_toy_job
+from tests.toy import load_evaluator, publish_toy, toy_network
+
+if TYPE_CHECKING:
+    from tests.toy_job import ToyJob
 
 LONGEST = tuple(
     f"test_{name}.py"
@@ -48,7 +51,7 @@ def no_configuration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 @pytest.fixture(autouse=True)
 def broken_pipes_are_survived() -> None:
-    """A test that runs a circuit by itself leaves LLVM's handler; see `nst.engines.concrete.server`."""
+    """Undo LLVM's handler, which a test that runs a circuit by itself has set."""
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 
@@ -59,9 +62,15 @@ def network() -> IntegerNetwork:
 
 
 @pytest.fixture(scope="session")
-def circuits(network: IntegerNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the toy network's circuits, built once for all tests."""
-    return build(network, TOY_SIZE, TOY_P_ERROR, tmp_path_factory.mktemp("circuits"))
+def models(tmp_path_factory: pytest.TempPathFactory) -> ModelCache:
+    """A cache that holds the published toy."""
+    return ModelCache(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def published(network: IntegerNetwork, models: ModelCache) -> Published:
+    """The toy network's circuits, built once for all tests."""
+    return publish_toy(models, network)
 
 
 @pytest.fixture(scope="session")
@@ -71,37 +80,37 @@ def key_ring(tmp_path_factory: pytest.TempPathFactory) -> KeyRing:
 
 
 @pytest.fixture(scope="session")
-def key_card(key_ring: KeyRing, circuits: Path) -> KeyCard:
-    """A key set for the toy circuits, in the key ring."""
-    return key_ring.create(circuits, "toy")
+def key_card(key_ring: KeyRing, published: Published) -> KeyCard:
+    """A key set for the toy's circuits, in the key ring."""
+    return key_ring.create(published, "toy")
 
 
 @pytest.fixture(scope="session")
-def cipher(key_ring: KeyRing, key_card: KeyCard, circuits: Path) -> Cipher:
+def cipher(key_ring: KeyRing, key_card: KeyCard, published: Published) -> CircuitCipher:
     """Encryption and decryption under that key set."""
-    return key_ring.cipher(key_card.key_id, circuits)
+    cipher = key_ring.cipher(key_card.key_id, published)
+    assert isinstance(cipher, CircuitCipher)
+    return cipher
 
 
 @pytest.fixture(scope="session")
-def evaluator(key_ring: KeyRing, key_card: KeyCard, circuits: Path) -> Evaluator:
-    """The toy circuits with that key set's evaluation keys, in this process."""
-    return Evaluator(
-        load_plan(circuits),
-        (circuits / SERVER_FILE).read_bytes(),
-        key_ring.evaluation_keys(key_card.key_id),
-    )
+def evaluator(key_ring: KeyRing, key_card: KeyCard, published: Published) -> Evaluator:
+    """The toy's circuits with that key set's evaluation keys, in this process."""
+    return load_evaluator(published, key_ring.evaluation_keys(key_card.key_id))
 
 
 @pytest.fixture(scope="session")
 def toy_job(
-    circuits: Path,
+    published: Published,
     key_ring: KeyRing,
     key_card: KeyCard,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> ToyJob:
     """A real pair of pictures stylized under encryption, from submission to result."""
+    from tests.toy_job import run_toy_job
+
     folder = tmp_path_factory.mktemp("job")
-    return run_toy_job(folder, circuits, key_ring.folder / key_card.key_id)
+    return run_toy_job(folder, published.folder, key_ring.folder / key_card.key_id)
 
 
 BUCKET = "nst-tests"

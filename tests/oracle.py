@@ -16,12 +16,23 @@ from brevitas.quant import Int16Bias
 from PIL import Image
 from torch import Tensor, nn
 
-from nst.network.architecture import CONTENT, LEVEL, STYLE, Architecture
-from nst.network.integers import IntegerNetwork, IntegerStage, Ints, is_style, join, space_to_depth
+from nst.engines.base import PreparedInput
+from nst.engines.concrete.preparation import prepare_content, prepare_style, quantized
+from nst.network.architecture import (
+    COLUMNS,
+    CONTENT,
+    LEVEL,
+    OUTPUT,
+    ROWS,
+    STYLE,
+    STYLE_CODE,
+    Architecture,
+)
+from nst.network.integers import IntegerNetwork, IntegerStage, Ints, space_to_depth
 from nst.network.levels import LEVELS
-from nst.training.network import TIE, ReluLevels, SignedLevels, Weights
-from nst.stylize import Picture, plan_content, plan_style
 from nst.network.weights import load_weights
+from nst.pictures.picture import Picture
+from nst.training.network import TIE, ReluLevels, SignedLevels, Weights
 from tests.toy import random_network
 
 PICTURES = Path(__file__).resolve().parent.parent / "examples" / "pairs"
@@ -48,30 +59,26 @@ def crop(kind: str, name: str, size: int) -> Picture:
 class Clear:
     """A pair's levels after each stage, by NumPy."""
 
-    pixels: dict[str, Ints]
+    inputs: list[PreparedInput]
     levels: dict[str, Ints]
 
     @property
     def code(self) -> Ints:
-        return self.levels["style_code"][:, 0, 0]
+        return self.levels[STYLE_CODE][:, 0, 0]
 
 
 def run_clear(network: IntegerNetwork, size: int) -> Clear:
     """An example pair through `nst.network.integers`, at the contrast the client would choose."""
-    content, style = crop(CONTENT, "cat", size), crop(STYLE, "rocket", size)
-    style_plan = plan_style(network, style)
-    content_plan = plan_content(network, content, style_plan.code)
-    pixels = {
-        STYLE: style.quantized(STYLE, style_plan.gain),
-        CONTENT: content.quantized(CONTENT, content_plan.gain),
-    }
-    levels = {name: space_to_depth(p) for name, p in pixels.items()}
+    style = prepare_style(network, crop(STYLE, "rocket", size))
+    content = prepare_content(network, crop(CONTENT, "cat", size), style)
+    inputs = [style.input, content.input]
+    levels = {each.role: space_to_depth(quantized(each)) for each in inputs}
     for name, layer in network.stages.items():
-        code = levels["style_code"][:, 0, 0] if layer.stage.modulated else None
-        sources = join([levels[s] for s in layer.stage.sources])
+        code = levels[STYLE_CODE][:, 0, 0] if layer.stage.modulated else None
+        sources = np.concatenate([levels[s] for s in layer.stage.sources])
         levels[name] = layer.activate(layer.accumulate(sources, code))
-    np.testing.assert_array_equal(levels["up"], content_plan.features)
-    return Clear(pixels, levels)
+    np.testing.assert_array_equal(levels[OUTPUT], content.features)
+    return Clear(inputs, levels)
 
 
 class OracleStage(nn.Module):
@@ -160,8 +167,11 @@ class Oracle(nn.Module):
 def make_oracle(network: IntegerNetwork, name: str, clear: Clear) -> tuple[Oracle, Ints]:
     """The oracle of a stage under a style code, and the levels that it reads."""
     layer = network.stages[name]
-    source = join([clear.levels[s] for s in layer.stage.sources])
-    kernel = {"conv": (3, 3), "row_pool": (1, source.shape[2]), "pool": (source.shape[1], 1)}
-    code = None if is_style(name) else clear.code
-    stage = OracleStage(layer, code, kernel[layer.stage.kind])
+    source = np.concatenate([clear.levels[s] for s in layer.stage.sources])
+    kind = layer.stage.kind
+    height, width = (
+        source.shape[axis] if axis in kind.summed else kind.kernel for axis in (ROWS, COLUMNS)
+    )
+    code = clear.code if layer.stage.modulated else None
+    stage = OracleStage(layer, code, (height, width))
     return Oracle(stage, int(source.min())).eval(), source

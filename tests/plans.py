@@ -11,12 +11,9 @@ from nst.engines.concrete.plan import CircuitPlan, StagePlan
 
 
 def made_up_plan(size: int = 64, body: int = 2, **sizes: Any) -> CircuitPlan:
-    """The stages of a small network, with a PBS an output element and a byte a PBS.
-
-    Without further `sizes` it is a chain in which a stage reads the two before it.
-    """
-    chain = {"coarse": 0, "dense": 2, "reads_pixels": False, "code_layers": 1, **sizes}
-    stages = Architecture(latent=4, body=body, up=1, style_stem=2, code=5, **chain).stages()
+    """The stages of a small network, with a PBS per output element and a byte per PBS."""
+    small = {"latent": 4, "up": 1, "style_stem": 2, "style_deep": 0, "code": 5, **sizes}
+    stages = Architecture(body=body, **small).stages()
     shapes = grids(stages, size)
     plans = []
     for stage in stages:
@@ -25,8 +22,9 @@ def made_up_plan(size: int = 64, body: int = 2, **sizes: Any) -> CircuitPlan:
         plans.append(
             StagePlan(
                 name=stage.name,
-                kind=stage.kind,
+                branch=stage.branch,
                 sources=stage.sources,
+                reads=stage.kind.reads,
                 stride=stage.stride,
                 modulated=stage.modulated,
                 rows=rows,

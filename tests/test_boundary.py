@@ -11,16 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nst.network.architecture import STYLE
 from nst.ciphertext import Envelope
-from nst.engines.concrete.circuits import PLAN_FILE, SERVER_FILE
-from nst.engines.concrete.client import EVALUATION_FILE, Cipher, KeyRing
+from nst.engines.base import Published
+from nst.engines.concrete.client import CircuitCipher
+from nst.engines.concrete.preparation import quantized
+from nst.engines.concrete.server import CLIENT_NAMES
+from nst.keyring import EVALUATION_FILE, KeyRing
+from nst.network.architecture import STYLE
 from nst.network.integers import IntegerNetwork, space_to_depth
-from nst.engines.concrete.server import FORBIDDEN_MODULES, FORBIDDEN_NAMES
-from tests.toy import TOY_SIZE, assert_close_levels, noise_pixels
+from nst.sealing import client_modules
+from tests.toy import assert_close_levels, encrypt, noise_input
 
 ROOT = Path(__file__).resolve().parent.parent
+FORBIDDEN = client_modules()
 SERVER_MODULES = (
+    "nst.sealing",
+    "nst.engines.cache",
     "nst.engines.concrete.server",
     "nst.engines.concrete.switching",
     "jobs.execution.driver",
@@ -54,27 +60,27 @@ def test_server_modules_import_no_client_code(module: str) -> None:
     code = f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(output_of(code))
     assert module in loaded
-    forbidden = [m for m in loaded for f in FORBIDDEN_MODULES if m == f or m.startswith(f + ".")]
+    forbidden = [m for m in loaded for f in FORBIDDEN if m == f or m.startswith(f + ".")]
     assert forbidden == []
 
 
 def test_the_client_does_import_what_is_forbidden() -> None:
     # Otherwise the list would be out of date and the test above blind.
-    code = "import sys, json, nst.engines.concrete.client; print(json.dumps(sorted(sys.modules)))"
-    loaded = json.loads(output_of(code.replace("nst.engines.concrete.client", "nst.engines.concrete.client, nst.engines.concrete.compilation")))
-    assert {"concrete.fhe", "nst.engines.concrete.client", "nst.engines.concrete.circuits", "nst.engines.concrete.compilation"} <= set(loaded)
+    code = "import sys, json, {}; print(json.dumps(sorted(sys.modules)))"
+    every = ", ".join(m for m in FORBIDDEN if m != "concrete.ml")
+    assert {*FORBIDDEN} - {"concrete.ml"} <= set(json.loads(output_of(code.format(every))))
     # To encrypt and to decrypt takes the runtime alone: the frontend costs a user seconds.
-    assert {"concrete.fhe", "torch"}.isdisjoint(json.loads(output_of(code)))
-    assert "concrete.ml" in FORBIDDEN_MODULES
+    client = code.format("nst.stylizer, nst.engines.concrete.client")
+    assert {"concrete.fhe", "torch"}.isdisjoint(json.loads(output_of(client)))
 
 
 def test_a_sealed_process_cannot_import_client_code() -> None:
     code = """
 import importlib, json, sys
-from nst.engines.concrete.server import FORBIDDEN_MODULES, seal
+from nst.sealing import client_modules, seal
 seal()
 refused = []
-for name in (*FORBIDDEN_MODULES, "concrete.fhe.compilation", "concrete.fhe.compilation.client"):
+for name in (*client_modules(), "concrete.fhe.compilation", "concrete.fhe.compilation.client"):
     try:
         importlib.import_module(name)
     except ImportError:
@@ -90,9 +96,9 @@ except ImportError:
 print(json.dumps([refused, left]))
 """
     refused, left = json.loads(output_of(code))
-    assert set(FORBIDDEN_MODULES) <= set(refused)
+    assert set(FORBIDDEN) <= set(refused)
     assert {"concrete.fhe.compilation", "concrete.fhe.compilation.client"} <= set(refused)
-    assert set(FORBIDDEN_NAMES).isdisjoint(left)
+    assert set(CLIENT_NAMES).isdisjoint(left)
     # Nothing else that by its name makes or uses a secret: these are what a server has, and
     # descriptions of keys.
     suspicious = {n for n in left if "Client" in n or "Secret" in n or "Keyset" in n}
@@ -107,34 +113,40 @@ import json, concrete.compiler as c
 from mlir._mlir_libs._concretelang import _compiler
 print(json.dumps([*dir(c), *dir(_compiler)]))
 """
-    assert set(FORBIDDEN_NAMES) <= set(json.loads(output_of(code)))
+    assert set(CLIENT_NAMES) <= set(json.loads(output_of(code)))
 
 
-@pytest.mark.parametrize("module", ["nst.engines.concrete.client", "nst.engines.concrete.circuits"])
+@pytest.mark.parametrize("module", ["nst.keyring", "nst.engines.concrete.publish"])
 def test_a_process_with_client_code_cannot_be_sealed(module: str) -> None:
-    done = run_python(f"import {module}; from nst.engines.concrete.server import seal; seal()")
+    done = run_python(f"import {module}; from nst.sealing import seal; seal()")
     assert done.returncode != 0
     assert "RuntimeError: a server process has imported client code" in done.stderr
     assert module in done.stderr
 
 
 def test_a_sealed_process_evaluates(
-    network: IntegerNetwork, circuits: Path, key_ring: KeyRing, cipher: Cipher, tmp_path: Path
+    network: IntegerNetwork,
+    published: Published,
+    key_ring: KeyRing,
+    cipher: CircuitCipher,
+    tmp_path: Path,
 ) -> None:
-    pixels = noise_pixels(TOY_SIZE, 4)
-    (tmp_path / "in").write_bytes(cipher.encrypt(pixels, STYLE).pack())
+    style = noise_input(STYLE, 4)
+    (tmp_path / "in").write_bytes(encrypt(cipher, style).pack())
     code = """
-import json, os, sys
+import os, sys
 from pathlib import Path
-from nst.engines.concrete.server import Evaluator, seal
+from nst.sealing import seal
 seal()
 from nst.ciphertext import Envelope
-from nst.engines.concrete.plan import CircuitPlan
-plan, archive, keys, source, target = map(Path, sys.argv[1:])
-record = CircuitPlan.from_dict(json.loads(plan.read_text()))
-evaluator = Evaluator(record, archive.read_bytes(), keys.read_bytes())
+from nst.engines import get_engine, parse_plan
+from nst.engines.base import PLAN_FILE, SERVER_FILE
+folder, keys, source, target = map(Path, sys.argv[1:])
+plan = parse_plan((folder / PLAN_FILE).read_bytes(), "the plan")
+bundle = (folder / SERVER_FILE).read_bytes()
+evaluator = get_engine(plan.engine).load(plan, bundle, keys.read_bytes())
 envelope = Envelope.unpack(source.read_bytes(), "input")
-above, row, below, *_ = envelope.rows
+above, row, below, *_ = envelope.parts
 result = evaluator.run("style_stem", [above, row, below])
 target.write_bytes(Envelope(envelope.key_id, envelope.model_id, (result,)).pack())
 # LLVM's handler would end the process here.
@@ -147,8 +159,7 @@ except BrokenPipeError:
 """
     said = output_of(
         code,
-        str(circuits / PLAN_FILE),
-        str(circuits / SERVER_FILE),
+        str(published.folder),
         str(key_ring.folder / cipher.key_id / EVALUATION_FILE),
         str(tmp_path / "in"),
         str(tmp_path / "out"),
@@ -157,9 +168,9 @@ except BrokenPipeError:
     result = Envelope.unpack((tmp_path / "out").read_bytes(), "result")
     result.require(cipher.key_id, cipher.model_id, "result")
     layer = network.stages["style_stem"]
-    expected = layer.activate(layer.accumulate(space_to_depth(pixels), None))[:, 1:2]
+    expected = layer.activate(layer.accumulate(space_to_depth(quantized(style)), None))[:, 1:2]
     assert np.unique(expected).size > 1
-    assert_close_levels(cipher.decrypt_rows("style_stem", result.rows), expected)
+    assert_close_levels(cipher.decrypt_rows("style_stem", result.parts), expected)
 
 
 def imported(path: Path) -> set[str]:
@@ -187,7 +198,7 @@ def offences(package: str, banned: tuple[str, ...]) -> list[str]:
 
 
 def test_cluster_knows_neither_jobs_nor_the_client() -> None:
-    assert offences("cluster", ("jobs", *FORBIDDEN_MODULES)) == []
+    assert offences("cluster", ("jobs", *FORBIDDEN)) == []
 
 
 def test_the_core_knows_neither_cluster_nor_store() -> None:

@@ -11,41 +11,49 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from nst.engines.concrete import circuits as circuits_module
-from nst.engines.concrete import compilation
-from nst.network.architecture import ACCUMULATOR_MAX, CONTENT, LEVEL, STYLE, grids
 from nst.ciphertext import Envelope
-from nst.engines.concrete.circuits import PLAN_FILE, SERVER_FILE, build, model_id, load_plan
-from nst.engines.concrete.client import EVALUATION_FILE, SECRET_FILE, Cipher, KeyCard, KeyRing
+from nst.engines import parse_plan
+from nst.engines.base import PLAN_FILE, Cipher, Evaluator, Published
+from nst.engines.cache import FILES, MANIFEST, ModelCache
+from nst.engines.concrete import compilation, publish
+from nst.engines.concrete.client import CircuitCipher
+from nst.engines.concrete.plan import CircuitPlan
+from nst.engines.concrete.preparation import quantized
+from nst.engines.concrete.publish import model_id
 from nst.errors import CircuitError, InputError
+from nst.keyring import EVALUATION_FILE, SECRET_FILE, KeyCard, KeyRing
+from nst.network.architecture import ACCUMULATOR_MAX, CONTENT, LEVEL, STYLE, grids
 from nst.network.integers import (
     AccumulatorRange,
     IntegerNetwork,
     IntegerStage,
     Ints,
-    join,
     space_to_depth,
 )
 from nst.network.levels import LEVELS, P_ERROR
-from nst.engines.concrete.plan import CircuitPlan
-from nst.engines.concrete.server import Evaluator
 from nst.network.weights import load_weights
+from nst.pictures.size import Size
 from tests.toy import (
+    ENGINE,
     TOY,
-    TOY_P_ERROR,
     TOY_SIZE,
     assert_close_levels,
-    noise_pixels,
+    encrypt,
+    load_evaluator,
+    noise_input,
+    publish_toy,
     random_network,
     run_stage,
+    toy_level,
     toy_network,
 )
 
-STYLE_PIXELS, CONTENT_PIXELS = noise_pixels(TOY_SIZE, 1), noise_pixels(TOY_SIZE, 2)
+INPUTS = [noise_input(STYLE, 1), noise_input(CONTENT, 2)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +64,18 @@ class EncryptedRun:
     levels: dict[str, Ints]
 
 
+def input_levels() -> dict[str, Ints]:
+    """Levels of the pair that is encrypted."""
+    return {each.role: space_to_depth(quantized(each)) for each in INPUTS}
+
+
 @pytest.fixture(scope="module")
-def encrypted_run(network: IntegerNetwork, cipher: Cipher, evaluator: Evaluator) -> EncryptedRun:
+def encrypted_run(
+    network: IntegerNetwork, cipher: CircuitCipher, evaluator: Evaluator
+) -> EncryptedRun:
     """The toy network on one pair, no decryption between its stages."""
-    rows = {
-        STYLE: list(cipher.encrypt(STYLE_PIXELS, STYLE).rows),
-        CONTENT: list(cipher.encrypt(CONTENT_PIXELS, CONTENT).rows),
-    }
-    levels = {STYLE: space_to_depth(STYLE_PIXELS), CONTENT: space_to_depth(CONTENT_PIXELS)}
+    rows = {each.role: list(encrypt(cipher, each).parts) for each in INPUTS}
+    levels = input_levels()
     for name, layer in network.stages.items():
         code = rows["style_code"][0] if layer.stage.modulated else None
         rows[name] = run_stage(evaluator, layer.stage, [rows[s] for s in layer.stage.sources], code)
@@ -75,9 +87,11 @@ def encrypted_run(network: IntegerNetwork, cipher: Cipher, evaluator: Evaluator)
 def clear_run(network: IntegerNetwork) -> dict[str, Ints]:
     """The same pair in the clear, and a proof that it stays within the accumulators."""
     seen = AccumulatorRange()
-    levels = {STYLE: space_to_depth(STYLE_PIXELS), CONTENT: space_to_depth(CONTENT_PIXELS)}
+    levels = input_levels()
     for name, layer in network.stages.items():
-        acc = layer.accumulate(join([levels[s] for s in layer.stage.sources]), _code(levels))
+        acc = layer.accumulate(
+            np.concatenate([levels[s] for s in layer.stage.sources]), _code(levels)
+        )
         seen.include(acc)
         levels[name] = layer.activate(acc)
     assert seen.safe
@@ -93,7 +107,7 @@ def test_each_stage_computes_its_integers(
     name: str, network: IntegerNetwork, encrypted_run: EncryptedRun
 ) -> None:
     levels, layer = encrypted_run.levels, network.stages[name]
-    sources = join([levels[s] for s in layer.stage.sources])
+    sources = np.concatenate([levels[s] for s in layer.stage.sources])
     expected = layer.activate(layer.accumulate(sources, _code(levels)))
     assert np.unique(expected).size > 1, "a constant stage would prove nothing"
     assert_close_levels(levels[name], expected)
@@ -109,14 +123,14 @@ def test_stages_chain_without_decryption(
         assert difference.size < 100 or difference.mean() < 0.4, name
     # The picture, not something near its mean: far closer than the features of another picture.
     code = clear_run["style_code"][:, 0, 0]
-    other = network.content_features(noise_pixels(TOY_SIZE, 3), code)
+    other = network.content_features(quantized(noise_input(CONTENT, 3)), code)
     ours = np.abs(encrypted_run.levels["up"] - clear_run["up"]).mean()
     assert ours < 0.7 * np.abs(other - clear_run["up"]).mean()
 
 
 def test_the_style_code_steers_the_content(
     network: IntegerNetwork,
-    cipher: Cipher,
+    cipher: CircuitCipher,
     evaluator: Evaluator,
     encrypted_run: EncryptedRun,
 ) -> None:
@@ -139,40 +153,43 @@ def test_the_style_code_steers_the_content(
 
 @pytest.mark.parametrize("stride", [2, 3])
 def test_a_strided_style_stem_reads_every_pixel_once(stride: int, tmp_path: Path) -> None:
-    size = TOY_SIZE * stride
+    side = TOY_SIZE * stride
     network = random_network(dataclasses.replace(TOY, style_stride=stride))
-    folder = build(network, size, TOY_P_ERROR, tmp_path / "circuits")
-    ring = KeyRing(tmp_path / "keys")
-    key_id = ring.create(folder, "toy").key_id
-    cipher = ring.cipher(key_id, folder)
-    evaluator = Evaluator(
-        load_plan(folder), (folder / SERVER_FILE).read_bytes(), ring.evaluation_keys(key_id)
-    )
-    pixels = noise_pixels(size)
-    rows, wanted = list(cipher.encrypt(pixels, STYLE).rows), [0, 5]
+    models, ring = ModelCache(tmp_path / "models"), KeyRing(tmp_path / "keys")
+    published = publish_toy(models, network, side)
+    key_id = ring.create(published, "toy").key_id
+    cipher = ring.cipher(key_id, published)
+    assert isinstance(cipher, CircuitCipher)
+    evaluator = load_evaluator(published, ring.evaluation_keys(key_id))
+    style = noise_input(STYLE, size=Size.square(side))
+    rows, wanted = encrypt(cipher, style).parts, [0, 5]
     stem = network.stages["style_stem"]
     out = cipher.decrypt_rows(
         "style_stem", tuple(run_stage(evaluator, stem.stage, [rows], only=wanted))
     )
-    expected = stem.activate(stem.accumulate(space_to_depth(pixels), None))
+    expected = stem.activate(stem.accumulate(space_to_depth(quantized(style)), None))
     assert_close_levels(out, expected[:, wanted])
     # The style branch costs what it costs at the size for which no stride is needed.
-    plain = build(random_network(TOY), TOY_SIZE, TOY_P_ERROR, tmp_path / "circuits")
-    assert load_plan(folder).pbs_style == load_plan(plain).pbs_style
+    plain = publish_toy(models, random_network(TOY))
+    assert circuit_plan(published).pbs_style == circuit_plan(plain).pbs_style
+
+
+def circuit_plan(published: Published) -> CircuitPlan:
+    assert isinstance(published.plan, CircuitPlan)
+    return published.plan
 
 
 def test_the_real_network_keeps_its_budget(tmp_path: Path) -> None:
-    network = load_weights(LEVELS["low"].weights)
+    level = LEVELS["low"]
+    network = load_weights(level.weights)
     architecture = network.architecture
-    folder = build(network, 64, P_ERROR, tmp_path)
-    plan = load_plan(folder)
-    summary = plan.summary()
+    plan = circuit_plan(ModelCache(tmp_path).publish(ENGINE, network, level, level.square))
     assert plan.pbs_style <= 15_000
-    assert summary["pbs_per_pair"] <= 60_000
-    assert summary["operations_per_pair"] <= 4.5e12
+    assert plan.pbs_style + plan.pbs_content <= 60_000
+    assert plan.operations_per_pair <= 4.5e12
     # One PBS an activation, no other: no stage requantizes, pads or adds by bootstrapping.
     shapes = grids(architecture.stages(), 64)
-    for stage, planned in zip(architecture.stages(), plan.stages, strict=True):
+    for stage, planned in zip(architecture.stages(), plan.circuits, strict=True):
         grid = shapes[stage.name]
         assert (planned.name, planned.rows) == (stage.name, grid.rows)
         assert planned.pbs == grid.rows * grid.width * stage.out_channels
@@ -182,18 +199,22 @@ def test_the_real_network_keeps_its_budget(tmp_path: Path) -> None:
 
 
 def test_sizes_in_the_plan_are_the_sizes_met(
-    circuits: Path, cipher: Cipher, key_ring: KeyRing, encrypted_run: EncryptedRun
+    published: Published, cipher: Cipher, key_ring: KeyRing, encrypted_run: EncryptedRun
 ) -> None:
-    plan = load_plan(circuits)
-    assert plan.size == TOY_SIZE
+    plan = circuit_plan(published)
+    assert plan.size == plan.style_size == Size.square(TOY_SIZE)
     keys = key_ring.evaluation_keys(cipher.key_id)
     assert len(keys) == pytest.approx(plan.evaluation_key_bytes, rel=0.01)
-    rows = encrypted_run.rows
-    assert sum(map(len, rows[CONTENT])) == pytest.approx(plan.input_ciphertext_bytes, rel=0.05)
-    assert sum(map(len, rows["up"])) == pytest.approx(plan.output_ciphertext_bytes, rel=0.05)
-    for stage in plan.stages:
-        assert len(rows[stage.name]) == stage.rows
-        assert len(rows[stage.name][0]) == pytest.approx(stage.output_bytes, rel=0.05)
+    rows, stored = encrypted_run.rows, plan.stored
+    assert sum(map(len, rows[CONTENT])) == pytest.approx(stored.content, rel=0.05)
+    assert sum(map(len, rows[STYLE])) == pytest.approx(stored.style, rel=0.05)
+    small = [len(plan.pack_result(cipher.key_id, row).parts[0]) for row in rows["up"]]
+    assert sum(small) == pytest.approx(stored.result, rel=0.05)
+    counts = (stored.content_parts, stored.style_parts, stored.result_parts)
+    assert counts == (len(rows[CONTENT]), len(rows[STYLE]), len(rows["up"]))
+    for circuit in plan.circuits:
+        assert len(rows[circuit.name]) == circuit.rows
+        assert len(rows[circuit.name][0]) == pytest.approx(circuit.output_bytes, rel=0.05)
 
 
 def changed(network: IntegerNetwork, name: str, **changes: Ints) -> IntegerNetwork:
@@ -202,7 +223,9 @@ def changed(network: IntegerNetwork, name: str, **changes: Ints) -> IntegerNetwo
     return dataclasses.replace(network, stages={**network.stages, name: stage})
 
 
-def test_the_circuit_id_follows_all_that_is_compiled(network: IntegerNetwork) -> None:
+def test_the_model_id_follows_all_that_is_compiled(
+    network: IntegerNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stem = network.stages["stem"]
     assert stem.modulation is not None
 
@@ -211,45 +234,89 @@ def test_the_circuit_id_follows_all_that_is_compiled(network: IntegerNetwork) ->
         out.flat[-1] += 1
         return out
 
-    first = model_id(network, 32, 0.02)
-    assert first == model_id(toy_network(), 32, 0.02)
+    def identity(of: IntegerNetwork, side: int = 32, width: int = 32, p_error: float = 0.02) -> str:
+        return model_id(of, side, width, p_error)
+
+    first = identity(network)
+    assert first == identity(toy_network())
     ids = [
         first,
-        model_id(network, 64, 0.02),
-        model_id(network, 32, 0.01),
-        model_id(toy_network(1), 32, 0.02),
-        model_id(changed(network, "stem", weight=nudged(stem.weight)), 32, 0.02),
-        model_id(changed(network, "stem", bias=nudged(stem.bias)), 32, 0.02),
-        model_id(changed(network, "stem", modulation=nudged(stem.modulation)), 32, 0.02),
+        identity(network, side=64),
+        identity(network, width=64),
+        identity(network, p_error=0.01),
+        identity(toy_network(1)),
+        identity(changed(network, "stem", weight=nudged(stem.weight))),
+        identity(changed(network, "stem", bias=nudged(stem.bias))),
+        identity(changed(network, "stem", modulation=nudged(stem.modulation))),
     ]
+    monkeypatch.setattr(publish, "COMPILER_REVISION", publish.COMPILER_REVISION + 1)
+    ids.append(identity(network))
     assert len(set(ids)) == len(ids)
+    monkeypatch.undo()
     # The client's last layer is no part of the circuits.
-    head = dataclasses.replace(network, head_bias=network.head_bias + 1)
-    assert model_id(head, 32, 0.02) == first
+    assert identity(dataclasses.replace(network, head_bias=network.head_bias + 1)) == first
 
 
-def test_circuits_are_compiled_once(
-    network: IntegerNetwork, circuits: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_model_is_published_once(
+    network: IntegerNetwork,
+    models: ModelCache,
+    published: Published,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def compile_again(*_: object) -> None:
         raise AssertionError("compiled again")
 
     monkeypatch.setattr(compilation, "compile_module", compile_again)
-    assert build(network, TOY_SIZE, TOY_P_ERROR, circuits.parent) == circuits
+    assert publish_toy(models, network) == published == models.open(published.plan.model_id)
+    # A content of another height goes through the same circuits.
+    tall = models.publish(ENGINE, network, toy_level(), Size(TOY_SIZE, 90))
+    assert tall.folder == published.folder
+    assert tall.plan == published.plan.at(Size(TOY_SIZE, 96))
     with pytest.raises(AssertionError, match="compiled again"):
-        build(network, TOY_SIZE, TOY_P_ERROR / 2, circuits.parent)
+        models.publish(ENGINE, network, toy_level(), Size(TOY_SIZE + 8, TOY_SIZE))
 
 
 def test_nothing_half_built_is_left_or_found(
     network: IntegerNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def disk_full(*_: object) -> CircuitPlan:
+    def disk_full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(circuits_module.json, "dumps", disk_full)
+    monkeypatch.setattr(compilation, "compile_module", lambda *_: (None, {}))
+    monkeypatch.setattr(compilation, "make_plan", disk_full)
     with pytest.raises(OSError, match="No space"):
-        build(network, TOY_SIZE, TOY_P_ERROR, tmp_path)
+        publish_toy(ModelCache(tmp_path), network)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_damaged_model_is_noticed_and_built_again(
+    name: str,
+    damage: str,
+    network: IntegerNetwork,
+    published: Published,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models = ModelCache(tmp_path)
+    folder = tmp_path / published.plan.model_id
+    shutil.copytree(published.folder, folder)
+    path = folder / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CircuitError, match=published.plan.model_id) as caught:
+        models.open(published.plan.model_id)
+    assert "\n" not in str(caught.value)
+
+    def build(*arguments: Any) -> None:
+        shutil.copytree(published.folder, arguments[-1], dirs_exist_ok=True)
+
+    monkeypatch.setattr(type(ENGINE), "publish", build)
+    assert publish_toy(models, network).plan == published.plan
+    assert models.open(published.plan.model_id).plan == published.plan
 
 
 @pytest.mark.parametrize("name", ["style_stem", "style_rows", "up"])
@@ -261,18 +328,26 @@ def test_weights_too_small_for_the_accumulators_are_refused(
     faint[:, 0, 0, 0] = 1
     network = changed(network, name, weight=faint)
     with pytest.raises(CircuitError, match=name) as caught:
-        build(network, TOY_SIZE, TOY_P_ERROR, tmp_path)
+        publish_toy(ModelCache(tmp_path), network)
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_plan_is_refused(circuits: Path, tmp_path: Path) -> None:
-    with pytest.raises(CircuitError, match="build it again"):
-        load_plan(tmp_path)
-    record = json.loads((circuits / PLAN_FILE).read_text())
-    for text in ("{", "{}", json.dumps({**record, "format": 99}), json.dumps({**record, "x": 1})):
-        (tmp_path / PLAN_FILE).write_text(text)
+def test_a_damaged_plan_is_refused(published: Published) -> None:
+    written = (published.folder / PLAN_FILE).read_bytes()
+    assert parse_plan(written, "it") == published.plan
+    record = json.loads(written)
+    wrong: list[Any] = [
+        {},
+        [],
+        {**record, "engine": "abacus"},
+        {**record, "format": 99},
+        {**record, "x": 1},
+        {**record, "circuits": 3},
+        {**record, "circuits": [{"name": "stem"}]},
+    ]
+    for text in ["{", *map(json.dumps, wrong)]:
         with pytest.raises(CircuitError):
-            load_plan(tmp_path)
+            parse_plan(text.encode(), "it")
 
 
 def test_rounding_agrees_with_its_definition() -> None:
@@ -287,14 +362,16 @@ def test_rounding_agrees_with_its_definition() -> None:
 
 
 @pytest.fixture(scope="module")
-def other_cipher(key_ring: KeyRing, circuits: Path, key_card: KeyCard) -> Cipher:
-    """A second key set for the same circuits, made under a careless umask."""
+def other_cipher(key_ring: KeyRing, published: Published, key_card: KeyCard) -> CircuitCipher:
+    """A second key set for the same model, made under a careless umask."""
     before = os.umask(0)
     try:
-        card = key_ring.create(circuits, "toy")
+        card = key_ring.create(published, "toy")
     finally:
         os.umask(before)
-    return key_ring.cipher(card.key_id, circuits)
+    cipher = key_ring.cipher(card.key_id, published)
+    assert isinstance(cipher, CircuitCipher)
+    return cipher
 
 
 def test_key_files_are_their_owner_s(key_ring: KeyRing, other_cipher: Cipher) -> None:
@@ -308,12 +385,12 @@ def test_key_files_are_their_owner_s(key_ring: KeyRing, other_cipher: Cipher) ->
 
 @pytest.mark.parametrize("kind", ["truncated", "empty", "evaluation keys"])
 def test_only_the_secret_key_makes_a_cipher(
-    kind: str, key_ring: KeyRing, key_card: KeyCard, circuits: Path, tmp_path: Path
+    kind: str, key_ring: KeyRing, key_card: KeyCard, published: Published, tmp_path: Path
 ) -> None:
     folder = tmp_path / key_card.key_id
     shutil.copytree(key_ring.folder / key_card.key_id, folder)
     secret = (folder / SECRET_FILE).read_bytes()
-    KeyRing(tmp_path).cipher(key_card.key_id, circuits)
+    KeyRing(tmp_path).cipher(key_card.key_id, published)
     wrong = {
         "truncated": secret[: len(secret) // 2],
         "empty": b"",
@@ -322,13 +399,13 @@ def test_only_the_secret_key_makes_a_cipher(
     }
     (folder / SECRET_FILE).write_bytes(wrong[kind])
     with pytest.raises(CircuitError, match=f"{key_card.key_id} is damaged"):
-        KeyRing(tmp_path).cipher(key_card.key_id, circuits)
+        KeyRing(tmp_path).cipher(key_card.key_id, published)
 
 
 def test_every_generation_has_its_own_secret(
     key_ring: KeyRing,
-    cipher: Cipher,
-    other_cipher: Cipher,
+    cipher: CircuitCipher,
+    other_cipher: CircuitCipher,
     encrypted_run: EncryptedRun,
 ) -> None:
     assert cipher.key_id != other_cipher.key_id
@@ -344,15 +421,14 @@ def test_every_generation_has_its_own_secret(
 
 
 def test_encryption_is_randomized(cipher: Cipher) -> None:
-    pixels = np.zeros((3, TOY_SIZE, TOY_SIZE), dtype=np.int64)
-    first, second = cipher.encrypt(pixels, CONTENT), cipher.encrypt(pixels, CONTENT)
-    assert len(set(first.rows) | set(second.rows)) == 2 * len(first.rows)
+    first, second = (encrypt(cipher, INPUTS[0]) for _ in range(2))
+    assert len(set(first.parts) | set(second.parts)) == 2 * len(first.parts)
     # Not merely a header that differs: almost no byte of a row is where it was.
-    one, two = (np.frombuffer(e.rows[0], dtype=np.uint8) for e in (first, second))
+    one, two = (np.frombuffer(e.parts[0], dtype=np.uint8) for e in (first, second))
     assert (one == two).mean() < 0.3
 
 
-def test_a_ring_finds_the_newest_key_of_the_circuits(
+def test_a_ring_finds_the_newest_key_of_the_model(
     key_ring: KeyRing, key_card: KeyCard, other_cipher: Cipher
 ) -> None:
     assert {card.key_id for card in key_ring.list()} == {key_card.key_id, other_cipher.key_id}
@@ -362,44 +438,52 @@ def test_a_ring_finds_the_newest_key_of_the_circuits(
     assert key_ring.find("0" * 16) is None
 
 
+def packed(cipher: Cipher, *rows: bytes) -> list[bytes]:
+    """Rows of a result as they are stored, but for the switching of their words."""
+    return [Envelope(cipher.key_id, cipher.model_id, (row,)).pack() for row in rows]
+
+
 def test_a_result_of_another_key_is_refused(
     cipher: Cipher, other_cipher: Cipher, encrypted_run: EncryptedRun
 ) -> None:
-    result = Envelope(cipher.key_id, cipher.model_id, tuple(encrypted_run.rows["up"]))
-    np.testing.assert_array_equal(cipher.decrypt(result, "a"), encrypted_run.levels["up"])
+    result = packed(cipher, *encrypted_run.rows["up"])
+    np.testing.assert_array_equal(cipher.decrypt_result(result, "a"), encrypted_run.levels["up"])
     with pytest.raises(CircuitError, match=f"the result .*{cipher.key_id}.*{other_cipher.key_id}"):
-        other_cipher.decrypt(result, "the result")
-    with pytest.raises(CircuitError, match="circuits"):
-        cipher.decrypt(dataclasses.replace(result, model_id="f" * 16), "the result")
+        other_cipher.decrypt_result(result, "the result")
+    other = dataclasses.replace(Envelope.unpack(result[1], "row"), model_id="f" * 16).pack()
+    with pytest.raises(CircuitError, match="row 1 of the result was made by model f"):
+        cipher.decrypt_result([result[0], other, *result[2:]], "the result")
 
 
-@pytest.mark.parametrize("kind", ["garbage", "empty", "no rows", "another stage"])
+@pytest.mark.parametrize(
+    "kind", ["garbage", "empty", "no rows", "another stage", "a row too few", "a row too many"]
+)
 def test_what_is_no_result_is_refused(
     kind: str, cipher: Cipher, encrypted_run: EncryptedRun
 ) -> None:
+    up = encrypted_run.rows["up"]
     rows = {
-        "garbage": (b"\x5a" * 4000,),
-        "empty": (b"",),
-        "no rows": (),
-        "another stage": (encrypted_run.rows["up"][0], encrypted_run.rows["style_rows"][0]),
+        "garbage": [b"\x5a" * 4000],
+        "empty": [b""],
+        "no rows": [],
+        "another stage": [up[0], encrypted_run.rows["style_rows"][0]],
+        "a row too few": up[:-1],
+        "a row too many": [*up, up[0]],
     }
     # Envelope and checksum are right, as a malicious server would make them.
-    result = Envelope(cipher.key_id, cipher.model_id, rows[kind])
-    with pytest.raises(CircuitError, match="the result is no result") as caught:
-        cipher.decrypt(result, "the result")
+    with pytest.raises(CircuitError, match=r"the result (is no result|has \d rows)") as caught:
+        cipher.decrypt_result(packed(cipher, *rows[kind]), "the result")
     assert "\n" not in str(caught.value)
 
 
-def test_a_key_of_other_circuits_is_refused(
-    key_ring: KeyRing, key_card: KeyCard, circuits: Path, tmp_path: Path
+def test_a_key_of_another_model_is_refused(
+    key_ring: KeyRing, key_card: KeyCard, published: Published
 ) -> None:
-    record = json.loads((circuits / PLAN_FILE).read_text())
-    (tmp_path / PLAN_FILE).write_text(json.dumps({**record, "model_id": "f" * 16}))
-    (tmp_path / SERVER_FILE).write_bytes((circuits / SERVER_FILE).read_bytes())
-    with pytest.raises(CircuitError, match="made for circuits"):
-        key_ring.cipher(key_card.key_id, tmp_path)
+    other = dataclasses.replace(circuit_plan(published), model_id="f" * 16)
+    with pytest.raises(CircuitError, match="made for model"):
+        key_ring.cipher(key_card.key_id, dataclasses.replace(published, plan=other))
     with pytest.raises(InputError, match="0123456789abcdef"):
-        key_ring.cipher("0123456789abcdef", circuits)
+        key_ring.cipher("0123456789abcdef", published)
 
 
 def test_an_envelope_comes_back_as_it_went(cipher: Cipher) -> None:
@@ -408,7 +492,7 @@ def test_an_envelope_comes_back_as_it_went(cipher: Cipher) -> None:
 
 
 def test_a_truncated_envelope_is_refused(cipher: Cipher) -> None:
-    blob = cipher.encrypt(STYLE_PIXELS, STYLE).pack()
+    blob = encrypt(cipher, INPUTS[0]).pack()
     for keep in (0, 3, 11, 12, 50, 300, 1000, len(blob) // 2, len(blob) - 1):
         with pytest.raises(CircuitError, match="it is damaged"):
             Envelope.unpack(blob[:keep], "it")
@@ -425,24 +509,25 @@ def test_a_flipped_bit_anywhere_is_noticed(cipher: Cipher) -> None:
             flipped[position] ^= 1 << bit
             with pytest.raises(CircuitError):
                 # A name that was hit is read as another name, and then does not fit.
-                Envelope.unpack(bytes(flipped), "it").require(
-                    cipher.key_id, cipher.model_id, "it"
-                )
+                Envelope.unpack(bytes(flipped), "it").require(cipher.key_id, cipher.model_id, "it")
 
 
 def test_an_evaluator_refuses_what_it_cannot_run(
-    circuits: Path, evaluator: Evaluator, key_ring: KeyRing, key_card: KeyCard, cipher: Cipher
+    published: Published,
+    evaluator: Evaluator,
+    key_ring: KeyRing,
+    key_card: KeyCard,
+    cipher: Cipher,
 ) -> None:
-    plan = load_plan(circuits)
-    archive = (circuits / SERVER_FILE).read_bytes()
+    plan = circuit_plan(published)
+    archive = published.server_bundle.read_bytes()
     keys = key_ring.evaluation_keys(key_card.key_id)
     with pytest.raises(CircuitError, match=r"Concrete 0\.0"):
-        Evaluator(dataclasses.replace(plan, concrete_version="0.0"), archive, keys)
-    with pytest.raises(CircuitError, match="submit the job again"):
-        Evaluator(plan, archive[: len(archive) // 2], keys)
-    with pytest.raises(CircuitError, match="submit the job again"):
-        Evaluator(plan, archive, keys[: len(keys) // 2])
-    row = cipher.encrypt(STYLE_PIXELS, STYLE).rows[0]
+        ENGINE.load(dataclasses.replace(plan, concrete_version="0.0"), archive, keys)
+    for bundle, made in ((archive[: len(archive) // 2], keys), (archive, keys[: len(keys) // 2])):
+        with pytest.raises(CircuitError, match="submit the job again"):
+            ENGINE.load(plan, bundle, made)
+    row = encrypt(cipher, INPUTS[0]).parts[0]
     with pytest.raises(CircuitError, match="style_stem refused"):
         evaluator.run("style_stem", [row, row, row[: len(row) // 2]])
     with pytest.raises(CircuitError, match="style_stem refused"):

@@ -8,23 +8,23 @@ from pathlib import Path
 
 import pytest
 
+from nst.engines.base import PLAN_FILE, SERVER_FILE, Cipher, Published
+from nst.keyring import KeyRing
 from nst.network.architecture import STYLE
-from nst.engines.concrete.circuits import PLAN_FILE, SERVER_FILE
-from nst.engines.concrete.client import Cipher, KeyRing
-from tests.toy import TOY_SIZE, noise_pixels
+from tests.toy import encrypt, noise_input
 
 ROW_IN_A_PROCESS = """
-import hashlib, json, sys
+import hashlib, sys
 from pathlib import Path
 import nst.engines.concrete.server
+from nst.engines import get_engine, parse_plan
 from nst.engines.concrete.fft_plan import fix_fft_plan
-from nst.engines.concrete.plan import CircuitPlan
 
 if sys.argv[2] != "default":
     assert fix_fft_plan(sys.argv[2])
 folder = Path(sys.argv[1])
-plan = CircuitPlan.from_dict(json.loads((folder / "plan.json").read_text()))
-evaluator = nst.engines.concrete.server.Evaluator(
+plan = parse_plan((folder / "plan.json").read_bytes(), "the plan")
+evaluator = get_engine(plan.engine).load(
     plan, (folder / "server.zip").read_bytes(), (folder / "keys").read_bytes()
 )
 row = (folder / "row").read_bytes()
@@ -34,13 +34,16 @@ print(hashlib.sha256(evaluator.run("style_stem", [row, row, row])).hexdigest())
 
 @pytest.fixture(scope="module")
 def folder(
-    circuits: Path, cipher: Cipher, key_ring: KeyRing, tmp_path_factory: pytest.TempPathFactory
+    published: Published,
+    cipher: Cipher,
+    key_ring: KeyRing,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     folder = tmp_path_factory.mktemp("row")
     for name in (SERVER_FILE, PLAN_FILE):
-        (folder / name).write_bytes((circuits / name).read_bytes())
+        (folder / name).write_bytes((published.folder / name).read_bytes())
     (folder / "keys").write_bytes(key_ring.evaluation_keys(cipher.key_id))
-    (folder / "row").write_bytes(cipher.encrypt(noise_pixels(TOY_SIZE), STYLE).rows[3])
+    (folder / "row").write_bytes(encrypt(cipher, noise_input(STYLE)).parts[3])
     return folder
 
 

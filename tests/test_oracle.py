@@ -1,9 +1,9 @@
 """An independent oracle: concrete-ml compiles the same weights from an ordinary Brevitas model.
 
-Neither `nst.network.integers`'s arithmetic nor `nst.engines.concrete.circuits`' lowering takes part in it: Brevitas and ONNX
-carry the weights, concrete-ml quantizes, lowers and encrypts, and its table look-ups are exact. It
-must give the very levels that `nst.network.integers` gives, and the staged circuits must stay within a
-rounding of it.
+Neither the arithmetic of `nst.network.integers` nor the lowering of our circuits takes part in it:
+Brevitas and ONNX carry the weights, concrete-ml quantizes, lowers and encrypts, and its table
+look-ups are exact. It must give the very levels that `nst.network.integers` gives, and the staged
+circuits must stay within a rounding of it.
 
 concrete-ml knows no replicate padding, so it convolves without any and the interiors are compared;
 it can't add an encrypted style code to an accumulator, so the code is part of its biases.
@@ -17,12 +17,12 @@ from concrete.ml.quantization import QuantizedModule
 from concrete.ml.torch.compile import compile_brevitas_qat_model
 from torch import nn
 
-from nst.network.architecture import CONTENT, LEAK, LEVEL, STYLE
-from nst.engines.concrete.client import Cipher
-from nst.network.integers import IntegerNetwork, Ints, is_style
-from nst.engines.concrete.server import Evaluator
+from nst.engines.base import Evaluator
+from nst.engines.concrete.client import CircuitCipher
+from nst.network.architecture import CONTENT, LEAK, LEVEL, STYLE, STYLE_CODE
+from nst.network.integers import IntegerNetwork, Ints
 from tests.oracle import Clear, RoundingOracle, installed_network, make_oracle, run_clear
-from tests.toy import TOY_SIZE, assert_close_levels, run_stage
+from tests.toy import TOY_SIZE, assert_close_levels, encrypt, run_stage
 
 
 def compile_oracle(oracle: nn.Module, samples: Ints, p_error: float) -> QuantizedModule:
@@ -46,7 +46,7 @@ def check_clear(network: IntegerNetwork, name: str, clear: Clear) -> None:
     """concrete-ml's quantized forward of a stage is NumPy's, value for value."""
     oracle, source = make_oracle(network, name, clear)
     stage, expected = network.stages[name].stage, clear.levels[name]
-    if stage.kind == "conv":
+    if stage.kind.margin:
         # Without padding there is no first row and column; the second ones are centred on `stride`.
         source = source[:, stage.stride - 1 :, stage.stride - 1 :]
         end = -1 if stage.stride == 1 else None
@@ -84,7 +84,7 @@ def test_every_stage_agrees_in_the_clear(
 
 
 def test_encrypted_oracle_agrees(
-    network: IntegerNetwork, toy_clear: Clear, cipher: Cipher, evaluator: Evaluator
+    network: IntegerNetwork, toy_clear: Clear, cipher: CircuitCipher, evaluator: Evaluator
 ) -> None:
     levels, code = toy_clear.levels, toy_clear.code
     stem = network.stages["stem"]
@@ -102,17 +102,17 @@ def test_encrypted_oracle_agrees(
     assert_close_levels(by_oracle, levels["stem"][:, 3:5, 2:4])
 
     # The staged circuits on the same picture, style and all.
-    rows = {STYLE: list(cipher.encrypt(toy_clear.pixels[STYLE], STYLE).rows)}
-    for name in filter(is_style, network.stages):
-        stage = network.stages[name].stage
-        rows[name] = run_stage(evaluator, stage, [rows[s] for s in stage.sources])
-    (style,) = rows["style_code"]
-    content = list(cipher.encrypt(toy_clear.pixels[CONTENT], CONTENT).rows)
+    rows = {each.role: list(encrypt(cipher, each).parts) for each in toy_clear.inputs}
+    for name, layer in network.stages.items():
+        if layer.stage.branch == STYLE:
+            sources = [rows[s] for s in layer.stage.sources]
+            rows[name] = run_stage(evaluator, layer.stage, sources)
+    (style,), content = rows[STYLE_CODE], rows[CONTENT]
     staged = cipher.decrypt_rows(
         "stem", tuple(run_stage(evaluator, stem.stage, [content], style, only=[3, 4]))
     )
     # The circuits may have made a style code that is a level off: the oracle is told which.
-    met = cipher.decrypt_rows("style_code", (style,))[:, 0, 0]
+    met = cipher.decrypt_rows(STYLE_CODE, (style,))[:, 0, 0]
     assert_close_levels(met, code)
     oracle = compile_oracle(RoundingOracle(stem, met).eval(), patch[None], 0.001)
     expected = oracle_levels(oracle, levels[CONTENT], "disable", LEVEL)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,14 +11,10 @@ from concrete import fhe
 from concrete.compiler import Value as NativeValue
 from numpy.typing import NDArray
 
-from nst.network.architecture import CONTENT, PIXEL_MAX, PIXEL_MIN, STYLE, grids
 from nst.ciphertext import FULL_BITS, Envelope
-from nst.engines.concrete.circuits import load_plan
-from nst.engines.concrete.client import Cipher, KeyRing
-from nst.errors import CircuitError
-from nst.network.integers import IntegerNetwork, Ints
+from nst.engines.base import Cipher, Evaluator, Published
+from nst.engines.concrete.client import CircuitCipher
 from nst.engines.concrete.plan import CircuitPlan
-from nst.engines.concrete.server import Evaluator
 from nst.engines.concrete.switching import (
     _payload,
     added_error,
@@ -32,8 +26,11 @@ from nst.engines.concrete.switching import (
     switched,
     word_bits,
 )
-from tests.plans import made_up_plan
-from tests.toy import TOY_SIZE, noise_pixels
+from nst.errors import CircuitError
+from nst.keyring import KeyRing
+from nst.network.architecture import CONTENT, OUTPUT, PIXEL_MAX, PIXEL_MIN, STYLE, grids
+from nst.network.integers import IntegerNetwork, Ints
+from tests.toy import TOY_SIZE, encrypt, noise_input
 
 ROWS = 4
 Words = NDArray[np.uint64]
@@ -82,13 +79,18 @@ def secret_key_bits(secret: bytes, dimension: int) -> Words:
 
 @pytest.fixture(scope="module")
 def results(
-    network: IntegerNetwork, circuits: Path, key_ring: KeyRing, cipher: Cipher, evaluator: Evaluator
+    network: IntegerNetwork,
+    published: Published,
+    key_ring: KeyRing,
+    cipher: CircuitCipher,
+    evaluator: Evaluator,
 ) -> Results:
     """Some rows of the last stage, computed from small random activations."""
-    plan, stage = load_plan(circuits), network.stages["up"].stage
+    plan, stage = published.plan, network.stages[OUTPUT].stage
+    assert isinstance(plan, CircuitPlan)
     shapes = grids(network.architecture.stages(), TOY_SIZE)
     draw = np.random.default_rng(5)
-    encrypt = cipher._program.get_client_circuit("up")
+    encrypt = cipher._program.get_client_circuit(OUTPUT)
 
     def encrypted(position: int, *shape: int, pixels: bool = False) -> bytes:
         low, high = (PIXEL_MIN, PIXEL_MAX) if pixels else (0, 3)
@@ -103,24 +105,29 @@ def results(
                 shape = (1, channels, 1, shapes[source].width)
                 arguments.append(encrypted(len(arguments), *shape, pixels=source == CONTENT))
         arguments.append(encrypted(len(arguments), 1, network.architecture.code, 1, 1))
-        rows.append(evaluator.run("up", arguments))
+        rows.append(evaluator.run(OUTPUT, arguments))
     bits = secret_key_bits(key_ring.secret(cipher.key_id), plan.lwe_dimension)
-    return Results(tuple(rows), cipher.decrypt_rows("up", tuple(rows)), bits, plan)
+    return Results(tuple(rows), cipher.decrypt_rows(OUTPUT, tuple(rows)), bits, plan)
 
 
 def test_results_decrypt_to_the_same_levels_in_a_quarter_of_the_bytes(
-    results: Results, cipher: Cipher
+    results: Results, cipher: CircuitCipher
 ) -> None:
     assert np.unique(results.levels).size > 4
-    assert word_bits(results.plan) == 16
+    assert results.plan.word_bits == 16
+
+    def levels(stored: Envelope) -> Ints:
+        return cipher.decrypt_rows(OUTPUT, full_rows(stored))
+
     small = switched(cipher.key_id, cipher.model_id, results.rows, 16)
     stored = Envelope.unpack(small.pack(), "result")
     assert stored.word_bits == 16
-    assert np.array_equal(cipher.decrypt(stored, "result"), results.levels)
-    larger = switched(cipher.key_id, cipher.model_id, results.rows, 32)
-    assert np.array_equal(cipher.decrypt(larger, "result"), results.levels)
+    assert np.array_equal(levels(stored), results.levels)
+    assert np.array_equal(
+        levels(switched(cipher.key_id, cipher.model_id, results.rows, 32)), results.levels
+    )
     # The header of some 300 bytes is not compressed.
-    assert sum(map(len, stored.rows)) == pytest.approx(sum(map(len, results.rows)) / 4, rel=0.01)
+    assert sum(map(len, stored.parts)) == pytest.approx(sum(map(len, results.rows)) / 4, rel=0.01)
     rows = full_rows(stored)
     assert [len(row) for row in rows] == [len(row) for row in results.rows]
     for row, original in zip(rows, results.rows, strict=True):
@@ -166,18 +173,12 @@ def test_the_phase_error_is_the_one_derived(results: Results) -> None:
 
 
 def test_the_width_decides_on_the_word() -> None:
-    plan = made_up_plan()
-
-    def bits(width: int, dimension: int = 2048) -> int:
-        changed = dataclasses.replace(plan, output_width=width, lwe_dimension=dimension)
-        return word_bits(changed)
-
-    assert bits(3) == bits(4) == 16
+    assert word_bits(2048, 3) == word_bits(2048, 4) == 16
     assert added_error(2048, 4, 16) < 1e-300
-    assert bits(8) == 32
+    assert word_bits(2048, 8) == 32
     assert added_error(2048, 8, 32) < 1e-300 < added_error(2048, 8, 16)
     with pytest.raises(CircuitError, match="narrower last stage"):
-        bits(24)
+        word_bits(2048, 24)
 
 
 def test_switching_rounds_and_wraps_around(results: Results) -> None:
@@ -222,17 +223,16 @@ def test_damaged_switched_rows_are_refused_in_one_line(results: Results, cipher:
     ):
         envelope = Envelope(cipher.key_id, cipher.model_id, (bad,), 16)
         with pytest.raises(CircuitError, match=r"^[^\n]+$"):
-            cipher.decrypt(envelope, "result")
+            cipher.decrypt_result([envelope.pack()], "result")
     for bits in (0, 8, 17, -16):
         with pytest.raises(CircuitError, match="words of"):
             restore(good, bits)
 
 
-def test_inputs_are_compressed(circuits: Path, cipher: Cipher, network: IntegerNetwork) -> None:
+def test_inputs_are_compressed(published: Published, cipher: Cipher) -> None:
     """A seed and a body for a value: 24 bytes, where an uncompressed one takes 16 KB."""
-    for kind in (CONTENT, STYLE):
-        rows = cipher.encrypt(noise_pixels(TOY_SIZE), kind).rows
+    for role in (CONTENT, STYLE):
+        rows = encrypt(cipher, noise_input(role)).parts
         values = 3 * TOY_SIZE**2
         assert sum(len(row) - 300 for row in rows) <= 24 * values
-    keys = load_plan(circuits).evaluation_key_bytes
-    assert keys < 25e6
+    assert published.plan.evaluation_key_bytes < 25e6

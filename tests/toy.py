@@ -1,9 +1,8 @@
 """A tiny network with random weights, for tests that need real circuits but no trained picture.
 
-Its sizes are the smallest at which every kind of stage occurs (stages with several sources, one of
-them at half the resolution, strided ones, both pools, a pool of a single row); its weights are
-drawn so that circuits can be built from them and ordinary pictures stay well within the
-accumulators.
+Its sizes are the smallest at which every kind of stage occurs (stages with several sources, strided
+ones, both pools, a pool of a single row); its weights are drawn so that circuits can be built from
+them and ordinary pictures stay well within the accumulators.
 """
 
 from __future__ import annotations
@@ -14,6 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nst.ciphertext import Envelope
+from nst.engines import get_engine
+from nst.engines.base import Cipher, Evaluator, PreparedInput, Published, Role
+from nst.engines.cache import ModelCache
+from nst.folders import HOME_VARIABLE
 from nst.network import levels
 from nst.network.architecture import (
     CONTENT,
@@ -21,40 +25,35 @@ from nst.network.architecture import (
     PIXEL_MAX,
     PIXEL_MIN,
     STYLE,
+    STYLE_CODE,
     WEIGHT_MAX,
     Architecture,
+    Grid,
     Stage,
+    rows_read,
 )
-from nst.pictures.color import PIXEL_STEPS
-from nst.folders import HOME_VARIABLE
 from nst.network.integers import IntegerNetwork, IntegerStage, Ints
 from nst.network.levels import QualityLevel
-from nst.engines.concrete.server import Evaluator
 from nst.network.weights import save_weights
+from nst.pictures.color import PIXEL_STEPS
+from nst.pictures.picture import Picture
+from nst.pictures.size import Size
 
+ENGINE = get_engine("concrete")
 TOY_SIZE = 32
+"""Pixels a side."""
+TOY_SQUARE = Size.square(TOY_SIZE)
 TOY = Architecture(
-    latent=4,
-    body=1,
-    up=1,
-    coarse=4,
-    coarse_body=2,
-    dense=3,
-    reads_pixels=True,
-    style_stem=4,
-    style_body=8,
-    style_rows=8,
-    code=16,
-    code_layers=2,
+    latent=4, body=1, up=1, style_stem=4, style_body=8, style_deep=0, style_rows=8, code=16
 )
-"""1,344 PBS a pair at 32 px: a quarter of a minute."""
+"""1,216 PBS per pair at 32 px: a quarter of a minute."""
 TOY_P_ERROR = 0.002
 """Nobody trained the toy to bear the noise that trained networks do."""
 
 
 def random_stage(stage: Stage, code: int, rng: np.random.Generator) -> IntegerStage:
     """Integer weights with which ordinary inputs give accumulators of a few levels."""
-    kernel = 3 if stage.kind == "conv" else 1
+    kernel = stage.kind.kernel
     few = stage.out_channels <= 8
 
     def whole(*shape: int, spread: float) -> Ints:
@@ -65,13 +64,13 @@ def random_stage(stage: Stage, code: int, rng: np.random.Generator) -> IntegerSt
         fan_in = channels * kernel * kernel * len(stage.sources)
         typical = PIXEL_STEPS if source in (CONTENT, STYLE) else 1.2 if few else 2.0
         # A pool's inputs are sums over many positions, unless they are a vector already.
-        summed = stage.kind != "conv" and not source.startswith("style_mix")
+        summed = stage.kind.summed and stage.name != STYLE_CODE
         spread = 40 / fan_in if summed else 1.4 * LEVEL / (typical * fan_in**0.5)
         return whole(stage.out_channels, channels, kernel, kernel, spread=spread)
 
     parts = [weights(*each) for each in zip(stage.sources, stage.source_channels, strict=True)]
     # So that few channels carry enough: most of them are not zero.
-    lifts = {"style_stem": 0, "style_rows": 0, "style_mix1": 2 * LEVEL, "style_code": 2 * LEVEL}
+    lifts = {"style_stem": 0, "style_rows": 0, "style_mix1": 2 * LEVEL, STYLE_CODE: 2 * LEVEL}
     lift = lifts.get(stage.name, LEVEL * few)
     return IntegerStage(
         stage,
@@ -104,11 +103,37 @@ def toy_weights(path: Path, seed: int = 0) -> Path:
     return path
 
 
+def toy_level(weights: Path = Path("toy.safetensors"), side: int = TOY_SIZE) -> QualityLevel:
+    """The toy as a quality level, with weights of `toy_weights`."""
+    return QualityLevel("toy", side, weights, TOY_P_ERROR)
+
+
 def offer_toy(patch: pytest.MonkeyPatch, weights: Path, home: Path) -> None:
     """Make weights of the toy a quality level, `toy`, and a folder the data directory."""
-    level = QualityLevel("toy", TOY_SIZE, weights, TOY_P_ERROR)
-    patch.setitem(levels.LEVELS, level.name, level)
+    patch.setitem(levels.LEVELS, "toy", toy_level(weights))
     patch.setenv(HOME_VARIABLE, str(home))
+
+
+def publish_toy(models: ModelCache, network: IntegerNetwork, side: int = TOY_SIZE) -> Published:
+    """Circuits of a network for squares of so many pixels a side, with the toy's error rate."""
+    return models.publish(ENGINE, network, toy_level(side=side), Size.square(side))
+
+
+def load_evaluator(published: Published, evaluation_keys: bytes) -> Evaluator:
+    """What a server does with a published model and evaluation keys."""
+    return ENGINE.load(published.plan, published.server_bundle.read_bytes(), evaluation_keys)
+
+
+def noise_input(role: Role, seed: int = 0, size: Size = TOY_SQUARE) -> PreparedInput:
+    """A picture of noise, ready to be encrypted."""
+    drawn = np.random.default_rng(seed).normal(0.5, 0.15, (3, size.height, size.width))
+    return PreparedInput(Picture(np.clip(drawn, 0, 1).astype(np.float32)), role)
+
+
+def encrypt(cipher: Cipher, prepared: PreparedInput) -> Envelope:
+    """One picture under a key set."""
+    (envelope,) = cipher.encrypt_all([prepared])
+    return envelope
 
 
 def noise_pixels(size: int, seed: int = 0) -> Ints:
@@ -133,19 +158,12 @@ def run_stage(
         code: The encrypted style code, for a modulated stage.
         only: Rows of the result to compute; all if None.
     """
-    # The first source has the resolution of the stage (times its stride).
-    height = len(sources[0])
-    count = 1 if stage.kind == "pool" else height // stage.stride
+    kind, height = stage.kind, len(sources[0])
+    count = kind.grid(Grid(height, stage.stride), stage.stride).rows
     out = []
     for y in range(count) if only is None else only:
-        if stage.kind == "conv":
-            center = y * stage.stride
-            # The border row stands in for its missing neighbour.
-            wanted = [max(center - 1, 0), center, min(center + 1, height - 1)]
-        else:
-            wanted = list(range(height)) if stage.kind == "pool" else [y]
-        # A source at half the resolution has each row read twice.
-        arguments = [rows[i * len(rows) // height] for rows in sources for i in wanted]
+        wanted = rows_read(kind.reads, y, stage.stride, height)
+        arguments = [rows[i] for rows in sources for i in wanted]
         out.append(evaluator.run(stage.name, arguments if code is None else [*arguments, code]))
     return out
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from nst.ciphertext import Envelope
 from nst.engines.rates import Rates
 from nst.engines.tasks import PairIds, Seconds, StageShape, TaskGraph
+from nst.network.architecture import Branch
 from nst.pictures.size import Size
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from nst.network.levels import QualityLevel
     from nst.pictures.picture import Picture
 
-Role = Literal["content", "style"]
+Role = Branch
 """What an encrypted picture is in its pair."""
 Features = NDArray[np.float32]
 """Output `[C, H, W]` of the last encrypted stage, decrypted or computed in the clear."""

@@ -38,19 +38,14 @@ UPSAMPLE = 2
 LEAK = 4
 """A leaky activation divides negative levels by this: -8 .. 7 become -2 .. 7."""
 
+Branch = Literal["content", "style"]
+"""The style branch, which is computed once per style, and the content path."""
 CONTENT: Final = "content"
 STYLE: Final = "style"
-"""Names of the two encrypted inputs."""
+"""Also names of the two encrypted inputs."""
 STYLE_CODE, OUTPUT = "style_code", "up"
 """Names of the last stage of the style branch, and of the content path."""
 
-
-def is_style(name: str) -> bool:
-    """Whether a stage belongs to the style branch, which is computed once per style."""
-    return name.startswith("style_")
-
-
-Kind = Literal["conv", "row_pool", "pool"]
 Activation = Literal["relu", "leaky", "signed"]
 LOWEST: dict[Activation, int] = {
     "relu": 0,
@@ -58,21 +53,81 @@ LOWEST: dict[Activation, int] = {
     "signed": SIGNED_MIN,
 }
 """Smallest level of each activation. The largest is that of the accumulator, 7."""
+ROWS, COLUMNS = 1, 2
+"""Axes of a stage's levels `[C, H, W]`."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Rows and width of one stage's output at a given picture size."""
+
+    rows: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Linear work of a stage on its sources: sums over whole axes, then a convolution.
+
+    Training, integers, circuits and the task graph read all they do from these fields.
+
+    Attributes:
+        kernel: Side of the convolution, whose padding is replicate.
+        summed: Axes over which the sources are summed before it.
+    """
+
+    kernel: int
+    summed: tuple[int, ...] = ()
+
+    @property
+    def margin(self) -> int:
+        """Rows and columns on each side of a position that its output reads."""
+        return self.kernel // 2
+
+    @property
+    def reads(self) -> tuple[int, ...] | None:
+        """Rows of a source that an output row reads, relative to its own; None for all rows."""
+        return None if ROWS in self.summed else tuple(range(-self.margin, self.margin + 1))
+
+    def grid(self, source: Grid, stride: int) -> Grid:
+        """Output grid; raises ValueError if the stride does not divide the source's."""
+        if source.rows % stride or source.width % stride:
+            raise ValueError(f"stride {stride} does not divide {source.rows} x {source.width}")
+        return Grid(
+            1 if ROWS in self.summed else source.rows // stride,
+            1 if COLUMNS in self.summed else source.width // stride,
+        )
+
+
+CONV, ROW_POOL, POOL = Kind(3), Kind(1, (COLUMNS,)), Kind(1, (ROWS, COLUMNS))
+
+
+def rows_read(reads: tuple[int, ...] | None, row: int, stride: int, height: int) -> list[int]:
+    """Rows of a source that an output row reads; beyond a border it is the border's row.
+
+    Args:
+        reads: `Kind.reads`.
+        row: Of the output.
+        stride: Of the stage.
+        height: Rows of the source.
+    """
+    if reads is None:
+        return list(range(height))
+    return [min(max(row * stride + offset, 0), height - 1) for offset in reads]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: linear work on rows of earlier stages, then one PBS an output element.
+    """One stage: linear work on rows of earlier stages, then one PBS per output element.
 
     Attributes:
         name: Identifier, also the name of the circuit function.
-        kind: `conv`, a 3 x 3 convolution with replicate padding; `row_pool`, a 1 x 1 convolution
-            summed over the width of one row; `pool`, a 1 x 1 convolution summed over all rows.
-        sources: Names of the stages or inputs whose rows are concatenated over channels. One at
-            half the resolution of the first is enlarged to it by repetition.
+        branch: Whose input it works on.
+        kind: Its linear work.
+        sources: Names of the stages or inputs, all of one grid, that are joined over channels.
         source_channels: Channels of each.
         out_channels: Channels of the result.
-        stride: Spatial stride of a `conv`.
+        stride: Spatial stride of the convolution.
         modulated: Whether the style code, through a linear map, is added to the accumulator:
             feature-wise shift conditioning before the nonlinearity, which costs no PBS.
         activation: `relu`, levels 0 .. 7; `leaky`, -2 .. 7; `signed`, -8 .. 7. A table look-up
@@ -80,6 +135,7 @@ class Stage:
     """
 
     name: str
+    branch: Branch
     kind: Kind
     sources: tuple[str, ...]
     source_channels: tuple[int, ...]
@@ -110,22 +166,18 @@ class Stage:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of the network; everything else about its shape follows.
+    """Sizes of the network, by default those of low; everything else about its shape follows.
 
-    The content path is a trunk at a quarter of the resolution with, if `coarse` is not zero, a
-    second trunk at an eighth of it in between: a stage there costs a quarter and sees twice as
-    far. Concatenating more sources costs no PBS, only linear work.
+    The content path is a trunk at a quarter of the resolution whose stages read all stages before
+    them and the content's pixels: more sources cost no PBS, only linear work. The style branch
+    ends in means over the picture and two layers on them. Its activations are leaky: ReLUs throw
+    half of the kept bits away, and a channel whose accumulators have become negative everywhere
+    never comes back in training.
 
     Attributes:
         latent: Channels at a quarter of the resolution.
-        body: Number of 3 x 3 stages at a quarter of the resolution between the stem (or the
-            coarse trunk) and the last stage.
+        body: Number of 3 x 3 stages between the stem and the last stage.
         up: Channels at half the resolution, made by the last stage and a pixel shuffle.
-        coarse: Channels at an eighth of the resolution; 0 for no such trunk.
-        coarse_body: Number of 3 x 3 stages at an eighth of the resolution.
-        dense: How many predecessors of its trunk a stage reads, at most.
-        reads_pixels: Whether every stage at a quarter of the resolution reads the content's
-            pixels too.
         style_stem: Channels of the first stage of the style branch.
         style_stride: Its stride: 2 at mid, 3 at high and 4 at ultra keep the style branch at its
             size at low.
@@ -133,126 +185,52 @@ class Architecture:
         style_deep: Channels of a second 3 x 3 stage at that resolution; 0 for no such stage.
         style_rows: Channels of the row means of the style branch.
         code: Length of the style code that modulates every content stage.
-        code_layers: Number of layers from the row means to the style code.
-        style_leaky: Whether activations of the style branch are leaky: ReLUs throw half of the
-            kept bits away, and a channel whose accumulators have become negative everywhere
-            never comes back in training.
-        leaky: The same of the content path, whose last stage, read by a linear layer, is signed
-            then.
     """
 
     latent: int = 32
-    body: int = 2
+    body: int = 3
     up: int = 12
-    coarse: int = 80
-    coarse_body: int = 3
-    dense: int = 9
-    reads_pixels: bool = True
-    style_stem: int = 16
+    style_stem: int = 24
     style_stride: int = 1
-    style_body: int = 32
-    style_deep: int = 0
-    style_rows: int = 48
-    code: int = 128
-    code_layers: int = 2
-    style_leaky: bool = True
-    leaky: bool = False
+    style_body: int = 48
+    style_deep: int = 64
+    style_rows: int = 96
+    code: int = 160
 
     def stages(self) -> tuple[Stage, ...]:
         """All stages in an order in which every source comes before its readers."""
         return (*self._style_stages(), *self._content_stages())
 
     def _style_stages(self) -> list[Stage]:
-        usual: Activation = "leaky" if self.style_leaky else "relu"
-        stages = [
-            Stage(
-                "style_stem",
-                "conv",
-                (STYLE,),
-                (CELL_CHANNELS,),
-                self.style_stem,
-                self.style_stride,
-                activation=usual,
-            ),
-            Stage(
-                "style_body",
-                "conv",
-                ("style_stem",),
-                (self.style_stem,),
-                self.style_body,
-                2,
-                activation=usual,
-            ),
+        stages: list[Stage] = []
+        wanted: list[tuple[str, Kind, int, int, Activation]] = [
+            ("style_stem", CONV, self.style_stem, self.style_stride, "leaky"),
+            ("style_body", CONV, self.style_body, 2, "leaky"),
+            ("style_deep", CONV, self.style_deep, 1, "leaky"),
+            ("style_rows", ROW_POOL, self.style_rows, 1, "signed"),
+            ("style_mix1", POOL, self.code, 1, "leaky"),
+            (STYLE_CODE, POOL, self.code, 1, "leaky"),
         ]
-        if self.style_deep:
-            stages.append(
-                Stage(
-                    "style_deep",
-                    "conv",
-                    ("style_body",),
-                    (self.style_body,),
-                    self.style_deep,
-                    activation=usual,
+        source, channels = STYLE, CELL_CHANNELS
+        for name, kind, out, stride, activation in wanted:
+            if out:
+                stages.append(
+                    Stage(name, STYLE, kind, (source,), (channels,), out, stride, False, activation)
                 )
-            )
-        last = stages[-1]
-        stages.append(
-            Stage(
-                "style_rows",
-                "row_pool",
-                (last.name,),
-                (last.out_channels,),
-                self.style_rows,
-                activation="signed",
-            )
-        )
-        for index in range(self.code_layers):
-            before = stages[-1]
-            name = "style_code" if index == self.code_layers - 1 else f"style_mix{index + 1}"
-            width = before.out_channels
-            stages.append(
-                Stage(name, "pool", (before.name,), (width,), self.code, activation=usual)
-            )
+                source, channels = name, out
         return stages
 
     def _content_stages(self) -> list[Stage]:
-        channels = {CONTENT: CELL_CHANNELS}
         stages: list[Stage] = []
-
-        def add(name: str, sources: list[str], out: int, stride: int = 1) -> None:
-            usual: Activation = "signed" if name == "up" else "leaky"
-            widths = tuple(channels[s] for s in sources)
-            stages.append(
-                Stage(
-                    name,
-                    "conv",
-                    tuple(sources),
-                    widths,
-                    out,
-                    stride,
-                    modulated=True,
-                    activation=usual if self.leaky else "relu",
-                )
-            )
+        channels = {CONTENT: CELL_CHANNELS}
+        last = OUTPUT, self.up * UPSAMPLE * UPSAMPLE
+        names = ("stem", *(f"body{index + 1}" for index in range(self.body)))
+        for name, out in (*((name, self.latent) for name in names), last):
+            # The nearest stage first, the pixels last.
+            sources = tuple(reversed(channels))
+            widths = tuple(channels[source] for source in sources)
+            stages.append(Stage(name, CONTENT, CONV, sources, widths, out, modulated=True))
             channels[name] = out
-
-        add("stem", [CONTENT], self.latent)
-        trunk, beside = ["stem"], [CONTENT] if self.reads_pixels else []
-        for index in range(self.coarse_body if self.coarse else 0):
-            name = f"coarse{index + 1}"
-            coarse = [s.name for s in stages if s.name.startswith("coarse")]
-            if index == 0:
-                add(name, ["stem"], self.coarse, 2)
-            else:
-                add(name, coarse[: -self.dense - 1 : -1], self.coarse)
-        if stages[-1].name != "stem":
-            beside = [stages[-1].name, *beside]
-        for index in range(self.body + 1):
-            last = index == self.body
-            sources = [*trunk[: -self.dense - 1 : -1], *beside]
-            name = "up" if last else f"body{index + 1}"
-            add(name, sources, self.up * UPSAMPLE * UPSAMPLE if last else self.latent)
-            trunk.append(name)
         return stages
 
     def to_dict(self) -> dict[str, Any]:
@@ -263,14 +241,6 @@ class Architecture:
     def from_dict(record: dict[str, Any]) -> Architecture:
         """Inverse of `to_dict`; raises TypeError on unknown fields."""
         return Architecture(**record)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Rows and width of one stage's output at a given picture size."""
-
-    rows: int
-    width: int
 
 
 def grids(
@@ -297,16 +267,10 @@ def grids(
         STYLE: Grid(size // CELL, size // CELL),
     }
     for stage in stages:
-        source = out[stage.sources[0]]
-        if stage.kind == "conv":
-            if source.rows % stage.stride or source.width % stage.stride:
-                raise ValueError(
-                    f"a picture of {size} pixels gives stage {stage.name} {source.rows} rows, "
-                    f"which its stride {stage.stride} does not divide"
-                )
-            out[stage.name] = Grid(source.rows // stage.stride, source.width // stage.stride)
-        elif stage.kind == "row_pool":
-            out[stage.name] = Grid(source.rows, 1)
-        else:
-            out[stage.name] = Grid(1, 1)
+        try:
+            out[stage.name] = stage.kind.grid(out[stage.sources[0]], stage.stride)
+        except ValueError as error:
+            raise ValueError(
+                f"a picture of {size} pixels does not fit stage {stage.name}: {error}"
+            ) from error
     return out

@@ -20,13 +20,11 @@ from nst.network.architecture import (
     CONTENT,
     LEAK,
     LEVEL,
-    OUTPUT,
     STYLE,
-    STYLE_CODE,
     UPSAMPLE,
     Architecture,
+    Branch,
     Stage,
-    is_style,
 )
 from nst.pictures.color import standardized
 
@@ -55,18 +53,22 @@ class IntegerStage:
     bias: Ints
     modulation: Ints | None
 
-    def accumulate(self, x: Ints, code: Ints | None) -> Ints:
-        """Accumulators `[out, H, W]` from source levels `[in, H, W]` and style code `[code]`."""
-        stage = self.stage
-        if stage.kind == "conv":
-            acc = convolve(x, self.weight, stage.stride)
-        else:
-            summed = x.sum(2 if stage.kind == "row_pool" else 1, keepdims=True)
-            acc = np.einsum("oi,ihw->ohw", self.weight[:, :, 0, 0], summed)
-        acc = acc + self.bias[:, None, None]
+    def accumulate(self, x: Ints, code: Ints | None, window: bool = False) -> Ints:
+        """Accumulators `[out, H, W]` from source levels and the style code.
+
+        Args:
+            x: `[in, H, W]`.
+            code: `[code]`, for a modulated stage.
+            window: Whether `x` is only what one row of the output reads.
+        """
+        kind = self.stage.kind
+        if kind.summed:
+            x = x.sum(kind.summed, keepdims=True)
+        margins = 0 if window else kind.margin, kind.margin
+        acc = convolve(x, self.weight, self.stage.stride, margins) + self.bias[:, None, None]
         if self.modulation is not None:
             if code is None:
-                raise ValueError(f"stage {stage.name} is modulated and needs a style code")
+                raise ValueError(f"stage {self.stage.name} is modulated and needs a style code")
             acc = acc + (self.modulation @ code)[:, None, None]
         return acc
 
@@ -125,11 +127,7 @@ class IntegerNetwork:
         self, pixels: Ints, seen: AccumulatorRange | None = None, noise: Noise | None = None
     ) -> Ints:
         """Style code `[code]` of quantized style pixels `[3, S, S]`."""
-        levels = {STYLE: space_to_depth(pixels)}
-        for name, stage in self.stages.items():
-            if is_style(name):
-                self._run(stage, levels, None, seen, noise)
-        return levels[STYLE_CODE][:, 0, 0]
+        return self._run(STYLE, pixels, None, seen, noise)[:, 0, 0]
 
     def content_features(
         self,
@@ -139,24 +137,27 @@ class IntegerNetwork:
         noise: Noise | None = None,
     ) -> Ints:
         """Levels `[up * 4, H/4, W/4]` of the last encrypted stage."""
-        levels = {CONTENT: space_to_depth(pixels)}
-        for name, stage in self.stages.items():
-            if not is_style(name):
-                self._run(stage, levels, code, seen, noise)
-        return levels[OUTPUT]
+        return self._run(CONTENT, pixels, code, seen, noise)
 
-    @staticmethod
     def _run(
-        stage: IntegerStage,
-        levels: dict[str, Ints],
+        self,
+        branch: Branch,
+        pixels: Ints,
         code: Ints | None,
         seen: AccumulatorRange | None,
         noise: Noise | None,
-    ) -> None:
-        acc = stage.accumulate(join([levels[s] for s in stage.stage.sources]), code)
-        if seen is not None:
-            seen.include(acc)
-        levels[stage.stage.name] = stage.activate(acc if noise is None else noise(acc))
+    ) -> Ints:
+        """Levels of the last stage of a branch."""
+        out = space_to_depth(pixels)
+        levels: dict[str, Ints] = {branch: out}
+        for name, layer in self.stages.items():
+            if layer.stage.branch != branch:
+                continue
+            acc = layer.accumulate(np.concatenate([levels[s] for s in layer.stage.sources]), code)
+            if seen is not None:
+                seen.include(acc)
+            levels[name] = out = layer.activate(acc if noise is None else noise(acc))
+        return out
 
     def finish(self, white: Floats, features: Floats) -> Floats:
         """The client's last linear layer: a standardized result `[3, H, W]` in whitened space.
@@ -173,31 +174,28 @@ class IntegerNetwork:
         return standardized(result, RESULT_FLOOR)
 
 
-def join(sources: list[Ints]) -> Ints:
-    """Concatenate over channels; a source at half the resolution of the first is enlarged to it."""
-    height = sources[0].shape[1]
-    factors = [height // s.shape[1] for s in sources]
-    return np.concatenate(
-        [
-            s if f == 1 else s.repeat(f, 1).repeat(f, 2)
-            for s, f in zip(sources, factors, strict=True)
-        ]
-    )
+def replicate_pad(x: NDArray[Any], rows: int = 1, columns: int = 1) -> NDArray[Any]:
+    """So many replicated rows and columns on each side of `[C, H, W]`."""
+    return np.pad(x, ((0, 0), (rows, rows), (columns, columns)), mode="edge")
 
 
-def replicate_pad(x: NDArray[Any]) -> NDArray[Any]:
-    """One replicated row or column on each side of `[C, H, W]`."""
-    return np.pad(x, ((0, 0), (1, 1), (1, 1)), mode="edge")
+def convolve(
+    x: NDArray[Any], weight: NDArray[Any], stride: int = 1, margins: tuple[int, int] = (1, 1)
+) -> NDArray[Any]:
+    """Convolution of `[in, H, W]` by `[out, in, k, k]`.
 
-
-def convolve(x: NDArray[Any], weight: NDArray[Any], stride: int = 1) -> NDArray[Any]:
-    """3 x 3 convolution with replicate padding of `[in, H, W]` by `[out, in, 3, 3]`."""
-    padded = replicate_pad(x)
-    height, width = x.shape[1] // stride, x.shape[2] // stride
+    Args:
+        x: What is convolved.
+        weight: The kernel.
+        stride: Of both axes.
+        margins: Replicated rows and columns on each side.
+    """
+    padded, size = replicate_pad(x, *margins), weight.shape[2]
+    height, width = ((length - size) // stride + 1 for length in padded.shape[1:])
     out = np.zeros((weight.shape[0], height, width), dtype=np.result_type(x, weight))
-    for dy in range(3):
-        for dx in range(3):
-            window = padded[:, dy : dy + x.shape[1] : stride, dx : dx + x.shape[2] : stride]
+    for dy in range(size):
+        for dx in range(size):
+            window = padded[:, dy::stride, dx::stride][:, :height, :width]
             out += np.einsum("oi,ihw->ohw", weight[:, :, dy, dx], window, optimize=True)
     return out
 

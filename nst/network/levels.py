@@ -56,10 +56,9 @@ DRAFT = {
     "latent": 16,
     "body": 1,
     "up": 6,
-    "coarse": 0,
-    "coarse_body": 0,
     "style_stem": 8,
     "style_body": 16,
+    "style_deep": 0,
     "style_rows": 24,
     "code": 32,
 }

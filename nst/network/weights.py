@@ -76,7 +76,7 @@ def load_weights(path: Path) -> IntegerNetwork:
         architecture = Architecture.from_dict(json.loads(metadata["architecture"]))
         stages = {}
         for stage in architecture.stages():
-            kernel = 3 if stage.kind == "conv" else 1
+            kernel = stage.kind.kernel
 
             def integers(name: str, *shape: int, prefix: str = stage.name) -> Ints:
                 return _tensor(arrays, f"{prefix}.{name}", shape).astype(np.int64)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nst.network.architecture import LEVEL, WEIGHT_MAX
+from nst.network.architecture import LEVEL, OUTPUT, STYLE_CODE, WEIGHT_MAX
 from nst.training.dataset import Batch
 from nst.training.network import SAFE_LEVELS, TIE, Conditions, StageLayer, StyleTransfer
 
@@ -92,9 +92,9 @@ def rescale_stages(network: StyleTransfer, by: dict[str, float]) -> dict[str, Te
         multiply(f"{prefix}.bias", layer.bias, own)
         layer.bias.sub_(TIE)
         if layer.modulation is not None:
-            multiply(f"{prefix}.modulation.weight", layer.modulation.weight, own / by["style_code"])
+            multiply(f"{prefix}.modulation.weight", layer.modulation.weight, own / by[STYLE_CODE])
     head = network.head.weight
-    multiply("head.weight", head, head.new_tensor(1 / by["up"]))
+    multiply("head.weight", head, head.new_tensor(1 / by[OUTPUT]))
     return moved
 
 

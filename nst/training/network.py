@@ -24,6 +24,7 @@ from brevitas.quant import (
 from torch import Tensor, nn
 
 from nst.network.architecture import (
+    CELL,
     CONTENT,
     KEPT_BITS,
     LEAK,
@@ -36,8 +37,8 @@ from nst.network.architecture import (
     WEIGHT_BITS,
     WEIGHT_MAX,
     Architecture,
+    Branch,
     Stage,
-    is_style,
 )
 from nst.network.integers import RESULT_FLOOR, IntegerNetwork, IntegerStage, Ints
 from nst.pictures.color import PIXEL_STEPS, dither
@@ -96,7 +97,7 @@ class StageLayer(nn.Module):
     def __init__(self, stage: Stage, code: int) -> None:
         super().__init__()
         self.stage = stage
-        kernel = 3 if stage.kind == "conv" else 1
+        kernel = stage.kind.kernel
         self.conv = qnn.QuantConv2d(
             stage.in_channels,
             stage.out_channels,
@@ -128,10 +129,10 @@ class StageLayer(nn.Module):
 
     def forward(self, x: Tensor, code: Tensor | None, conditions: Conditions) -> Tensor:
         """Levels of the sources `[N, C, H, W]` (and style code `[N, K]`) to levels."""
-        if self.stage.kind == "conv":
-            acc = self.conv(F.pad(x, (1, 1, 1, 1), mode="replicate"))
-        else:
-            acc = self.conv(x.sum(3 if self.stage.kind == "row_pool" else 2, keepdim=True))
+        kind = self.stage.kind
+        if kind.summed:
+            x = x.sum([axis + 1 for axis in kind.summed], keepdim=True)
+        acc = self.conv(F.pad(x, (kind.margin,) * 4, mode="replicate") if kind.margin else x)
         bias = self.bias
         if self.quantized:
             bias = bias + ((bias * LEVEL).round() / LEVEL - bias).detach()
@@ -204,21 +205,28 @@ class StyleTransfer(nn.Module):
 
     def style_code(self, style: Tensor, conditions: Conditions) -> Tensor:
         """Style code `[N, code]` of whitened style pictures: the style signal."""
-        levels = {"style": cells(pixel_levels(style, self.quantized))}
-        for name, layer in self.stages.items():
-            if is_style(name):
-                levels[name] = layer(levels[layer.stage.sources[0]], None, conditions)
-        return levels["style_code"].flatten(1)
+        return self._run(STYLE, pixel_levels(style, self.quantized), None, conditions).flatten(1)
 
     def forward(self, content: Tensor, code: Tensor, conditions: Conditions) -> Tensor:
         """Whitened content and style code to a standardized result in whitened space."""
         noise = torch.from_numpy(dither(*content.shape[-2:]).copy()).to(content.device)
-        levels = {"content": cells(pixel_levels(content, self.quantized, noise))}
-        for name, layer in self.stages.items():
-            if not is_style(name):
-                sources = [levels[s] for s in layer.stage.sources]
-                levels[name] = layer(join(sources), code, conditions)
-        return self.finish(content, levels["up"])
+        pixels = pixel_levels(content, self.quantized, noise)
+        return self.finish(content, self._run(CONTENT, pixels, code, conditions))
+
+    def _run(
+        self, branch: Branch, pixels: Tensor, code: Tensor | None, conditions: Conditions
+    ) -> Tensor:
+        """Levels of the last stage of a branch."""
+        out = cells(pixels)
+        levels: dict[str, Tensor] = {branch: out}
+        for name, layer in self.branch(branch).items():
+            sources = torch.cat([levels[s] for s in layer.stage.sources], 1)
+            levels[name] = out = layer(sources, code, conditions)
+        return out
+
+    def branch(self, branch: Branch) -> dict[str, StageLayer]:
+        """Layers of a branch by name."""
+        return {n: layer for n, layer in self.stages.items() if layer.stage.branch == branch}
 
     def finish(self, content: Tensor, up: Tensor) -> Tensor:
         """The client's part: last linear layer, smooth upsampling, colour-mixing skip."""
@@ -232,7 +240,7 @@ class StyleTransfer(nn.Module):
     @property
     def quantized(self) -> bool:
         """Whether the network computes with integers."""
-        return bool(self.stages["stem"].quantized)
+        return all(layer.quantized for layer in self.stages.values())
 
     def integers(self) -> IntegerNetwork:
         """The trained network as integers and the client's float32 last layer."""
@@ -281,13 +289,6 @@ def pixel_levels(white: Tensor, quantized: bool, noise: Tensor | None = None) ->
     return (scaled + (levels - scaled).detach()).clamp(SIGNED_MIN, SIGNED_MAX)
 
 
-def join(sources: list[Tensor]) -> Tensor:
-    """Concatenate over channels; a source at half the resolution of the first is enlarged to it."""
-    size = sources[0].shape[2:]
-    same = [s if s.shape[2:] == size else F.interpolate(s, size=size) for s in sources]
-    return torch.cat(same, 1)
-
-
 def cells(pixels: Tensor) -> Tensor:
     """Space to depth: `[N, 3, S, S]` to `[N, 48, S/4, S/4]`; costs nothing under encryption."""
-    return F.pixel_unshuffle(pixels, 4)
+    return F.pixel_unshuffle(pixels, CELL)

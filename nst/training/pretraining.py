@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nst.network.architecture import is_style
+from nst.network.architecture import STYLE
 from nst.training.dataset import Crops
 from nst.training.losses import statistics
 from nst.training.network import Conditions, StyleTransfer
@@ -89,9 +89,8 @@ def pretrain_style(
     code = network.architecture.code
     reader = nn.Linear(code, wanted.shape[1]).to(device)
     parameters = [*reader.parameters()]
-    for name, layer in network.stages.items():
-        if is_style(name):
-            parameters += layer.parameters()
+    for layer in network.branch(STYLE).values():
+        parameters += layer.parameters()
     optimizer = torch.optim.Adam(parameters, lr=RATE)
 
     def told() -> float:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from nst.ciphertext import Envelope
 from nst.engines.base import Features, KeyPair, PreparedInput, Published, Role
+from nst.engines.concrete.plan import CircuitPlan
 from nst.engines.concrete.preparation import quantized
 from nst.engines.concrete.publish import SPECS_FILE
 from nst.engines.concrete.switching import full_rows
@@ -30,10 +31,8 @@ from nst.network.integers import space_to_depth
 Ints = NDArray[np.int64]
 Levels = NDArray[np.int8]
 
-ENTRY: dict[Role, str] = {CONTENT: "stem", STYLE: "style_stem"}
-"""Circuit function whose input each kind of picture is."""
-ROW_ARGUMENT = 1
-"""A row is encrypted as the middle one of three; all three share one encoding."""
+ROW_ARGUMENT = 0
+"""A row is encrypted as the first argument of the stage that reads it; all share one encoding."""
 
 
 def make_keys(client_bundle: Path) -> KeyPair:
@@ -55,6 +54,8 @@ class CircuitCipher:
         self.key_id, self.model_id = key_id, published.plan.model_id
         size = published.plan.size
         self._cells = size.height // CELL, size.width // CELL
+        assert isinstance(published.plan, CircuitPlan)
+        self._entries: dict[Role, str] = {b: published.plan.entry(b) for b in (CONTENT, STYLE)}
         program = _program_info(published.client_bundle)
         try:
             keys = Keyset.deserialize(secret)
@@ -89,7 +90,9 @@ class CircuitCipher:
         different pixels, and so give them away: the generator is part of the program made here.
         """
         program = ClientProgram.create_encrypted(self._description, self._keys)
-        circuits = {role: program.get_client_circuit(entry) for role, entry in ENTRY.items()}
+        circuits = {
+            role: program.get_client_circuit(entry) for role, entry in self._entries.items()
+        }
 
         def encrypt_row(row: tuple[Role, Levels]) -> bytes:
             role, levels = row

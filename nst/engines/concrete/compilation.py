@@ -23,7 +23,17 @@ from numpy.typing import NDArray
 from nst.engines.concrete.plan import CircuitPlan, StagePlan
 from nst.errors import CircuitError
 from nst.network import architecture as shape
-from nst.network.architecture import OUTPUT, STYLE_CODE, Grid, Stage, grids
+from nst.network.architecture import (
+    COLUMNS,
+    CONTENT,
+    OUTPUT,
+    ROWS,
+    STYLE,
+    STYLE_CODE,
+    Grid,
+    Stage,
+    grids,
+)
 from nst.network.integers import IntegerNetwork, IntegerStage
 
 Ints = NDArray[np.int64]
@@ -104,8 +114,9 @@ def make_plan(
         stages.append(
             StagePlan(
                 name=name,
-                kind=stage.stage.kind,
+                branch=stage.stage.branch,
                 sources=stage.stage.sources,
+                reads=stage.stage.kind.reads,
                 stride=stage.stage.stride,
                 modulated=stage.stage.modulated,
                 rows=rows,
@@ -117,8 +128,9 @@ def make_plan(
     # The evaluation keys' size is only known once made; these are thrown away at once.
     module.keygen()
     keys = module.client.evaluation_keys.serialize()
-    # The style stem takes three rows of pixels and nothing else.
-    row_bytes = functions["style_stem"].size_of_inputs // 3 * width // side
+    # The first stage of the style takes rows of pixels and nothing else.
+    (entry,) = (n for n, stage in network.stages.items() if stage.stage.sources == (STYLE,))
+    row_bytes = functions[entry].size_of_inputs // len(parameters[entry]) * width // side
     dimension, output_width = _result_encoding(module)
     return CircuitPlan(
         model_id=identifier,
@@ -128,7 +140,7 @@ def make_plan(
         height=side,
         p_error=module.p_error,
         evaluation_key_bytes=len(keys),
-        input_ciphertext_bytes=row_bytes * shapes[shape.CONTENT].rows,
+        input_ciphertext_bytes=row_bytes * shapes[CONTENT].rows,
         output_ciphertext_bytes=functions[OUTPUT].size_of_outputs * shapes[OUTPUT].rows,
         lwe_dimension=dimension,
         output_width=output_width,
@@ -144,48 +156,48 @@ def _result_encoding(module: fhe.FheModule) -> tuple[int, int]:
     return kind["encryption"]["lweDimension"], kind["encoding"]["integer"]["width"]
 
 
+def _rows(stage: Stage, source: Grid) -> int:
+    """Rows of each source that one call reads."""
+    return source.rows if stage.kind.reads is None else len(stage.kind.reads)
+
+
 def _parameters(stage: Stage, source: Grid) -> list[str]:
-    if stage.kind == "conv":
-        names = [f"{p}_{i}" for i in range(len(stage.sources)) for p in ("above", "row", "below")]
-    elif stage.kind == "row_pool":
-        names = ["row_0"]
-    else:
-        names = [f"row_{i}" for i in range(source.rows)]
+    count = _rows(stage, source)
+    names = [f"row_{s}_{i}" for s in range(len(stage.sources)) for i in range(count)]
     return [*names, CODE_PARAMETER] if stage.modulated else names
 
 
 def _sources(stage: Stage, parameters: list[str]) -> list[str]:
     """The stage or input that each parameter comes from."""
-    if stage.kind == "conv":
-        out = [source for source in stage.sources for _ in range(3)]
-    else:
-        out = [stage.sources[0]] * len([p for p in parameters if p != CODE_PARAMETER])
+    count = (len(parameters) - stage.modulated) // len(stage.sources)
+    out = [source for source in stage.sources for _ in range(count)]
     return [*out, STYLE_CODE] if stage.modulated else out
 
 
 def _function(layer: IntegerStage, parameters: list[str]) -> Callable[..., NDArray[Any]]:
     """The stage as a function of rows that Concrete can trace."""
-    stage = layer.stage
+    stage, kind = layer.stage, layer.stage.kind
 
-    def accumulate_conv(rows: list[Any]) -> Any:
-        tall = [np.concatenate(tuple(rows[i : i + 3]), axis=2) for i in range(0, len(rows), 3)]
-        wide = [_widen(x, tall[0].shape[3]) for x in tall]
-        x = np.concatenate(tuple(wide), axis=1) if len(wide) > 1 else wide[0]
-        edges = (x[:, :, :, 0:1], x) if stage.stride > 1 else (x[:, :, :, 0:1], x, x[:, :, :, -1:])
-        padded = np.concatenate(edges, axis=3)
-        return fhe.conv(padded, layer.weight, layer.bias, strides=(stage.stride, stage.stride))
-
-    def accumulate_pool(rows: list[Any]) -> Any:
-        total = rows[0]
-        for row in rows[1:]:
-            total = total + row
-        summed = np.sum(total, axis=3, keepdims=True)
+    def accumulate(rows: list[Any]) -> Any:
+        count = len(rows) // len(stage.sources)
+        each = [rows[i : i + count] for i in range(0, len(rows), count)]
+        x = _joined([sum(r[1:], r[0]) if ROWS in kind.summed else _joined(r, 2) for r in each], 1)
+        if COLUMNS in kind.summed:
+            x = np.sum(x, axis=3, keepdims=True)
+        # A stride leaves the last columns' right neighbours out.
+        right = kind.margin if stage.stride == 1 else 0
+        edges = [x[:, :, :, :1]] * kind.margin, [x[:, :, :, -1:]] * right
         # The bias goes into the convolution: a sum without it might need an eleventh bit.
-        return fhe.conv(summed, layer.weight, layer.bias)
+        return fhe.conv(
+            _joined([*edges[0], x, *edges[1]], 3),
+            layer.weight,
+            layer.bias,
+            strides=(stage.stride, stage.stride),
+        )
 
     def run(**arguments: Any) -> Any:
         rows = [arguments[p] for p in parameters if p != CODE_PARAMETER]
-        acc = accumulate_conv(rows) if stage.kind == "conv" else accumulate_pool(rows)
+        acc = accumulate(rows)
         if layer.modulation is not None:
             code = arguments[CODE_PARAMETER].reshape((layer.modulation.shape[1],))
             acc = acc + (layer.modulation @ code).reshape((1, stage.out_channels, 1, 1))
@@ -201,15 +213,9 @@ def _function(layer: IntegerStage, parameters: list[str]) -> Callable[..., NDArr
     return run
 
 
-def _widen(x: Any, width: int) -> Any:
-    """A row `[1, C, H, W]` of half the width (or the whole) enlarged to it by repetition."""
-    batch, channels, height, own = x.shape
-    if own == width:
-        return x
-    cells = x.reshape((batch, channels, height, own, 1))
-    return np.concatenate((cells,) * (width // own), axis=4).reshape(
-        (batch, channels, height, width)
-    )
+def _joined(parts: list[Any], axis: int) -> Any:
+    """Traced tensors side by side."""
+    return np.concatenate(tuple(parts), axis=axis) if len(parts) > 1 else parts[0]
 
 
 Rows = list[Ints]
@@ -226,7 +232,7 @@ def _calibration(
     crossing them, for any weights.
     """
     stage = layer.stage
-    count = {"conv": 3, "row_pool": 1, "pool": grids_of_sources[0].rows}[stage.kind]
+    count = _rows(stage, grids_of_sources[0])
     empty = [
         np.zeros((channels, count, grid.width), dtype=np.int64)
         for channels, grid in zip(stage.source_channels, grids_of_sources, strict=True)
@@ -306,26 +312,20 @@ def _reach(layer: IntegerStage, empty: Rows, ends: tuple[int, int], target: int)
 def _effect(layer: IntegerStage, empty: Ints, channel: int) -> Ints:
     """What each element of the first source adds to a channel's first accumulator."""
     weight = layer.weight[channel, : len(empty)]
+    kind = layer.stage.kind
+    if kind.summed:
+        # No kernel that sums has neighbours.
+        return np.broadcast_to(weight[:, :1], empty.shape)
     out = np.zeros_like(empty)
-    if layer.stage.kind != "conv":
-        return out + weight[:, :1, :]
-    for dx in range(3):
-        out[:, :, max(dx - 1, 0)] += weight[:, :, dx]
+    for dx in range(kind.kernel):
+        out[:, :, max(dx - kind.margin, 0)] += weight[:, :, dx]
     return out
 
 
 def _accumulators(layer: IntegerStage, rows: Rows) -> Ints:
-    """Accumulators of one row task, code zero: the middle row of three for a convolution."""
-    x = np.concatenate([_widen(r[None], rows[0].shape[2])[0] for r in rows])
+    """Accumulators of one row task, code zero."""
     none = None if layer.modulation is None else np.zeros(layer.modulation.shape[1], np.int64)
-    if layer.stage.kind != "conv":
-        return layer.accumulate(x.sum((1, 2), keepdims=True), none)
-    if layer.stage.stride > 1:
-        # The second row of the strided result is centred on row `stride`: put rows above it.
-        above = np.repeat(x[:, :1], layer.stage.stride - 1, axis=1)
-        below = np.repeat(x[:, -1:], layer.stage.stride - 2, axis=1)
-        return layer.accumulate(np.concatenate([above, x, below], axis=1), none)[:, 1:2]
-    return layer.accumulate(x, none)[:, 1:2]
+    return layer.accumulate(np.concatenate(rows), none, window=True)
 
 
 def _check_types(module: fhe.FheModule, network: IntegerNetwork) -> None:

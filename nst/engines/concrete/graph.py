@@ -19,28 +19,25 @@ from nst.engines.tasks import (
     pair_group,
     style_group,
 )
-from nst.network.architecture import OUTPUT, STYLE_CODE, is_style
+from nst.network.architecture import CONTENT, STYLE, STYLE_CODE, Branch, rows_read
 
 if TYPE_CHECKING:
-    from nst.engines.concrete.plan import StagePlan
+    from nst.engines.concrete.plan import CircuitPlan
 
 
-def build_graph(
-    circuits: Sequence[StagePlan], pairs: Sequence[PairIds], seconds: Seconds
-) -> TaskGraph:
+def build_graph(plan: CircuitPlan, pairs: Sequence[PairIds], seconds: Seconds) -> TaskGraph:
     """Lay out the row tasks of a job's pairs; see `nst.engines.base.Plan.graph`."""
-    builder = _Builder(circuits, seconds)
+    builder = _Builder(plan, seconds)
     codes: dict[str, int] = {}
     outputs: dict[str, tuple[int, ...]] = {}
     pairs_of: dict[str, list[str]] = {}
     for rank, pair in enumerate(pairs):
         shared = style_group(pair.style)
         if pair.style not in codes:
-            rows = builder.add(pair.style, shared, rank, style=True, code=None)
-            codes[pair.style] = rows[STYLE_CODE][0]
+            (codes[pair.style],) = builder.add(STYLE, pair.style, shared, rank)
         group = pair_group(pair.pair_id)
-        rows = builder.add(pair.content, group, rank, style=False, code=codes[pair.style])
-        outputs[pair.pair_id] = tuple(rows[OUTPUT])
+        rows = builder.add(CONTENT, pair.content, group, rank, codes[pair.style])
+        outputs[pair.pair_id] = tuple(rows)
         pairs_of.setdefault(shared, []).append(pair.pair_id)
         pairs_of[group] = [pair.pair_id]
     groups = {name: tuple(members) for name, members in pairs_of.items()}
@@ -48,21 +45,29 @@ def build_graph(
 
 
 class _Builder:
-    def __init__(self, circuits: Sequence[StagePlan], seconds: Seconds) -> None:
-        self.circuits, self.seconds = circuits, seconds
+    def __init__(self, plan: CircuitPlan, seconds: Seconds) -> None:
+        self.circuits, self.seconds = plan.circuits, seconds
+        self.heights = {CONTENT: plan.stored.content_parts, STYLE: plan.stored.style_parts}
         self.tasks: list[Task] = []
 
     def add(
-        self, input_id: str, group: str, rank: int, style: bool, code: int | None
-    ) -> dict[str, list[int]]:
-        """Tasks of one style branch or one content path; returns the rows of each stage."""
-        made: dict[str, list[int]] = {}
+        self, branch: Branch, input_id: str, group: str, rank: int, code: int | None = None
+    ) -> list[int]:
+        """Tasks of one style branch or one content path; returns those of its last stage."""
+        rows: dict[str, list[Source]] = {
+            branch: [InputPart(input_id, row) for row in range(self.heights[branch])]
+        }
+        made: list[int] = []
         for depth, circuit in enumerate(self.circuits):
-            if is_style(circuit.name) != style:
+            if circuit.branch != branch:
                 continue
-            made[circuit.name] = []
+            made = []
             for row in range(circuit.rows):
-                sources = self._sources(circuit, row, made, input_id)
+                sources = [
+                    rows[name][i]
+                    for name in circuit.sources
+                    for i in rows_read(circuit.reads, row, circuit.stride, len(rows[name]))
+                ]
                 if circuit.modulated and code is not None:
                     sources.append(code)
                 task = Task(
@@ -78,26 +83,6 @@ class _Builder:
                     checkpoint=circuit.name == STYLE_CODE,
                 )
                 self.tasks.append(task)
-                made[circuit.name].append(task.index)
+                made.append(task.index)
+            rows[circuit.name] = [*made]
         return made
-
-    @staticmethod
-    def _sources(
-        circuit: StagePlan, row: int, made: dict[str, list[int]], input_id: str
-    ) -> list[Source]:
-        out: list[Source] = []
-        height = circuit.rows * circuit.stride
-        for name in circuit.sources:
-            count = len(made[name]) if name in made else height
-            if circuit.kind == "conv":
-                center = row * circuit.stride
-                # Replicate padding: at the border the row itself stands in for its neighbour.
-                # A source at half the resolution is enlarged by reading each of its rows twice.
-                near = [min(max(center + d, 0), height - 1) for d in (-1, 0, 1)]
-                wanted = [i * count // height for i in near]
-            elif circuit.kind == "row_pool":
-                wanted = [row]
-            else:
-                wanted = list(range(count))
-            out += [made[name][i] if name in made else InputPart(input_id, i) for i in wanted]
-        return out

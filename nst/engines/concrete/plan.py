@@ -12,11 +12,11 @@ from nst.engines.concrete.graph import build_graph
 from nst.engines.concrete.switching import switched, word_bits
 from nst.engines.tasks import PairIds, Seconds, StageShape, TaskGraph
 from nst.errors import CircuitError
-from nst.network.architecture import CELL, Architecture, grids, is_style
+from nst.network.architecture import CELL, STYLE, Architecture, Branch, grids
 from nst.pictures.size import Size
 
 ENGINE = "concrete"
-FORMAT = 4
+FORMAT = 5
 
 
 def count_pbs(architecture: Architecture, side: int) -> int:
@@ -35,8 +35,9 @@ class StagePlan:
 
     Attributes:
         name: Function name.
-        kind: `conv`, `row_pool` or `pool` (see `nst.network.architecture.Stage`).
+        branch: Whose input it works on.
         sources: Stages or inputs whose rows it reads.
+        reads: Which of their rows, see `nst.network.architecture.Kind.reads`.
         stride: Rows of the source per row of the result.
         modulated: Whether it takes the style code as its last argument.
         rows: Calls per picture.
@@ -46,8 +47,9 @@ class StagePlan:
     """
 
     name: str
-    kind: str
+    branch: Branch
     sources: tuple[str, ...]
+    reads: tuple[int, ...] | None
     stride: int
     modulated: bool
     rows: int
@@ -59,6 +61,21 @@ class StagePlan:
     def pbs_per_row(self) -> int:
         """PBS of one call."""
         return self.pbs // self.rows
+
+    @property
+    def in_style(self) -> bool:
+        """Whether it belongs to the style branch."""
+        return self.branch == STYLE
+
+    @staticmethod
+    def from_dict(record: dict[str, Any]) -> StagePlan:
+        """Out of a JSON record; raises TypeError or KeyError if it is damaged."""
+        reads = record["reads"]
+        lists = {
+            "sources": tuple(record["sources"]),
+            "reads": None if reads is None else tuple(reads),
+        }
+        return StagePlan(**{**record, **lists})
 
 
 @dataclass(frozen=True)
@@ -115,9 +132,12 @@ class CircuitPlan:
     def stages(self) -> tuple[StageShape, ...]:
         """See `Plan`; work is operations on Concrete's `complexity` scale."""
         return tuple(
-            StageShape(c.name, c.rows, c.operations / c.rows, is_style(c.name))
-            for c in self.circuits
+            StageShape(c.name, c.rows, c.operations / c.rows, c.in_style) for c in self.circuits
         )
+
+    def entry(self, branch: Branch) -> str:
+        """The stage that reads the branch's encrypted input and nothing else."""
+        return next(c.name for c in self.circuits if c.sources == (branch,))
 
     @property
     def word_bits(self) -> int:
@@ -144,7 +164,7 @@ class CircuitPlan:
     @property
     def pbs_style(self) -> int:
         """PBS of one style branch, computed once per style."""
-        return sum(c.pbs for c in self.circuits if is_style(c.name))
+        return sum(c.pbs for c in self.circuits if c.in_style)
 
     @property
     def pbs_content(self) -> int:
@@ -165,7 +185,7 @@ class CircuitPlan:
             )
 
         def scaled(circuit: StagePlan) -> StagePlan:
-            if is_style(circuit.name):
+            if circuit.in_style:
                 return circuit
             rows = circuit.rows * size.height // self.height
             each = circuit.operations / circuit.rows
@@ -183,7 +203,7 @@ class CircuitPlan:
 
     def graph(self, pairs: Sequence[PairIds], seconds: Seconds) -> TaskGraph:
         """See `Plan`."""
-        return build_graph(self.circuits, pairs, seconds)
+        return build_graph(self, pairs, seconds)
 
     def pack_result(self, key_id: str, part: bytes) -> Envelope:
         """See `Plan`: a row, its words switched; raises CircuitError if it is no ciphertext."""
@@ -213,9 +233,7 @@ class CircuitPlan:
                     f"circuit plan has format {written}, this version reads {FORMAT}; "
                     "build the circuits again"
                 )
-            circuits = tuple(
-                StagePlan(**{**s, "sources": tuple(s["sources"])}) for s in fields.pop("circuits")
-            )
+            circuits = tuple(StagePlan.from_dict(s) for s in fields.pop("circuits"))
             return CircuitPlan(circuits=circuits, **fields)
         except (KeyError, TypeError) as error:
             raise CircuitError(f"circuit plan is damaged ({error}); build it again") from error
