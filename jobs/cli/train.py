@@ -52,9 +52,9 @@ def train(options: TrainCommand) -> None:
     def part(kind: type) -> dict[str, Any]:
         return {each.name: getattr(options, each.name) for each in fields(kind)}
 
-    run = Run(
-        level=level, options=TrainOptions(**part(TrainOptions)), sizes=sizes, **part(RunOptions)
-    )
+    # Workers may run in another folder.
+    places = {**part(RunOptions), "out": options.out.resolve()}
+    run = Run(level=level, options=TrainOptions(**part(TrainOptions)), sizes=sizes, **places)
     workers = Workers(**part(Workers))
     run.check()
     if options.cluster is None:
