@@ -63,7 +63,7 @@ class Submitted:
     inputs: dict[str, bytes]
 
     def into(self, folder: Path, pairs: dict[str, tuple[str, str]]) -> tuple[Store, JobRecord]:
-        store = open_store(str(folder))
+        store = open_store(str(folder), create=True)
         model_id = self.plan.model_id
         for key, name in (
             (layout.server_zip(model_id), SERVER_FILE),
@@ -423,13 +423,13 @@ def test_a_job_that_cannot_run_says_why(submitted: Submitted, tmp_path: Path) ->
 
 
 def test_a_job_that_does_not_exist_is_one_line(tmp_path: Path) -> None:
-    store = open_store(str(tmp_path / "store"))
+    store = open_store(str(tmp_path / "store"), create=True)
     driver = run_driver(store, 1, tmp_path)
     assert driver.returncode == 1
     assert driver.output.startswith("error: store") and driver.output.count("\n") == 1
 
 
 def test_a_driver_needs_an_actor(tmp_path: Path) -> None:
-    store = open_store(str(tmp_path / "store"))
+    store = open_store(str(tmp_path / "store"), create=True)
     driver = run_driver(store, 0, tmp_path)
     assert driver.returncode == 2 and "--actors" in driver.output

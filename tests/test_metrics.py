@@ -72,7 +72,7 @@ def test_a_driver_counts_pbs_pairs_and_what_was_in_vain(
 ) -> None:
     monkeypatch.setattr(writing, "STATE_EVERY", 0.0)
     monkeypatch.setattr(metrics, "RATE_SECONDS", 0.0)
-    store = open_store(str(tmp_path))
+    store = open_store(str(tmp_path), create=True)
     job = fake_job(store, poisoned="c0")
     writer = JobWriter(store, job, 1)
     writer.meter = DriverMetrics(job.job_id)
