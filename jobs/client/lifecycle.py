@@ -139,7 +139,7 @@ def require_idle(home: Home, store: Store, book: JobBook, advice: str) -> None:
 def _used_by_others(store: Store, job_id: str) -> tuple[set[str] | None, set[str] | None]:
     """Circuits and key sets of all other jobs; None if a record does not tell."""
     circuits, keys = set(), set()
-    for other in store.children(layout.jobs()):
+    for other in store.children(layout.JOBS):
         if other == job_id:
             continue
         try:
