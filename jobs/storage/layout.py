@@ -1,13 +1,13 @@
 """Every key in a store, in one place. Nothing else in the program spells a path in a store.
 
-    store.json                          the store's format
-    models/MODEL/                       plan.json, server.zip
-    keys/KEY/                           evaluation.key
-    jobs/JOB/                           job.json, state.json, trace.json
-    jobs/JOB/inputs/                    INPUT.ct
-    jobs/JOB/results/ATTEMPT/PAIR/      PART.ct
-    jobs/JOB/checkpoints/GROUP/STAGE/   PART.ct
-    jobs/JOB/marks/                     pair-PAIR.json, end.json, cancel.json
+store.json                          the store's format
+models/MODEL/                       plan.json, server.zip
+keys/KEY/                           evaluation.key
+jobs/JOB/                           job.json, state.json, trace.json
+jobs/JOB/inputs/                    INPUT.ct
+jobs/JOB/results/ATTEMPT/PAIR/      PART.ct
+jobs/JOB/checkpoints/GROUP/STAGE/   PART.ct
+jobs/JOB/marks/                     pair-PAIR.json, end.json, cancel.json
 """
 
 from __future__ import annotations
