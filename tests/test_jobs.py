@@ -25,7 +25,6 @@ from jobs.storage.records import (
     read_state,
     write_record,
 )
-from jobs.storage.s3_address import without_profile
 from jobs.storage.store import Store, open_store
 from nst.errors import ClusterError
 from tests.command_line import refused, run
@@ -290,11 +289,6 @@ def test_a_token_that_is_missing_is_one_line(
         run("retry", "job", "--cluster", "h:1"), "h:1", "Missing authentication", "token", code=3
     )
     assert not drive
-
-
-def test_a_profile_stays_on_this_machine() -> None:
-    assert without_profile("s3://bucket?profile=x&sse=AES256") == "s3://bucket?sse=AES256"
-    assert without_profile("/a/folder") == "/a/folder"
 
 
 def test_logs_are_shown_without_what_steers_terminals(home: Home, book: JobBook) -> None:
