@@ -96,7 +96,7 @@ bench-sharing: venv ## workers as threads with one key set against processes: ti
 bench-profile: venv ## where the time of a stage and of a job goes; ARGS="--native FILE.svg"
 	$(PYTHON) -m benchmarks.profile $(ARGS)
 
-bench-estimate: venv ## estimates against real runs; measures the stage times that ship (5 minutes)
+bench-estimate: venv ## estimates against real runs; measures the rates that ship (5 minutes)
 	$(PYTHON) -m benchmarks.estimate $(ARGS)
 
 bench-bytes: venv ## bytes in the store for one pair at each level

@@ -109,7 +109,7 @@ def measured(folder: Path, quality: str, repeats: int) -> dict[str, float]:
         return out
 
     home = Home(folder / "home")
-    store, ring = open_store(str(home.store)), KeyRing(home.keys)
+    store, ring = open_store(str(home.store), create=True), KeyRing(home.keys)
     level, network = step("load_weights", lambda: load(quality), repeats)
     pair = step("read_and_plan_pair", lambda: prepared(EXAMPLES, quality)[:1])[0]
 

@@ -40,12 +40,9 @@ def local_ray(cpus: int) -> Iterator[None]:
     logging.getLogger(TOKEN_ADVICE).setLevel(logging.ERROR)
     import ray
 
-    # Ray's sockets lie in this folder, and the path of a socket may have 107 characters.
-    base = tempfile.gettempdir()
-    base = base if len(base) <= LONGEST_BASE else "/tmp"
     # Ray's processes may still be writing their logs there when it is removed.
     with tempfile.TemporaryDirectory(
-        prefix="nst-ray-", dir=base, ignore_cleanup_errors=True
+        prefix="nst-ray-", dir=socket_base(), ignore_cleanup_errors=True
     ) as folder:
         ray.init(
             # Never a cluster that RAY_ADDRESS or a file in /tmp points to.
@@ -90,6 +87,12 @@ def running_ray(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def socket_base() -> str:
+    """Where a temporary folder with sockets goes: their paths have 107 characters at most."""
+    base = tempfile.gettempdir()
+    return base if len(base) <= LONGEST_BASE else "/tmp"
 
 
 def cpus() -> int:

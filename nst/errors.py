@@ -14,7 +14,11 @@ class CircuitError(NstBatchError):
 
 
 class StoreError(NstBatchError):
-    """The store cannot be read or written, or what it holds is not what it should be."""
+    """The store is out of reach: it cannot be read or written."""
+
+
+class StoreContentError(StoreError):
+    """The store answers, and what it holds is missing, damaged or of another version."""
 
 
 class StoreAddressError(StoreError):

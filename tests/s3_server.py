@@ -17,6 +17,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from cluster.local import socket_base
+
 START_SECONDS = 90.0
 """For a start of a second or two, on machines that are busy otherwise."""
 GRPC = 10_000
@@ -51,8 +53,9 @@ class S3Server:
     """A server on this machine's loopback that can be killed and started again with its data."""
 
     def __init__(self) -> None:
-        # Not below pytest's folders: paths of the server's sockets have 107 characters at most.
-        self._folder = tempfile.TemporaryDirectory(prefix="nst-s3-", ignore_cleanup_errors=True)
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="nst-s3-", dir=socket_base(), ignore_cleanup_errors=True
+        )
         self.access_key, self.secret_key = secrets.token_hex(10), secrets.token_hex(20)
         names = ("s3", "master", "volume", "filer", "admin")
         self._ports = dict(zip(names, free_ports(len(names)), strict=True))

@@ -298,7 +298,7 @@ def test_stage_times_of_a_job_of_ones_own(
     monkeypatch.setenv("NST_BATCH_HOME", str(own.root))
     own.root.mkdir()
     (own.root / "circuits").symlink_to(home / "circuits")
-    store = open_store(str(own.store))
+    store = open_store(str(own.store), create=True)
     store.write(layout.circuit_plan(plan.model_id), json.dumps(plan.to_dict()).encode())
     tasks = [
         TaskTrace(stage=s.name, group="g", row=0, pbs=1, start=5, end=7, cpu_s=2)

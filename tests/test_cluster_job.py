@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from jobs.storage.records import read_state
 from jobs.storage.store import open_store
 from tests.command_line import run
 from tests.conftest import BUCKET
+from tests.ray_cluster import ray_cluster
 from tests.s3_server import S3Server, free_ports
 from tests.toy import offer_toy, toy_weights
 from tests.user_pairs import folder_of
@@ -30,40 +30,17 @@ PATIENCE = 240.0
 @pytest.fixture
 def jobs_api(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Address of the Jobs API of a cluster with a head that drives and one node of two cores."""
-    from ray.cluster_utils import Cluster
-
-    monkeypatch.setenv("RAY_worker_niceness", "0")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{os.environ.get('PYTHONPATH', '')}")
     port, agent = free_ports(2)
-    # Ray finds out in its folder which cluster a job belongs to, and a path of a socket is short.
-    with tempfile.TemporaryDirectory(
-        prefix="nst-ray-", dir="/tmp", ignore_cleanup_errors=True
-    ) as folder:
-        # Where Ray writes an address down; nothing else need have made it.
-        Path("/tmp/ray").mkdir(exist_ok=True)
-        cluster = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 0,
-                "include_dashboard": True,
-                "dashboard_port": port,
-                # Another cluster on this machine may have the usual one, and without its agent a
-                # head takes no job.
-                "dashboard_agent_listen_port": agent,
-                "temp_dir": folder,
-            },
-        )
-        try:
-            # As `ray start` does; a job that finds nothing there takes any cluster of this machine.
-            (Path(folder) / "ray_current_cluster").write_text(cluster.address)
-            cluster.add_node(num_cpus=2)
-            # From here on the client has what no driver must see.
-            monkeypatch.setenv("NST_BATCH_PASSPHRASE", "correct horse battery")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            cluster.shutdown()
+    # Another cluster on this machine may have the usual port of the agent, without which a head
+    # takes no job.
+    with ray_cluster(
+        include_dashboard=True, dashboard_port=port, dashboard_agent_listen_port=agent
+    ) as (cluster, _):
+        cluster.add_node(num_cpus=2)
+        # From here on the client has what no driver must see.
+        monkeypatch.setenv("NST_BATCH_PASSPHRASE", "correct horse battery")
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.mark.slow

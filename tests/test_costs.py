@@ -36,7 +36,7 @@ BOOK = JobBook(
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "store"))
+    return open_store(str(tmp_path / "store"), create=True)
 
 
 def test_costs_of_pairs_that_have_run(store: Store) -> None:

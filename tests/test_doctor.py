@@ -16,7 +16,8 @@ from click.testing import Result
 from jobs.client import doctor
 from jobs.client.doctor import BASE_BYTES, actor_bytes, check_memory, pair_bytes
 from jobs.storage.s3_store import S3Store
-from jobs.storage.store import LocalStore, open_store
+from jobs.storage.local_store import LocalStore
+from jobs.storage.store import open_store
 from nst.pictures.size import Size
 from nst.engines.concrete.circuits import load_plan
 from nst.engines.concrete.client import KeyCard, KeyRing
@@ -73,7 +74,7 @@ def test_a_sound_machine_with_a_folder(home: Path) -> None:
 
 def test_a_sound_machine_with_two_stores(s3_server: S3Server, tmp_path: Path) -> None:
     arguments = s3_arguments(s3_server)
-    used = open_store(f"{arguments[1]}?endpoint={s3_server.endpoint}")
+    used = open_store(f"{arguments[1]}?endpoint={s3_server.endpoint}", create=True)
     used.write("a", b"1")
     before = used.list("")
     result = diagnosed(*arguments)

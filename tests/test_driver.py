@@ -65,7 +65,7 @@ class Submitted:
         return plan.graph(pairs, ENGINE.rates().seconds(plan.stages))
 
     def into(self, folder: Path, pairs: dict[str, tuple[str, str]]) -> tuple[Store, JobRecord]:
-        store, plan = open_store(str(folder)), self.published.plan
+        store, plan = open_store(str(folder), create=True), self.published.plan
         store.write(layout.model_server(plan.model_id), self.published.server_bundle.read_bytes())
         store.write(layout.model_plan(plan.model_id), json.dumps(plan.to_dict()).encode())
         store.write(layout.evaluation_keys(self.key_id), self.keys)
@@ -392,13 +392,13 @@ def test_a_job_that_cannot_run_says_why(submitted: Submitted, tmp_path: Path) ->
 
 
 def test_a_job_that_does_not_exist_is_one_line(tmp_path: Path) -> None:
-    store = open_store(str(tmp_path / "store"))
+    store = open_store(str(tmp_path / "store"), create=True)
     driver = run_driver(store, 1, tmp_path)
     assert driver.returncode == 1
     assert driver.output.startswith("error: store") and driver.output.count("\n") == 1
 
 
 def test_a_driver_needs_an_actor(tmp_path: Path) -> None:
-    store = open_store(str(tmp_path / "store"))
+    store = open_store(str(tmp_path / "store"), create=True)
     driver = run_driver(store, 0, tmp_path)
     assert driver.returncode == 2 and "--actors" in driver.output

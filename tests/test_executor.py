@@ -33,6 +33,7 @@ from nst.engines.tasks import Task
 from nst.errors import StoreError, last_line
 from tests.fakes import FakeEvaluator, fake_executor, fake_job
 from tests.plans import grid_of_pairs
+from tests.ray_cluster import ray_cluster
 from tests.test_lifecycle import results
 
 BIG = 200_000
@@ -76,26 +77,18 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    os.environ.update({"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"})
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 0,
-            "include_dashboard": False,
-            # A node that is gone is noticed in seconds and not in half a minute.
-            "_system_config": {
-                "health_check_initial_delay_ms": 1000,
-                "health_check_period_ms": 1000,
-                "health_check_failure_threshold": 3,
-            },
-        },
-    )
-    made = Nodes(cluster, [])
-    made.add()
-    ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
-    yield made
-    ray.shutdown()
-    cluster.shutdown()
+    # A node that is gone is noticed in seconds and not in half a minute.
+    health = {
+        "health_check_initial_delay_ms": 1000,
+        "health_check_period_ms": 1000,
+        "health_check_failure_threshold": 3,
+    }
+    with ray_cluster(_system_config=health) as (cluster, _):
+        made = Nodes(cluster, [])
+        made.add()
+        ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
+        yield made
+        ray.shutdown()
 
 
 class Watched(RayExecutor):
@@ -124,12 +117,12 @@ def all_work_is_done(state: JobState) -> bool:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "store"))
+    return open_store(str(tmp_path / "store"), create=True)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[bytes]]:
-    store = open_store(str(tmp_path_factory.mktemp("undisturbed")))
+    store = open_store(str(tmp_path_factory.mktemp("undisturbed")), create=True)
     job = fake_job(store)
     calm = fake_executor()
     calm.evaluator = ShortEvaluator()

@@ -44,7 +44,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "store"))
+    return open_store(str(tmp_path / "store"), create=True)
 
 
 def book_of(home: Home, store: Store, job: JobRecord) -> JobBook:
@@ -361,7 +361,7 @@ def test_a_job_whose_upload_broke_off_can_only_be_deleted(
 def test_a_store_that_is_away_hides_no_other_jobs(
     home: Home, store: Store, book: JobBook, tmp_path: Path
 ) -> None:
-    other = open_store(str(tmp_path / "elsewhere"))
+    other = open_store(str(tmp_path / "elsewhere"), create=True)
     book_of(home, other, fake_job(other, "second", grid_of_pairs(1, 1)))
     (tmp_path / "elsewhere" / layout.STORE).write_text('{"format": 99}')
     result = run("list", "--json")

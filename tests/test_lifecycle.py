@@ -24,7 +24,8 @@ from jobs.storage.records import (
     read_state,
     write_record,
 )
-from jobs.storage.store import LocalStore, Store, open_store
+from jobs.storage.local_store import LocalStore
+from jobs.storage.store import Store, open_store
 from nst.errors import StoreError
 from tests.fakes import Meddling, fake_executor, fake_job, plain_results  # noqa: F401
 
@@ -33,7 +34,7 @@ PAIRS = 6
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "store"))
+    return open_store(str(tmp_path / "store"), create=True)
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def job(store: Store) -> JobRecord:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[bytes]]:
     """Rows of all pairs of a run that nothing happened to."""
-    store = open_store(str(tmp_path_factory.mktemp("undisturbed")))
+    store = open_store(str(tmp_path_factory.mktemp("undisturbed")), create=True)
     job = fake_job(store)
     assert run_job(store, job, fake_executor(), 1).status == "succeeded"
     return results(store, job)

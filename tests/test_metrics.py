@@ -74,7 +74,7 @@ def test_a_driver_counts_work_pairs_and_what_was_in_vain(
     monkeypatch.setattr(recording, "STATE_EVERY", 0.0)
     monkeypatch.setattr(metrics, "EXPORT_EVERY", 0.0)
     monkeypatch.setattr(metrics, "RATE_SECONDS", 0.0)
-    store = open_store(str(tmp_path))
+    store = open_store(str(tmp_path), create=True)
     job = fake_job(store, poisoned="c0")
     recorder: Recorder[bytes] = Recorder(store, job, 1)
     middle: dict[str, Values] = {}

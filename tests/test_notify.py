@@ -134,7 +134,7 @@ def test_a_hook_that_fails_is_one_line_without_its_secrets(
 def test_the_driver_tells_when_it_has_ended(
     fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = open_store(str(tmp_path / "store"))
+    store = open_store(str(tmp_path / "store"), create=True)
     writer = JobWriter(store, fake_job(store, poisoned="c0"), 1)
 
     @contextmanager
@@ -166,7 +166,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 
 @pytest.fixture
 def book(home: Home) -> JobBook:
-    store = open_store(str(home.store))
+    store = open_store(str(home.store), create=True)
     book = JobBook(
         job_id="job", created="", store=store.url, quality="toy", key_id="k", model_id="c",
         pairs=[], skipped=[],

@@ -41,7 +41,7 @@ JOB = JobRecord(
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path))
+    return open_store(str(tmp_path), create=True)
 
 
 def error_of(store: Store) -> str:

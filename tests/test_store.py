@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from jobs.storage import layout
-from jobs.storage.store import FORMAT, LocalStore, Store, open_store
-from nst.errors import StoreError
+from jobs.storage.local_store import PARTIAL, LocalStore
+from jobs.storage.store import FORMAT, Store, address_of, open_store
+from nst.errors import StoreContentError, StoreError
 from tests.conftest import BUCKET
 
 Opener = Callable[[], Store]
@@ -24,13 +25,13 @@ Opener = Callable[[], Store]
 
 def local(request: pytest.FixtureRequest) -> Opener:
     folder = request.getfixturevalue("tmp_path") / "store"
-    return lambda: open_store(str(folder))
+    return lambda: open_store(str(folder), create=True)
 
 
 def s3(request: pytest.FixtureRequest) -> Opener:
     server = request.getfixturevalue("s3_server")
     url = f"s3://{BUCKET}/{secrets.token_hex(4)}/a b?endpoint={server.endpoint}"
-    return lambda: open_store(url)
+    return lambda: open_store(url, create=True)
 
 
 STORES = {"local": local, "s3": s3}
@@ -76,7 +77,7 @@ def test_what_is_missing_is_an_error(store: Store) -> None:
     store.write("a/b", b"1")
     for key in ("nothing", "a", "a/b/c", "a/nothing"):
         assert not store.exists(key)
-        with pytest.raises(StoreError) as caught:
+        with pytest.raises(StoreContentError) as caught:
             store.read(key)
         assert key in one_line(caught)
 
@@ -89,6 +90,14 @@ def test_listing_is_by_prefix_and_sorted(store: Store) -> None:
     assert store.list("j") == ["j/1", "j/10/x", "j/2", "jj/1"]
     assert store.list("nothing/") == []
     assert set(store.list("")) == {"j/1", "j/10/x", "j/2", "jj/1", "k/1", layout.STORE}
+
+
+def test_children_are_the_next_folders_only(store: Store) -> None:
+    for key in ("jobs/2/job.json", "jobs/10/a/b", "jobs/10/c", "jobs/loose", "jobs2/x/y", "k/1/2"):
+        store.write(key, b"")
+    assert store.children("jobs/") == ["10", "2"]
+    assert store.children("jobs/10/") == ["a"]
+    assert store.children("nothing/") == []
 
 
 def test_a_blob_is_created_once(store: Store) -> None:
@@ -129,7 +138,7 @@ def test_of_racing_creators_one_wins(opener: Opener) -> None:
 
 def test_a_folder_may_be_emptied_while_others_write_into_it(tmp_path: Path) -> None:
     """Two drivers of a job clean up behind each other; folders that are empty go."""
-    store, failed = open_store(str(tmp_path)), []
+    store, failed = open_store(str(tmp_path), create=True), []
 
     def come_and_go(name: str) -> None:
         try:
@@ -210,7 +219,9 @@ def test_a_folder_is_deleted_with_all_below_it(store: Store) -> None:
 
 def test_half_written_files_of_killed_writers_are_deleted(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
-    left = store._partial("jobs/1/inputs/x", b"half")
+    left = tmp_path / "jobs" / "1" / "inputs" / f"{PARTIAL}x"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
     store.write("jobs/2/x", b"whole")
     assert store.delete_prefix("jobs/1/") == 0
     assert not left.exists() and not (tmp_path / "jobs" / "1").exists()
@@ -237,19 +248,53 @@ def test_a_new_store_carries_its_format(store: Store) -> None:
 @pytest.mark.parametrize("marker", [b'{"format": 99}', b"{}", b"[]", b"no json", b"\xff", b""])
 def test_stores_of_other_formats_are_refused(opener: Opener, marker: bytes) -> None:
     opener().write(layout.STORE, marker)
-    with pytest.raises(StoreError) as caught:
+    with pytest.raises(StoreContentError) as caught:
         opener()
     one_line(caught)
 
 
-def test_an_open_store_stays_what_it_is(opener: Opener) -> None:
+def test_what_is_no_store_becomes_one_on_demand_only(opener: Opener) -> None:
+    """A disk that is away must not be taken for a store that lost its jobs."""
+    store = opener()
+    url = store.url
+    store.delete(layout.STORE)
+    with pytest.raises(StoreError, match="is not there: it has no store") as caught:
+        open_store(url)
+    one_line(caught)
+    assert store.list("") == []
     opener().write("a", b"1")
-    assert opener().read("a") == b"1"
+    assert opener().read("a") == open_store(url).read("a") == b"1"
+
+
+@pytest.mark.parametrize("call", ["read", "exists", "list", "children", "delete", "write", "clock"])
+def test_a_folder_that_goes_away_is_out_of_reach(tmp_path: Path, call: str) -> None:
+    mounted, away = tmp_path / "disk", tmp_path / "away"
+    store = open_store(str(mounted / "store"), create=True)
+    mounted.rename(away)
+    arguments = {"write": ("a", b""), "clock": ()}.get(
+        call, ("jobs/",) if call[0] in "lc" else ("a",)
+    )
+    with pytest.raises(StoreError, match="is not there; plug in or mount") as caught:
+        getattr(store, call)(*arguments)
+    assert type(caught.value) is StoreError
+    with pytest.raises(StoreError, match="is not there; plug in or mount"):
+        open_store(str(mounted / "store"))
+    assert not mounted.exists()
 
 
 def test_other_kinds_of_stores_are_refused() -> None:
     with pytest.raises(StoreError, match="ftp://host/path: only folders and s3://"):
         open_store("ftp://me:password@host/path?key=1")
+
+
+def test_an_address_tells_where_bytes_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    local, remote = address_of("~/store"), address_of("s3://bucket/a?profile=p&sse=AES256")
+    assert (local.remote, local.folder, local.portable()) == (False, tmp_path / "store", local)
+    assert (remote.remote, remote.folder) == (True, None)
+    # Another machine has other profiles.
+    assert remote.portable().url == "s3://bucket/a?sse=AES256"
+    assert remote.name == "s3://bucket/a"
 
 
 def test_emptied_folders_go(tmp_path: Path) -> None:
@@ -276,7 +321,7 @@ def test_a_blob_that_cannot_be_deleted_is_named(
 
 def test_a_home_folder_may_be_abbreviated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    open_store("~/store").write("a", b"1")
+    open_store("~/store", create=True).write("a", b"1")
     assert (tmp_path / "store" / "a").read_bytes() == b"1"
 
 
@@ -284,7 +329,7 @@ def test_a_home_folder_may_be_abbreviated(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_file_is_no_store(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError) as caught:
-        open_store(str(tmp_path / "file" / below))
+        open_store(str(tmp_path / "file" / below), create=True)
     assert "file" in one_line(caught)
 
 
@@ -300,7 +345,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_closed_folders_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = open_store(str(tmp_path))
+    store = open_store(str(tmp_path), create=True)
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

@@ -57,7 +57,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 
 @pytest.fixture
 def store(home: Home) -> Store:
-    return open_store(str(home.store))
+    return open_store(str(home.store), create=True)
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def test_the_wheel_holds_what_a_user_needs(wheel: Path) -> None:
     templates = {p.relative_to(ROOT).as_posix() for p in (ROOT / "jobs").glob("*/templates/*")}
     examples = {p.relative_to(ROOT).as_posix() for p in (ROOT / "examples/pairs").rglob("*.jpg")}
     assert templates and examples
-    assert templates | examples | {"jobs/execution/stage_times.json"} <= names
+    assert templates | examples | {"nst/engines/concrete/rates.json"} <= names
     (information,) = {x.split("/")[0] for x in names if x.split("/")[0].endswith(".dist-info")}
     assert {f"{information}/{x}" for x in ("LICENSE", "NOTICE.md", "entry_points.txt")} <= names
 

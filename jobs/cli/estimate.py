@@ -99,12 +99,7 @@ def estimate(pairs: Path | None, options: EstimateOptions) -> None:
 
 def say_choice(choice: Choice) -> None:
     """Say on standard error which level was chosen, and why."""
-    from jobs.client.auto import hours
-
-    why = f"about {hours(choice.seconds)} of {hours(choice.budget)} on {many(choice.cores, 'core')}"
-    if choice.better:
-        why += f"; {choice.better[0].name} would take {hours(choice.better[1])}"
-    click.echo(f"quality {choice.level.name}: {why}", err=True)
+    click.echo(f"quality {choice.level.name}: {choice.reason}", err=True)
 
 
 def print_dry_run(batch: Batch, options: SubmitCommand, url: str) -> None:
@@ -116,14 +111,14 @@ def print_dry_run(batch: Batch, options: SubmitCommand, url: str) -> None:
     from jobs.client.run import cores_of, named
     from jobs.client.watch import duration
     from jobs.execution.forecast import Forecaster, Offer
-    from jobs.storage.s3_address import SCHEME
+    from jobs.storage.store import address_of
 
     cores, model = cores_of(options), batch.model
     offer = Offer(cores_per_node=cores, core_price=options.core_price)
     forecaster = Forecaster(model.plan, model.engine.rates(), offer)
     forecast = forecaster.estimate(batch.records, [cores])
     (on,) = forecast.on
-    wire, remote = forecast.wire, url.startswith(SCHEME)
+    wire, remote = forecast.wire, address_of(url).remote
     once = model.published.server_bundle.stat().st_size + model.plan.evaluation_key_bytes
     up_s, down_s = ((n / offer.uplink if remote else 0.0) for n in (wire.up + once, wire.down))
     if options.as_json:

@@ -18,7 +18,13 @@ from jobs.cli.keys import keys
 from jobs.cli.screen import EXIT_UNREACHABLE, EXIT_USAGE, warnings_shown
 from jobs.cli.submit import demo, preview, submit
 from jobs.cli.train import train
-from nst.errors import ClusterError, NstBatchError, StoreAddressError, StoreError
+from nst.errors import (
+    ClusterError,
+    NstBatchError,
+    StoreAddressError,
+    StoreContentError,
+    StoreError,
+)
 
 
 class _Commands(ConfiguredGroup):
@@ -41,7 +47,7 @@ class _Commands(ConfiguredGroup):
         except NstBatchError as error:
             click.echo(f"error: {error}", err=True)
             away = isinstance(error, ClusterError | StoreError)
-            wrong = isinstance(error, StoreAddressError)
+            wrong = isinstance(error, StoreAddressError | StoreContentError)
             ctx.exit(EXIT_UNREACHABLE if away and not wrong else EXIT_USAGE)
 
 

@@ -14,7 +14,7 @@ from jobs.cli.job import follow, out_of
 from jobs.cli.options import here_option, on_command_line, takes
 from jobs.cli.screen import Screen, exit_if
 from jobs.client.wording import many
-from jobs.options import AUTO, S3_FIELDS, DemoOptions, PreviewOptions, SubmitCommand
+from jobs.options import AUTO, STORE_FIELDS, DemoOptions, PreviewOptions, SubmitCommand
 from nst.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def submit(pairs: Path, options: SubmitCommand) -> None:
     if options.quality != AUTO and on_command_line("budget"):
         raise click.UsageError("--budget needs --quality auto")
     out, home, screen = out_of(options), Home.default(), Screen()
-    url = options.fold(options.store or str(home.store), on_command_line(*S3_FIELDS))
+    url = options.fold(options.store or str(home.store), on_command_line(*STORE_FIELDS))
     with screen.working("finding pairs") as working:
         batch = ready(pairs, options, home, url, working)
     _say_what_is_left(batch)
@@ -68,7 +68,7 @@ def submit(pairs: Path, options: SubmitCommand) -> None:
     if out is not None:
         make_folder(out)
         refuse_overwriting(out, [pair.name for pair in batch.pairs], options.force)
-    session = Session.open(home, url, screen.passphrase)
+    session = Session.open(home, url, screen.passphrase, create=True)
     _submit(batch, replace(options, out=out), session, screen)
 
 
@@ -168,4 +168,4 @@ def demo(options: DemoOptions) -> None:
         f"{many(chosen.place.actors(chosen.actors), 'Ray actor')}, which cannot decrypt, and "
         "decrypted here."
     )
-    _submit(batch, chosen, Session.open(home, url, screen.passphrase), screen)
+    _submit(batch, chosen, Session.open(home, url, screen.passphrase, create=True), screen)

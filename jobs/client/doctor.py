@@ -19,8 +19,7 @@ from jobs.client.drivers import Place, require_reachable
 from jobs.client.home import Home
 from jobs.execution.forecast import distinct_pairs, largest_call
 from jobs.storage import layout
-from jobs.storage.s3_address import SCHEME
-from jobs.storage.store import LocalStore, Store, check_format, connect
+from jobs.storage.store import Store, address_of, check_format, connect
 from nst.engines import get_engine
 from nst.engines.base import Needs
 from nst.engines.cache import ModelCache
@@ -105,8 +104,9 @@ def diagnose(
         yield check_memory(available_memory(), actors, each, needs.result)
         yield check_space("disk of the data directory", home.root, HOME_BYTES, HOME_VARIABLE)
         for url in stores:
-            if not url.startswith(SCHEME):
-                yield check_pairs_space(Path(url).expanduser(), needs.stored)
+            folder = address_of(url).folder
+            if folder is not None:
+                yield check_pairs_space(folder, needs.stored)
     for url in stores:
         yield from check_store(url)
 
@@ -265,17 +265,15 @@ def check_store(url: str) -> Iterator[Check]:
 
 
 def _credentials(store: Store, what: str) -> Iterator[Check]:
-    if isinstance(store, LocalStore):
+    found = store.credentials()
+    if found is None:
         return
-    from jobs.storage.s3_store import S3Store
-
-    if isinstance(store, S3Store):
-        source, ends = store.credentials()
-        advice = "the driver cannot renew them; use a profile or a role for jobs of hours"
-        if ends:
-            yield Check("warn", f"{what}: credentials", f"temporary ones from {source}", advice)
-        else:
-            yield Check("ok", f"{what}: credentials", f"from {source}")
+    source, ends = found
+    advice = "the driver cannot renew them; use a profile or a role for jobs of hours"
+    if ends:
+        yield Check("warn", f"{what}: credentials", f"temporary ones from {source}", advice)
+    else:
+        yield Check("ok", f"{what}: credentials", f"from {source}")
 
 
 def _probe(store: Store, what: str) -> Check:

@@ -25,7 +25,7 @@ from jobs.client.session import Session
 from jobs.execution.notify import URL_VARIABLE
 from jobs.storage import layout
 from jobs.storage.records import JobState, write_record
-from jobs.storage.s3_address import without_profile
+from jobs.storage.store import address_of
 from nst.errors import ClusterError, InputError, first_line
 from nst.folders import PASSPHRASE_VARIABLE
 
@@ -219,7 +219,7 @@ def _start_on_cluster(
     extra = {"runtime_env": {"env_vars": variables}} if variables else {}
     entrypoint = shlex.join(
         [
-            place.python, "-m", MODULE, without_profile(book.store), book.job_id,
+            place.python, "-m", MODULE, address_of(book.store).portable().url, book.job_id,
             "--actors", str(actors), "--cluster",
         ]
     )  # fmt: skip

@@ -11,16 +11,14 @@ from jobs.client.submit import upload_shared
 from jobs.storage import layout
 from jobs.storage.records import (
     Cancellation,
-    JobRecord,
     JobState,
     read_job,
     read_marks,
-    read_record,
     read_state,
     write_record,
 )
 from jobs.storage.store import Store
-from nst.errors import ClusterError, InputError, StoreError
+from nst.errors import ClusterError, InputError, StoreContentError
 
 PATIENCE = 30.0
 """Seconds for a driver to see that its job is cancelled and to stop."""
@@ -148,14 +146,14 @@ def require_idle(session: Session, book: JobBook, advice: str) -> None:
 def _used_by_others(store: Store, job_id: str) -> tuple[set[str] | None, set[str] | None]:
     """Models and key sets of all other jobs; None if a record does not tell."""
     models, keys = set(), set()
-    for key in store.list(layout.jobs()):
-        if layout.job_of(key) in (None, job_id):
+    for other in store.children(layout.jobs()):
+        if other == job_id:
             continue
         try:
-            job = read_record(store, key, JobRecord)
-        except StoreError:
-            # Deleted meanwhile, or of another version, whose model is not known.
-            if store.exists(key):
+            job = read_job(store, other)
+        except StoreContentError:
+            # Not submitted yet, deleted meanwhile, or of another version, whose model is not known.
+            if store.exists(layout.job(other)):
                 return None, None
             continue
         models.add(job.model_id)

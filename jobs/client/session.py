@@ -24,9 +24,11 @@ class Session:
     ask: AskPassphrase | None = None
 
     @staticmethod
-    def open(home: Home, url: str, ask: AskPassphrase | None = None) -> Session:
-        """Open a store for a user who waits; raises StoreError if it cannot be used."""
-        return Session(home, open_store(url, FIRST_PATIENCE), ask)
+    def open(
+        home: Home, url: str, ask: AskPassphrase | None = None, *, create: bool = False
+    ) -> Session:
+        """Open a store for a user who waits; see `open_store`."""
+        return Session(home, open_store(url, FIRST_PATIENCE, create=create), ask)
 
     @property
     def ring(self) -> KeyRing:

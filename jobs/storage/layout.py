@@ -27,12 +27,6 @@ def whole_job(job_id: str) -> str:
     return f"jobs/{job_id}/"
 
 
-def job_of(key: str) -> str | None:
-    """The id of the job whose record this key is, if it is one."""
-    parts = key.split("/")
-    return parts[1] if len(parts) == 3 and (parts[0], parts[2]) == ("jobs", "job.json") else None
-
-
 def jobs() -> str:
     """Prefix of all jobs."""
     return "jobs/"

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 
 from jobs.storage import layout
 from jobs.storage.store import Store
-from nst.errors import StoreError
+from nst.errors import StoreContentError
 
 FORMAT = 3
 STALE_AFTER = 120.0
@@ -160,20 +160,21 @@ def read_record(store: Store, key: str, kind: type[Record]) -> Record:
     """Read and check a record.
 
     Raises:
-        StoreError: if it is missing, damaged or of another format.
+        StoreContentError: if it is missing, damaged or of another format.
+        StoreError: if the store does not answer.
     """
     blob = store.read(key)
     try:
         # The format first: other versions have other fields.
         form = _Form.model_validate_json(blob).format
         if form != FORMAT:
-            raise StoreError(
+            raise StoreContentError(
                 f"store {store.url}: {key} has format {form}, this version reads {FORMAT}; "
                 "use the version that wrote it"
             )
         return kind.model_validate_json(blob)
     except ValidationError as error:
-        raise StoreError(
+        raise StoreContentError(
             f"store {store.url}: {key} is damaged ({error.error_count()} problems); "
             "submit the job again"
         ) from error
@@ -183,7 +184,8 @@ def read_trace(store: Store, job_id: str) -> list[TaskTrace]:
     """When the tasks of a job's last driver ran; empty where no driver has ended yet.
 
     Raises:
-        StoreError: if it is damaged, or the store does not answer.
+        StoreContentError: if it is damaged.
+        StoreError: if the store does not answer.
     """
     key = layout.trace(job_id)
     if not store.exists(key):
@@ -191,7 +193,7 @@ def read_trace(store: Store, job_id: str) -> list[TaskTrace]:
     try:
         return _TRACE.validate_json(store.read(key))
     except ValidationError as error:
-        raise StoreError(
+        raise StoreContentError(
             f"store {store.url}: {key} is damaged ({error.error_count()} problems); "
             "times of the job's tasks are lost, its results are not"
         ) from error

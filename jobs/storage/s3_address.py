@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from nst.errors import StoreAddressError
+
+if TYPE_CHECKING:
+    from jobs.storage.s3_store import S3Store
 
 SCHEME = "s3://"
 PATIENCE = 75.0
@@ -21,57 +26,36 @@ ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}")
 
 
-@dataclass(frozen=True)
+def _option(help: str, query: str) -> Any:
+    return field(default=None, metadata={"help": help, "query": query})
+
+
+@dataclass(frozen=True, kw_only=True)
 class S3Options:
     """What may be said of a store in S3 beside bucket and prefix.
 
-    Attributes:
-        endpoint: URL of a server other than Amazon's.
-        region: Region of the bucket, else the profile's or the environment's.
-        profile: Named profile of the AWS configuration that holds the credentials.
-        sse: Server-side encryption, one of `ENCRYPTIONS`.
-        kms_key_id: Key for `aws:kms`, else the bucket's default.
+    A field's metadata holds its `help` and its name in a URL, `query`.
     """
 
-    endpoint: str | None = None
-    region: str | None = None
-    profile: str | None = None
-    sse: str | None = None
-    kms_key_id: str | None = None
+    endpoint_url: str | None = _option("S3 server, if not Amazon's.", "endpoint")
+    region: str | None = _option("Region of the bucket.", "region")
+    profile: str | None = _option("Named AWS profile that holds the credentials.", "profile")
+    sse: str | None = _option(f"Encryption by the S3 server: {', '.join(ENCRYPTIONS)}.", "sse")
+    sse_kms_key_id: str | None = _option("Key for --sse aws:kms.", "kms_key_id")
 
-    def given(self) -> dict[str, str]:
-        """The options that are set, by name."""
-        named = {field.name: getattr(self, field.name) for field in fields(self)}
+    def in_url(self) -> dict[str, str]:
+        """The options that are set, by their names in a URL."""
+        named = {f.metadata["query"]: getattr(self, f.name) for f in fields(S3Options)}
         return {name: value for name, value in named.items() if value is not None}
 
-    def fold(self, url: str) -> str:
-        """A store's URL with these options in it; they win over those it has already.
 
-        An endpoint that only the environment names is written down too: it says where the data
-        is, and tomorrow's shell may not have it.
-
-        Raises:
-            StoreAddressError: if the URL is wrong, or options are given for a folder.
-        """
-        if not url.startswith(SCHEME):
-            if self.given():
-                names = ", ".join(name.replace("_", " ") for name in self.given())
-                raise StoreAddressError(
-                    f"store {without_secrets(url)} is a folder and takes no {names}; "
-                    "give --store s3://bucket/prefix"
-                )
-            return url
-        address = S3Address.parse(url)
-        options = replace(address.options, **self.given())
-        if options.endpoint is None:
-            found = (os.environ.get(name) for name in ENDPOINT_VARIABLES)
-            options = replace(options, endpoint=next((e for e in found if e), None))
-        return S3Address(address.bucket, address.prefix, options).url
+_FIELDS = {f.metadata["query"]: f.name for f in fields(S3Options)}
+"""By its name in a URL, an option's field."""
 
 
 @dataclass(frozen=True)
 class S3Address:
-    """A store in S3, checked.
+    """A store in S3, checked; see `jobs.storage.store.Address`.
 
     Attributes:
         bucket: An existing bucket.
@@ -85,6 +69,8 @@ class S3Address:
     bucket: str
     prefix: str = ""
     options: S3Options = S3Options()
+    remote: ClassVar[bool] = True
+    takes: ClassVar[frozenset[str]] = frozenset(_FIELDS.values())
 
     def __post_init__(self) -> None:
         if not _BUCKET.fullmatch(self.bucket):
@@ -100,19 +86,19 @@ class S3Address:
 
     def _check_options(self) -> None:
         options = self.options
-        for name, value in options.given().items():
+        for name, value in options.in_url().items():
             if not value or not value.isprintable():
                 raise StoreAddressError(
                     f"store {self.name}: {name} is empty; leave it out or give one"
                 )
-        if options.endpoint is not None:
-            _check_endpoint(self.name, options.endpoint)
+        if options.endpoint_url is not None:
+            _check_endpoint(self.name, options.endpoint_url)
         if options.sse is not None and options.sse not in ENCRYPTIONS:
             raise StoreAddressError(
                 f"store {self.name}: no encryption {options.sse!r}; choose one of "
                 + ", ".join(ENCRYPTIONS)
             )
-        if options.kms_key_id is not None and not (options.sse or "").startswith("aws:kms"):
+        if options.sse_kms_key_id is not None and not (options.sse or "").startswith("aws:kms"):
             raise StoreAddressError(
                 f"store {self.name}: a KMS key needs aws:kms; add --sse aws:kms"
             )
@@ -125,8 +111,36 @@ class S3Address:
     @property
     def url(self) -> str:
         """What `parse` makes this address of again."""
-        query = urlencode(self.options.given(), safe=":/")
+        query = urlencode(self.options.in_url(), safe=":/")
         return f"{self.name}?{query}" if query else self.name
+
+    @property
+    def folder(self) -> None:
+        """See `Address`."""
+
+    def with_options(self, given: Mapping[str, str]) -> S3Address:
+        """See `Address`.
+
+        An endpoint that only the environment names is written down too: it says where the data
+        is, and tomorrow's shell may not have it.
+        """
+        options = replace(self.options, **given)
+        if options.endpoint_url is None:
+            found = (os.environ.get(name) for name in ENDPOINT_VARIABLES)
+            options = replace(options, endpoint_url=next((e for e in found if e), None))
+        return replace(self, options=options)
+
+    def portable(self) -> S3Address:
+        """See `Address`: other machines do not have this one's AWS profiles."""
+        return replace(self, options=replace(self.options, profile=None))
+
+    def connect(self, patience: float, make: bool) -> S3Store:
+        """See `Address`: a bucket is never made."""
+        from jobs.storage.s3_store import S3Store
+
+        store = S3Store(self)
+        store.check(patience)
+        return store
 
     def key(self, key: str) -> str:
         """The object's key for a store's key."""
@@ -138,7 +152,7 @@ class S3Address:
 
         Raises:
             StoreAddressError: if it is malformed. The message shows no more of it than bucket
-                and prefix: somebody may have put a password into it.
+                and prefix: the rest may hold a password.
         """
         try:
             parts = urlsplit(url)
@@ -154,25 +168,17 @@ class S3Address:
             )
         if parts.fragment:
             raise StoreAddressError(f"store {without_secrets(url)}: write # in a prefix as %23")
-        known = [field.name for field in fields(S3Options)]
         names = [name for name, _ in query]
         for name in names:
-            if name not in known or names.count(name) > 1:
-                problem = "given twice" if name in known else "unknown"
+            if name not in _FIELDS or names.count(name) > 1:
+                problem = "given twice" if name in _FIELDS else "unknown"
                 raise StoreAddressError(
                     f"store {without_secrets(url)}: option {name!r} is {problem}; "
-                    f"there are {', '.join(known)}, and credentials come from the environment"
+                    f"there are {', '.join(_FIELDS)}, and credentials come from the environment"
                 )
         prefix = unquote(parts.path).removeprefix("/").removesuffix("/")
-        return S3Address(parts.netloc, prefix, S3Options(**dict(query)))
-
-
-def without_profile(url: str) -> str:
-    """A store's URL for another machine, which does not have this one's AWS profiles."""
-    if not url.startswith(SCHEME):
-        return url
-    address = S3Address.parse(url)
-    return replace(address, options=replace(address.options, profile=None)).url
+        options = S3Options(**{_FIELDS[name]: value for name, value in query})
+        return S3Address(parts.netloc, prefix, options)
 
 
 def without_secrets(url: str) -> str:

@@ -96,7 +96,7 @@ def _reason(error: Exception, address: S3Address, code: str, status: int) -> str
     if isinstance(error, boto.FlexibleChecksumError | boto.ChecksumError):
         return "the bytes received do not match their checksum; try again, or submit the job again"
     if is_transient(error):
-        where = address.options.endpoint or "the server"
+        where = address.options.endpoint_url or "the server"
         return f"{where} does not answer; check --endpoint-url, the network, and that it runs"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "no space left; free some space"
@@ -107,10 +107,10 @@ def _reason(error: Exception, address: S3Address, code: str, status: int) -> str
 
 def _refusal(address: S3Address, code: str, status: int) -> str:
     if code == "NoSuchBucket":
+        server = address.options.endpoint_url
         return (
             f"there is no bucket {address.bucket}; check its name, or make it: "
-            f"aws s3 mb s3://{address.bucket}"
-            + (f" --endpoint-url {address.options.endpoint}" if address.options.endpoint else "")
+            f"aws s3 mb s3://{address.bucket}" + (f" --endpoint-url {server}" if server else "")
         )
     if code in _CREDENTIAL_CODES:
         return (

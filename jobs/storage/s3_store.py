@@ -27,7 +27,7 @@ from tenacity import (
 from jobs.storage.layout import require_folder, require_key
 from jobs.storage.s3_address import PATIENCE, S3Address
 from jobs.storage.s3_errors import REQUEST_ERRORS, code_of, explain, is_transient, status_of
-from nst.errors import StoreError
+from nst.errors import StoreContentError, StoreError
 
 PART = 8 << 20
 """Bytes of a part: larger blobs are uploaded in parts and downloaded in parallel ranges."""
@@ -42,7 +42,7 @@ LONGEST_WAIT = 5.0
 DAMAGED_READS = 2
 """Reads of a blob that does not match its checksum: the second tells the network from the store."""
 REPLACED_READS = 10
-"""Reads of a blob that somebody replaces while it is read."""
+"""Reads of a blob that others replace while it is read."""
 DELETE_BATCH = 1000
 """Keys a request, S3's limit."""
 SHA256, WRITER = "sha256", "writer"
@@ -97,7 +97,7 @@ class S3Store:
             multipart_chunksize=part_bytes,
             max_concurrency=PARALLEL,
         )
-        encryption = {"ServerSideEncryption": options.sse, "SSEKMSKeyId": options.kms_key_id}
+        encryption = {"ServerSideEncryption": options.sse, "SSEKMSKeyId": options.sse_kms_key_id}
         self._encryption = {name: value for name, value in encryption.items() if value}
 
     def __repr__(self) -> str:
@@ -107,7 +107,7 @@ class S3Store:
         return self._session.create_client(
             "s3",
             region_name=self.address.options.region,
-            endpoint_url=self.address.options.endpoint,
+            endpoint_url=self.address.options.endpoint_url,
             config=Config(
                 connect_timeout=CONNECT_TIMEOUT,
                 read_timeout=READ_TIMEOUT,
@@ -127,7 +127,7 @@ class S3Store:
         self._request("cannot open it", self._list_one, patience)
 
     def read(self, key: str) -> bytes:
-        """See `Store`; also raises StoreError if the blob does not match its checksum."""
+        """See `Store`: a blob that does not match its checksum is damaged."""
         self._require(key)
         damaged = replaced = 0
         while damaged < DAMAGED_READS and replaced < REPLACED_READS:
@@ -137,7 +137,7 @@ class S3Store:
                 replaced += 1
                 continue
             if recorded is None:
-                raise self._error(
+                raise self._damage(
                     f"{key} carries no checksum, so it was not written by nst-batch or lost it in "
                     "a copy; copy with metadata, or submit the job again"
                 )
@@ -145,7 +145,7 @@ class S3Store:
                 return blob
             damaged += 1
         if damaged:
-            raise self._error(
+            raise self._damage(
                 f"{key} does not match its SHA-256: it is damaged; "
                 "restore it from a backup, or submit the job again"
             )
@@ -197,18 +197,17 @@ class S3Store:
         self._require(key)
         return self._request(f"cannot read {key}", lambda: self._head(key)) is not None
 
+    def children(self, prefix: str) -> list[str]:
+        """See `Store`."""
+        cut = len(self.address.key(prefix))
+        found = (f for page in self._pages(prefix, "/") for f in page.get("CommonPrefixes", []))
+        return sorted(folder["Prefix"][cut:-1] for folder in found)
+
     def list(self, prefix: str) -> list[str]:
         """See `Store`."""
-        whole = self.address.key(prefix)
-
-        def keys() -> list[str]:
-            pages = self.client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.address.bucket, Prefix=whole
-            )
-            return [found["Key"] for page in pages for found in page.get("Contents", [])]
-
         cut = len(self.address.key(""))
-        return sorted(key[cut:] for key in self._request(f"cannot list {prefix}", keys))
+        pages = self._pages(prefix)
+        return sorted(found["Key"][cut:] for page in pages for found in page.get("Contents", []))
 
     def delete(self, key: str) -> None:
         """See `Store`."""
@@ -274,6 +273,13 @@ class S3Store:
                 return None
             raise
 
+    def _pages(self, prefix: str, delimiter: str = "") -> Sequence[dict[str, Any]]:
+        """All answers to a listing; below a delimiter, names only."""
+        listing = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.address.bucket, Prefix=self.address.key(prefix), Delimiter=delimiter
+        )
+        return self._request(f"cannot list {prefix}", lambda: [*listing])
+
     def _list_one(self) -> dict[str, Any]:
         # Not HEAD of the bucket: its refusals have no body, so no reason.
         answer: dict[str, Any] = self.client.list_objects_v2(
@@ -320,7 +326,7 @@ class S3Store:
             )
         except ClientError as error:
             if code_of(error) == "NoSuchKey":
-                raise self._error(f"there is no {key}; was the job deleted?") from error
+                raise self._damage(f"there is no {key}; was the job deleted?") from error
             raise
         blob = answer["Body"].read()
         _, _, total = answer.get("ContentRange", "").rpartition("/")
@@ -370,6 +376,9 @@ class S3Store:
 
     def _require(self, key: str) -> None:
         require_key(self.address.name, key)
+
+    def _damage(self, text: str) -> StoreContentError:
+        return StoreContentError(f"store {self.address.name}: {text}")
 
     def _error(self, text: str) -> StoreError:
         return StoreError(f"store {self.address.name}: {text}")

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from jobs.storage import layout
-from jobs.storage.layout import require_folder, require_key
-from jobs.storage.s3_address import PATIENCE, SCHEME, S3Address, without_secrets
-from nst.errors import StoreAddressError, StoreError
+from jobs.storage.local_store import LocalAddress
+from jobs.storage.s3_address import PATIENCE, S3Address, S3Options, without_secrets
+from nst.errors import StoreAddressError, StoreContentError, StoreError
 
 FORMAT = 1
 FIRST_PATIENCE = 10.0
-"""The same where somebody waits at the command line and may have mistyped."""
-PARTIAL = ".partial-"
-"""How names of files that are still being written begin."""
-FOLDER_TRIES = 100
-"""How often to make a folder that others remove."""
+"""The same where a user waits at the command line and may have mistyped."""
 
 
 class Store(Protocol):
@@ -32,7 +27,12 @@ class Store(Protocol):
         ...
 
     def read(self, key: str) -> bytes:
-        """The blob; raises StoreError if it is missing or unreadable."""
+        """The blob.
+
+        Raises:
+            StoreContentError: if it is missing or damaged.
+            StoreError: if the store does not give it.
+        """
         ...
 
     def write(self, key: str, blob: bytes) -> None:
@@ -45,6 +45,10 @@ class Store(Protocol):
 
     def exists(self, key: str) -> bool:
         """Whether there is such a blob."""
+        ...
+
+    def children(self, prefix: str) -> list[str]:
+        """The names between a prefix that ends with a slash and the next slash, sorted."""
         ...
 
     def list(self, prefix: str) -> list[str]:
@@ -66,196 +70,151 @@ class Store(Protocol):
         """Seconds since the epoch by the store's clock."""
         ...
 
+    def credentials(self) -> tuple[str, bool] | None:
+        """Where credentials come from, and whether they end unrenewed; None if it takes none."""
+        ...
 
-class LocalStore:
-    """A store in a folder of this machine or of a shared file system."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+class Address(Protocol):
+    """What a store's URL tells without reaching the store.
+
+    Attributes:
+        remote: Whether what is written and read crosses this machine's uplink.
+        takes: Names of the options that a URL of this kind may hold.
+    """
+
+    remote: ClassVar[bool]
+    takes: ClassVar[frozenset[str]]
 
     @property
     def url(self) -> str:
-        """The folder's absolute path."""
-        return str(self.root.resolve())
+        """The whole URL; it holds no secrets once it has been checked."""
+        ...
 
-    def read(self, key: str) -> bytes:
-        """See `Store`."""
-        try:
-            return self._path(key).read_bytes()
-        except FileNotFoundError as error:
-            raise StoreError(f"store {self.root} has no {key}; was the job deleted?") from error
-        except OSError as error:
-            raise StoreError(f"store {self.root}: cannot read {key}: {error.strerror}") from error
+    @property
+    def name(self) -> str:
+        """The URL as messages show it, without options."""
+        ...
 
-    def write(self, key: str, blob: bytes) -> None:
-        """See `Store`."""
-        path, partial = self._path(key), self._partial(key, blob)
-        try:
-            partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise StoreError(f"store {self.root}: cannot write {key}: {error.strerror}") from error
+    @property
+    def folder(self) -> Path | None:
+        """The folder of this machine that it is, if it is one."""
+        ...
 
-    def create(self, key: str, blob: bytes) -> bool:
-        """See `Store`."""
-        path, partial = self._path(key), self._partial(key, blob)
-        try:
-            # A hard link fails if the name exists, and shows the whole blob or nothing.
-            os.link(partial, path)
-            return True
-        except FileExistsError:
-            return False
-        except OSError as error:
-            raise StoreError(f"store {self.root}: cannot write {key}: {error.strerror}") from error
-        finally:
-            partial.unlink(missing_ok=True)
+    def with_options(self, given: Mapping[str, str]) -> Address:
+        """With options that win over its own; raises StoreAddressError if one is wrong."""
+        ...
 
-    def exists(self, key: str) -> bool:
-        """See `Store`."""
-        try:
-            return self._path(key).is_file()
-        except OSError as error:
-            raise StoreError(f"store {self.root}: cannot read {key}: {error.strerror}") from error
+    def portable(self) -> Address:
+        """For another machine: without what only this one can resolve."""
+        ...
 
-    def list(self, prefix: str) -> list[str]:
-        """See `Store`."""
-        # Unlike Path.rglob, os.walk goes on where somebody deletes a folder meanwhile.
-        walk = os.walk(self.root / prefix.rpartition("/")[0])
-        found = (
-            (Path(folder) / name).relative_to(self.root).as_posix()
-            for folder, _, names in walk
-            for name in names
-            if not name.startswith(PARTIAL)
-        )
-        return sorted(k for k in found if k.startswith(prefix))
-
-    def delete(self, key: str) -> None:
-        """See `Store`; folders that become empty go too."""
-        path = self._path(key)
-        try:
-            # What is below a blob, or is a folder, is no blob.
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                path.unlink()
-        except OSError as error:
-            raise StoreError(f"store {self.root}: cannot delete {key}: {error.strerror}") from error
-        # The first folder stays: another job may be about to write into it.
-        for _ in range(key.count("/") - 1):
-            path = path.parent
-            with contextlib.suppress(OSError):
-                path.rmdir()
-
-    def delete_prefix(self, prefix: str) -> int:
-        """See `Store`."""
-        require_folder(str(self.root), prefix)
-        keys = self.list(prefix)
-        for key in keys:
-            self.delete(key)
-        for partial in list((self.root / prefix).rglob(f"{PARTIAL}*")):
-            self.delete(partial.relative_to(self.root).as_posix())
-        return len(keys)
-
-    def clock(self) -> float:
-        """See `Store`: what a new file is dated, which on a shared file system its server says."""
-        partial = self._partial("clock", b"")
-        try:
-            return partial.stat().st_mtime
-        except OSError as error:
-            raise StoreError(
-                f"store {self.root}: cannot read its clock: {error.strerror}"
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)
-
-    def _path(self, key: str) -> Path:
-        """Where a blob is."""
-        require_key(str(self.root), key)
-        return self.root / key
-
-    def _partial(self, key: str, blob: bytes) -> Path:
-        """The blob in a temporary file beside its destination."""
-        folder = self._path(key).parent
-        partial = None
-        try:
-            handle, name = _temporary(folder)
-            partial = Path(name)
-            with os.fdopen(handle, "wb") as file:
-                file.write(blob)
-            return partial
-        except OSError as error:
-            if partial is not None:
-                partial.unlink(missing_ok=True)
-            raise StoreError(
-                f"store {self.root}: cannot write {key}: {error.strerror}; "
-                "free some space or choose another --store"
-            ) from error
+    def connect(self, patience: float, make: bool) -> Store:
+        """Reach the store; see `connect`."""
+        ...
 
 
-def _temporary(folder: Path) -> tuple[int, str]:
-    """A new file in a folder that is made if need be: as `tempfile.mkstemp`."""
-
-    def once() -> tuple[int, str]:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return tempfile.mkstemp(dir=folder, prefix=PARTIAL)
-
-    for _ in range(FOLDER_TRIES):
-        # Whoever deletes the last blob of a folder removes the folder, perhaps just now.
-        with contextlib.suppress(FileNotFoundError, FileExistsError):
-            return once()
-    return once()
+SCHEMES: dict[str, Callable[[str], Address]] = {"": LocalAddress, "s3": S3Address.parse}
+"""By what stands before `://` in a URL, what makes an address of it."""
 
 
-def connect(url: str, patience: float = PATIENCE) -> Store:
-    """A store that may have no format yet; nothing is written.
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions(S3Options):
+    """What may be said of a store beside its URL: the options of every kind that has any."""
+
+    def fold(self, url: str, refused: Iterable[str] = ()) -> str:
+        """A store's URL with the options in it that its kind takes; they win over its own.
+
+        Args:
+            url: Of any kind.
+            refused: Names of options that must not be set if the kind does not take them; others
+                may have been set for other stores.
+
+        Raises:
+            StoreAddressError: if the URL is wrong, or such an option is set.
+        """
+        address = address_of(url)
+        named = {field.name: getattr(self, field.name) for field in fields(StoreOptions)}
+        given = {name: value for name, value in named.items() if value is not None}
+        foreign = [n.replace("_", " ") for n in refused if n in given and n not in address.takes]
+        if foreign:
+            raise StoreAddressError(
+                f"store {address.name} takes no {', '.join(foreign)}; leave that out, or give a "
+                "--store that does, as s3://bucket/prefix"
+            )
+        return address.with_options({n: v for n, v in given.items() if n in address.takes}).url
+
+
+def address_of(url: str) -> Address:
+    """What a store's URL tells.
 
     Args:
         url: A folder, or `s3://bucket/prefix` (see `jobs.storage.s3_address`).
-        patience: Seconds for which a server that does not answer is asked again.
 
     Raises:
         StoreAddressError: if the URL is wrong.
-        StoreError: if a bucket cannot be reached.
     """
-    if url.startswith(SCHEME):
-        from jobs.storage.s3_store import S3Store
-
-        store = S3Store(S3Address.parse(url))
-        store.check(patience)
-        return store
-    if "://" in url:
+    scheme, colon, _ = url.partition("://")
+    if colon and scheme not in SCHEMES:
         raise StoreAddressError(
             f"store {without_secrets(url)}: only folders and s3://bucket/prefix are supported"
         )
-    return LocalStore(Path(url).expanduser())
+    return SCHEMES[scheme if colon else ""](url)
+
+
+def connect(url: str, patience: float = PATIENCE, make: bool = True) -> Store:
+    """A store that may have no format yet; no blob is written.
+
+    Args:
+        url: See `address_of`.
+        patience: Seconds for which a server that does not answer is asked again.
+        make: Whether to make a folder that is missing; a bucket is never made.
+
+    Raises:
+        StoreAddressError: if the URL is wrong.
+        StoreError: if it cannot be made or reached.
+    """
+    return address_of(url).connect(patience, make)
 
 
 def check_format(store: Store) -> None:
-    """Raise StoreError if a store was written by another version."""
+    """Raise StoreContentError if a store was written by another version."""
     try:
         form = json.loads(store.read(layout.STORE))["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(
+        raise StoreContentError(
             f"store {store.url}: {layout.STORE} is damaged; is this a store of nst-batch?"
         ) from error
     if form != FORMAT:
-        raise StoreError(
+        raise StoreContentError(
             f"store {store.url} has format {form}, this version reads {FORMAT}; "
             "use the version that wrote it, or another --store"
         )
 
 
-def open_store(url: str, patience: float = PATIENCE) -> Store:
-    """Open a store, marking a new one with this version's format.
+def open_store(url: str, patience: float = PATIENCE, *, create: bool = False) -> Store:
+    """Open a store that is there.
 
     Args:
-        url: A folder, or `s3://bucket/prefix` (see `jobs.storage.s3_address`).
+        url: See `address_of`.
         patience: Seconds for which a server that does not answer is asked again on opening;
             later requests have `PATIENCE`.
+        create: Whether a place that is no store yet becomes one. Only what submits asks for that:
+            the store of a job that exists may be on a disk that is not plugged in.
 
     Raises:
-        StoreError: if it cannot be reached or was written by another version.
+        StoreError: if it cannot be reached, or there is none and `create` does not hold.
+        StoreContentError: if it was written by another version.
     """
-    store = connect(url, patience)
-    marker = json.dumps({"format": FORMAT}).encode()
-    if store.exists(layout.STORE) or not store.create(layout.STORE, marker):
-        check_format(store)
+    store = connect(url, patience, create)
+    if not store.exists(layout.STORE):
+        marker = json.dumps({"format": FORMAT}).encode()
+        if create and store.create(layout.STORE, marker):
+            return store
+        if not create:
+            raise StoreError(
+                f"store {store.url} is not there: it has no {layout.STORE}; plug in or mount its "
+                "disk, or check its name"
+            )
+    check_format(store)
     return store

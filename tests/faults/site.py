@@ -10,12 +10,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -40,14 +37,13 @@ from jobs.storage.store import Store, open_store
 from nst.engines.concrete.client import SECRET_FILE
 from nst.network.levels import get_level
 from nst.network.weights import load_weights
+from tests.ray_cluster import ray_cluster
 from tests.s3_server import S3Server
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HOOKS = Path(__file__).resolve().parent / "hooks"
 BUCKET = "nst-faults"
 POISON = "NST_TEST_POISON"
-LONGEST_BASE = 24
-"""Characters of a folder for temporary files below which the names of Ray's sockets fit."""
 POLL = 0.05
 QUIET_SECONDS = 60.0
 """For actors to disappear after the end of a job, on machines that are busy otherwise."""
@@ -86,21 +82,9 @@ class Outcome:
 class Nodes:
     """A Ray cluster: a head that computes nothing and nodes with one core each."""
 
-    def __init__(self, count: int) -> None:
-        base = tempfile.gettempdir()
-        base = base if len(base) <= LONGEST_BASE else "/tmp"
-        self.folder = Path(tempfile.mkdtemp(prefix="nst-ray-", dir=base))
-        from ray.cluster_utils import Cluster
-
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        self._cluster = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 0,
-                "include_dashboard": False,
-                "temp_dir": str(self.folder),
-            },
-        )
+    def __init__(self, cluster: Any, folder: Path, count: int) -> None:
+        """Add nodes to what `tests.ray_cluster` has started."""
+        self._cluster, self.folder = cluster, folder
         for _ in range(count):
             self.add()
 
@@ -139,11 +123,6 @@ class Nodes:
     def logs(self) -> Iterator[Path]:
         """All files that Ray has written."""
         return (path for path in self.folder.rglob("*") if path.is_file())
-
-    def close(self) -> None:
-        """Stop all nodes."""
-        self._cluster.shutdown()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _tree(node: Any) -> list[psutil.Process]:
@@ -328,19 +307,15 @@ class Site:
             kept = {n: v for n, v in os.environ.items() if not n.startswith("AWS_")}
             path = os.pathsep.join([str(HOOKS), str(ROOT)])
             environment = {
-                "RAY_worker_niceness": "0",
                 **kept,
                 **self.s3.environment,
                 "NST_BATCH_HOME": str(self.home.root),
                 "PYTHONPATH": path,
                 POISON: str(self.folder / "poison"),
-                "RAY_USAGE_STATS_ENABLED": "0",
-                "OMP_NUM_THREADS": "1",
             }
             opened.enter_context(mock.patch.dict(os.environ, environment, clear=True))
             self.s3.client().create_bucket(Bucket=BUCKET)
-            self.nodes = Nodes(self.actors)
-            opened.callback(self.nodes.close)
+            self.nodes = Nodes(*opened.enter_context(ray_cluster()), self.actors)
             self._open = opened.pop_all()
         return self
 
@@ -353,7 +328,7 @@ class Site:
         pairs, skipped = find_pairs(source)
         ready, unreadable = prepare(pairs, self.network, self.level.side, "crop")
         assert not skipped and not unreadable, (skipped, unreadable)
-        store = open_store(self.url("origin"))
+        store = open_store(self.url("origin"), create=True)
         self.origin = submit(self.home, store, self.level, self.network, ready, [], lambda *_: None)
         job = self.job("undisturbed")
         seconds = job.finish(job.start())
@@ -378,11 +353,11 @@ class Site:
     def job(self, fault: str, pairs: int | None = None) -> Job:
         """The first pairs as a new job, of the very same ciphertexts."""
         self.mend()
-        origin, store = open_store(self.origin.store), open_store(self.url(fault))
+        origin, store = open_store(self.origin.store), open_store(self.url(fault), create=True)
         record = read_record(origin, layout.job(self.origin.job_id), JobRecord)
         job_id = new_id()
         copy = record.model_copy(update={"job_id": job_id, "pairs": record.pairs[:pairs]})
-        for key in origin.list("circuits/") + origin.list("keys/"):
+        for key in origin.list("models/") + origin.list("keys/"):
             store.write(key, origin.read(key))
         for input_id in {i for p in copy.pairs for i in (p.content, p.style)}:
             blob = origin.read(layout.encrypted_input(self.origin.job_id, input_id))
