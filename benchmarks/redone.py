@@ -46,7 +46,7 @@ def virtual_ends(graph: TaskGraph, actors: int) -> list[float]:
     """When each task ends on so many actors that compute a PBS in a unit of time."""
     missing = [len({s for s in t.sources if isinstance(s, int)}) for t in graph.tasks]
     readers = graph.readers()
-    ready = [(t.priority, t.index) for t in graph.tasks if not missing[t.index]]
+    ready = [(priority(t), t.index) for t in graph.tasks if not missing[t.index]]
     heapq.heapify(ready)
     running: list[tuple[float, int]] = []
     ends, now = [0.0] * len(graph.tasks), 0.0
@@ -59,5 +59,5 @@ def virtual_ends(graph: TaskGraph, actors: int) -> list[float]:
         for reader in readers[index]:
             missing[reader] -= 1
             if not missing[reader]:
-                heapq.heappush(ready, (graph.tasks[reader].priority, reader))
+                heapq.heappush(ready, (priority(graph.tasks[reader]), reader))
     return ends

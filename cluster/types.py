@@ -111,7 +111,7 @@ class Callback(Generic[Handle]):
         """A task has ended well, for the first time or again."""
 
     def on_attempt_failed(self, task: Task, reason: str) -> None:
-        """A task did not end well; it may be begun again."""
+        """A task did not end well, or its result was lost at once; it may be begun again."""
 
     def on_result_part(self, pair_id: str, part: int, ciphertext: bytes) -> None:
         """A part of a pair's result is there."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
+from numpy.random import Generator
+
 from nst.engines import get_engine
 from nst.engines.base import (
     Cipher,
@@ -15,7 +17,8 @@ from nst.engines.base import (
     PreparedStyle,
     Published,
 )
-from nst.engines.cache import ModelCache
+from nst.engines.cache import WEIGHTS_FILE, ModelCache
+from nst.errors import CircuitError
 from nst.keyring import AskPassphrase, KeyCard, KeyRing
 from nst.network.finishing import Floats, finish
 from nst.network.integers import IntegerNetwork
@@ -86,18 +89,31 @@ class Model:
         """By stage, core-seconds of one task at the rates that ship."""
         return self.engine.rates().seconds(self.plan.stages)
 
+    @property
+    def model_id(self) -> str:
+        """Its identity, known before it is built."""
+        return self.engine.model_id(self.network, self.level, self.size.padded)
+
+    @property
+    def built(self) -> Plan | None:
+        """Its plan if it is in the cache, undamaged; nothing is built."""
+        try:
+            return self._cache.open(self.model_id).plan.at(self.size.padded)
+        except CircuitError:
+            return None
+
     def as_submitted(self, model_id: str) -> Model:
         """The model that a job was made with: this one, or one that the cache still has.
 
         Raises:
             CircuitError: if neither has that id.
         """
-        if self.plan.model_id == model_id:
+        if model_id == self.model_id:
             return self
         cached = self._cache.open(model_id)
-        other = Model(
-            self.level, self.network, self._cache, self.size, get_engine(cached.plan.engine)
-        )
+        network = load_weights(cached.folder / WEIGHTS_FILE)
+        engine = get_engine(cached.plan.engine)
+        other = Model(self.level, network, self._cache, self.size, engine)
         other.published = Published(cached.folder, cached.plan.at(self.size.padded))
         return other
 
@@ -116,6 +132,11 @@ class Model:
     def prepare_content(self, content: Picture, style: PreparedStyle) -> PreparedContent:
         """See `Engine.prepare_content`."""
         return self.engine.prepare_content(self.network, content, style)
+
+    def simulate(self, content: PreparedContent, style: PreparedStyle, rng: Generator) -> Floats:
+        """A result `[3, H, W]` in [0, 1] as an encrypted run gives it; see `Engine.simulate`."""
+        features = self.engine.simulate(self.network, self.level, content, style, rng)
+        return self.finish(content.input.picture, style.input.picture, features)
 
     def finish(self, content: Picture, style: Picture, features: Features) -> Floats:
         """Features to an RGB result `[3, H, W]` in [0, 1], of the padded size."""

@@ -1,54 +1,201 @@
-"""Jobs without cryptography: made-up circuits and rows of bytes, for tests of what drives them."""
+"""Jobs without cryptography: a second engine whose stages are hash functions, and its jobs.
+
+Importing this adds the engine, as a version with two of them would have it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-import pytest
-
-from jobs.execution import writer as writing
-from nst.engines.tasks import Task
 from jobs.execution.inprocess import InProcessExecutor
 from jobs.storage import layout
 from jobs.storage.records import JobRecord, PairRecord, write_record
 from jobs.storage.store import Store
 from nst.ciphertext import Envelope
+from nst.engines import ENGINES
+from nst.engines.base import Json, StoredBytes
+from nst.engines.rates import Rates, StageRate
+from nst.engines.tasks import (
+    InputPart,
+    PairIds,
+    Seconds,
+    Source,
+    StageShape,
+    Task,
+    TaskGraph,
+    pair_group,
+    style_group,
+)
 from nst.errors import CircuitError
-from nst.engines.concrete.plan import CircuitPlan
-from nst.engines.concrete.server import Evaluator
-from tests.plans import grid_of_pairs, made_up_plan
+from nst.pictures.size import Size
+from tests.plans import grid_of_pairs
 
-
-@pytest.fixture(scope="module", autouse=True)
-def plain_results() -> Iterator[None]:
-    """Rows are stored as they are, in modules that import this: they are no ciphertexts."""
-
-    def whole(key_id: str, model_id: str, rows: Sequence[bytes], bits: int) -> Envelope:
-        return Envelope(key_id, model_id, tuple(rows))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writing, "switched", whole)
-        yield
-
-
-PLAN = made_up_plan(size=32)
+SIZE, STYLE_SIZE = Size(32, 32), Size(16, 16)
 POISON = b"poison"
-"""A row that no stage takes."""
+"""A part that no stage takes."""
 
 
-class FakeEvaluator(Evaluator):
+@dataclass(frozen=True)
+class FakePlan:
+    """See `nst.engines.base.Plan`.
+
+    Attributes:
+        parts: Of a content; a style and a result have half as many.
+        part_bytes: Of a part of an input.
+        result_bytes: Of a part of a result.
+    """
+
+    parts: int = 8
+    part_bytes: int = 6
+    result_bytes: int = 32
+    model_id: str = "fa4e" * 4
+    size: Size = SIZE
+    style_size: Size = STYLE_SIZE
+    evaluation_key_bytes: int = 4
+    engine: str = "fake"
+
+    @property
+    def stored(self) -> StoredBytes:
+        """See `Plan`."""
+        sizes = self.part_bytes, self.part_bytes, self.result_bytes
+        return StoredBytes(*sizes, self.parts, self.parts // 2, self.parts // 2)
+
+    @property
+    def stages(self) -> tuple[StageShape, ...]:
+        """See `Plan`."""
+        return (
+            StageShape("look", self.parts // 2, 1.0, True),
+            StageShape("code", 1, 2.0, True),
+            StageShape("stem", self.parts, 3.0, False),
+            StageShape("blur", self.parts, 4.0, False),
+            StageShape("detail", self.parts, 2.0, False),
+            StageShape("up", self.parts // 2, 5.0, False),
+        )
+
+    def seconds(self, style: bool) -> float:
+        """Core-seconds of a style, or of a pair without it, at the engine's rates."""
+        return sum(stage.tasks * stage.work for stage in self.stages if stage.style == style)
+
+    def at(self, size: Size) -> FakePlan:
+        """See `Plan`."""
+        if size != self.size:
+            raise CircuitError(f"model {self.model_id} computes no {size}")
+        return self
+
+    def graph(self, pairs: Sequence[PairIds], seconds: Seconds | None = None) -> TaskGraph:
+        """See `Plan`: convolutions read a part and its neighbours; the code is a checkpoint."""
+        tasks: list[Task] = []
+        stages = {stage.name: depth for depth, stage in enumerate(self.stages)}
+        seconds = seconds or {stage.name: stage.work for stage in self.stages}
+
+        def add(
+            stage: str, group: str, rank: int, sources: Sequence[Sequence[Source]]
+        ) -> list[int]:
+            depth, first = stages[stage], len(tasks)
+            for part, each in enumerate(sources):
+                task = Task(
+                    index=first + part,
+                    stage=stage,
+                    group=group,
+                    part=part,
+                    sources=tuple(each),
+                    seconds=seconds[stage],
+                    output_bytes=10 + depth,
+                    rank=rank,
+                    depth=depth,
+                    checkpoint=stage == "code",
+                )
+                tasks.append(task)
+            return list(range(first, len(tasks)))
+
+        def near(made: Sequence[int], part: int) -> Sequence[int]:
+            return made[max(part - 1, 0) : part + 2]
+
+        codes: dict[str, int] = {}
+        outputs: dict[str, tuple[int, ...]] = {}
+        pairs_of: dict[str, tuple[str, ...]] = {}
+        wide, half = range(self.parts), range(self.parts // 2)
+        for rank, pair in enumerate(pairs):
+            style, own = style_group(pair.style), pair_group(pair.pair_id)
+            if pair.style not in codes:
+                look = add("look", style, rank, [[InputPart(pair.style, i)] for i in half])
+                (codes[pair.style],) = add("code", style, rank, [look])
+            code = codes[pair.style]
+            stem = add("stem", own, rank, [[InputPart(pair.content, i), code] for i in wide])
+            blur = add("blur", own, rank, [near(stem, i) for i in wide])
+            detail = add("detail", own, rank, [[*near(blur, i), stem[i]] for i in wide])
+            up = add("up", own, rank, [detail[2 * i : 2 * i + 2] for i in half])
+            outputs[pair.pair_id], pairs_of[own] = tuple(up), (pair.pair_id,)
+            pairs_of[style] = (*pairs_of.get(style, ()), pair.pair_id)
+        return TaskGraph(tuple(tasks), outputs, pairs_of)
+
+    def pack_result(self, key_id: str, part: bytes) -> Envelope:
+        """See `Plan`."""
+        return Envelope(key_id, self.model_id, (part,))
+
+    def require_result(self, envelope: Envelope, what: str) -> None:
+        """See `Plan`."""
+        if len(envelope.parts) != 1:
+            raise CircuitError(f"{what} is no part of a result")
+
+    def to_dict(self) -> dict[str, Json]:
+        """See `Plan`."""
+        return {"engine": self.engine, "model_id": self.model_id}
+
+    def summary(self) -> dict[str, Json]:
+        """See `Plan`."""
+        return self.to_dict()
+
+
+PLAN = FakePlan()
+
+
+class FakeEngine:
+    """The server's side of `nst.engines.base.Engine`."""
+
+    name = "fake"
+    client_modules: tuple[str, ...] = ()
+
+    def read_plan(self, record: dict[str, Json]) -> FakePlan:
+        """See `Engine`."""
+        return FakePlan(model_id=str(record["model_id"]))
+
+    def rates(self) -> Rates:
+        """See `Engine`: a second for a unit of work."""
+        return Rates(
+            machine="none",
+            date="",
+            command="",
+            call_s=0,
+            dispatch_s=0,
+            overhead_s=0,
+            actor_bytes=0,
+            bytes_per_source_byte=0,
+            stages={s.name: StageRate(work=s.work, seconds=s.work) for s in PLAN.stages},
+        )
+
+    def load(self, plan: FakePlan, server_bundle: bytes, evaluation_keys: bytes) -> FakeEvaluator:
+        """See `Engine`."""
+        return FakeEvaluator()
+
+    def seal(self) -> None:
+        """See `Engine`; there is nothing to hide."""
+
+
+class FakeEvaluator:
     """Stages as hash functions."""
 
-    def __init__(self) -> None:
-        pass
-
-    def run(self, stage: str, rows: Sequence[bytes]) -> bytes:
+    def run(self, stage: str, inputs: Sequence[bytes]) -> bytes:
         """See `Evaluator`."""
-        if POISON in rows:
+        if POISON in inputs:
             raise CircuitError(f"stage {stage} refused its ciphertexts")
-        return hashlib.sha256(b"|".join([stage.encode(), *rows])).digest()
+        return hashlib.sha256(b"|".join([stage.encode(), *inputs])).digest()
+
+
+ENGINES[FakeEngine.name] = FakeEngine()  # type: ignore[assignment]
 
 
 class Meddling(InProcessExecutor):
@@ -81,25 +228,28 @@ def fake_job(
     store: Store,
     job_id: str = "job",
     pairs: Sequence[PairRecord] | None = None,
-    plan: CircuitPlan = PLAN,
     poisoned: str = "",
 ) -> JobRecord:
     """Put a job into a store as a client would: by default 3 contents with 2 styles."""
     pairs = grid_of_pairs(3, 2) if pairs is None else pairs
-    store.write(layout.circuit_plan(plan.model_id), json.dumps(plan.to_dict()).encode())
-    store.write(layout.server_zip(plan.model_id), b"circuits")
+    store.write(layout.model_plan(PLAN.model_id), json.dumps(PLAN.to_dict()).encode())
+    store.write(layout.model_server(PLAN.model_id), b"model")
     store.write(layout.evaluation_keys("key"), b"keys")
-    for input_id in {i for pair in pairs for i in (pair.content, pair.style)}:
-        rows = tuple(f"{input_id} {row}".encode() for row in range(plan.size // 4))
+    counts = {pair.content: PLAN.stored.content_parts for pair in pairs}
+    counts |= {pair.style: PLAN.stored.style_parts for pair in pairs}
+    for input_id, count in counts.items():
+        parts = tuple(f"{input_id} {part}".encode() for part in range(count))
         if input_id == poisoned:
-            rows = (*rows[:-1], POISON)
-        envelope = Envelope("key", plan.model_id, rows)
+            parts = (*parts[:-1], POISON)
+        envelope = Envelope("key", PLAN.model_id, parts)
         store.write(layout.encrypted_input(job_id, input_id), envelope.pack())
     job = JobRecord(
         job_id=job_id,
         created="2026-01-01T00:00:00+00:00",
         quality="toy",
-        model_id=plan.model_id,
+        width=PLAN.size.width,
+        height=PLAN.size.height,
+        model_id=PLAN.model_id,
         key_id="key",
         pairs=list(pairs),
     )

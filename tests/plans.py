@@ -6,12 +6,12 @@ from itertools import product
 from typing import Any
 
 from jobs.storage.records import PairRecord
-from nst.network.architecture import Architecture, grids
 from nst.engines.concrete.plan import CircuitPlan, StagePlan
+from nst.network.architecture import Architecture, grids
 
 
 def made_up_plan(size: int = 64, body: int = 2, **sizes: Any) -> CircuitPlan:
-    """The stages of a small network, with a PBS per output element and a byte per PBS."""
+    """The stages of a small network: per output element a PBS, 1,000 operations and a byte."""
     small = {"latent": 4, "up": 1, "style_stem": 2, "style_deep": 0, "code": 5, **sizes}
     stages = Architecture(body=body, **small).stages()
     shapes = grids(stages, size)
@@ -29,7 +29,7 @@ def made_up_plan(size: int = 64, body: int = 2, **sizes: Any) -> CircuitPlan:
                 modulated=stage.modulated,
                 rows=rows,
                 pbs=rows * pbs_per_row,
-                operations=1.0,
+                operations=1000.0 * rows * pbs_per_row,
                 output_bytes=pbs_per_row,
             )
         )

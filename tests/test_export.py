@@ -13,27 +13,32 @@ import pytest
 import torch
 from click.testing import Result
 
+from nst.engines.base import Published
+from nst.engines.cache import ModelCache
+from nst.engines.concrete.plan import CircuitPlan
+from nst.engines.concrete.preparation import prepare_content, prepare_style
+from nst.engines.concrete.publish import model_id
+from nst.folders import HOME_VARIABLE, Folders
 from nst.network import levels
 from nst.network.architecture import LEVEL
-from nst.engines.concrete.circuits import model_id, load_plan
+from nst.network.finishing import finish
 from nst.network.integers import IntegerNetwork
 from nst.network.levels import QualityLevel
-from nst.training.network import StyleTransfer
-from nst.stylize import Picture, finish, plan_content, plan_style
 from nst.network.weights import load_weights
+from nst.pictures.picture import Picture
+from nst.training.network import StyleTransfer
 from tests.command_line import refused, run
-from tests.toy import TOY, TOY_P_ERROR, TOY_SIZE
+from tests.toy import TOY, TOY_P_ERROR, TOY_SIZE, toy_level
 
 
 @pytest.fixture(autouse=True)
-def toy_level(circuits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A level without weights, and a home whose circuits are those of the other tests."""
-    level = QualityLevel("toy", TOY_SIZE, tmp_path / "none.safetensors", TOY_P_ERROR)
-    monkeypatch.setitem(levels.LEVELS, "toy", level)
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "circuits").symlink_to(circuits.parent)
-    monkeypatch.setenv("NST_BATCH_HOME", str(home))
+def offered(models: ModelCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A level without weights, and a home whose models are those of the other tests."""
+    monkeypatch.setitem(levels.LEVELS, "toy", toy_level(tmp_path / "none.safetensors"))
+    home = Folders(tmp_path / "home")
+    home.models.parent.mkdir()
+    home.models.symlink_to(models.folder)
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
 
 
 def state_of(network: IntegerNetwork) -> dict[str, Any]:
@@ -75,7 +80,7 @@ def made_nothing(result: Result, out: Path, *words: str) -> None:
 
 
 def test_export_writes_weights_with_a_card(
-    network: IntegerNetwork, circuits: Path, tmp_path: Path
+    network: IntegerNetwork, published: Published, tmp_path: Path
 ) -> None:
     state = state_of(network)
     first = write(tmp_path / "first.pt", {**state, "step": 5, "seconds": 30.0})
@@ -89,7 +94,8 @@ def test_export_writes_weights_with_a_card(
         np.testing.assert_array_equal(made.stages[name].weight, stage.weight)
         np.testing.assert_array_equal(made.stages[name].bias, stage.bias)
     card = json.loads(out.with_suffix(".json").read_text())
-    plan = load_plan(circuits)
+    plan = published.plan
+    assert isinstance(plan, CircuitPlan)
     pbs = plan.pbs_style + plan.pbs_content
     assert card["circuits"] == {
         "pbs_per_pair": pbs,
@@ -159,13 +165,14 @@ def test_weights_are_exported_again_with_another_last_touch(
     assert (before[touch], card[touch]) == (0.0, 0.5)
     assert card["validation"] == before["validation"] and "carried_over_from" not in card
     old, made = load_weights(first), load_weights(out)
-    assert model_id(old, TOY_SIZE, TOY_P_ERROR) == model_id(made, TOY_SIZE, TOY_P_ERROR)
+    ids = {model_id(n, TOY_SIZE, TOY_SIZE, TOY_P_ERROR) for n in (old, made)}
+    assert len(ids) == 1
     rng = np.random.default_rng(1)
     content, style = (
         Picture(rng.random((3, TOY_SIZE, TOY_SIZE), dtype=np.float32)) for _ in range(2)
     )
-    plan = plan_content(old, content, plan_style(old, style).code)
-    plain, matched = (finish(n, content, style, plan.features) for n in (old, made))
+    prepared = prepare_content(old, content, prepare_style(old, style))
+    plain, matched = (finish(n, content, style, prepared.features) for n in (old, made))
     assert np.abs(plain - matched).max() > 0.01
 
 

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nst.engines.base import Cipher, PreparedInput
 from nst.engines.concrete import client
-from nst.network.architecture import CONTENT
-from nst.ciphertext import Envelope
-from nst.engines.concrete.client import Cipher
 from nst.forking import PIPE_BYTES, spread
-from tests.toy import TOY_SIZE
+from nst.pictures.picture import Picture
+from tests.toy import TOY_SIZE, encrypt
 
 
 def process_and_item() -> Callable[[int], bytes]:
@@ -93,11 +92,11 @@ def test_processes_wait_for_who_takes_their_results(tmp_path: Path) -> None:
 def test_no_process_repeats_the_randomness_of_another(
     cipher: Cipher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blank = np.zeros((3, TOY_SIZE, TOY_SIZE), dtype=np.int64)
+    blank = PreparedInput(Picture(np.zeros((3, TOY_SIZE, TOY_SIZE), np.float32)), "style")
     seen: set[bytes] = set()
     for processes in (4, 4, 1):
         monkeypatch.setattr(client, "cores", lambda processes=processes: processes)
-        envelope: Envelope = cipher.encrypt(blank, CONTENT)
+        envelope = encrypt(cipher, blank)
         # Equal rows: their ciphertexts differ by their randomness alone.
-        seen |= set(envelope.rows)
-    assert len(seen) == 3 * len(envelope.rows)
+        seen |= set(envelope.parts)
+    assert len(seen) == 3 * len(envelope.parts)

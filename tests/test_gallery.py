@@ -6,24 +6,21 @@ import base64
 import hashlib
 import io
 import re
+import weakref
+from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.client.gallery import (
-    CELL,
-    GAP,
-    VACANT,
-    Entry,
-    Summary,
-    write_contact_sheet,
-    write_gallery,
-)
+from jobs.client import gallery
+from jobs.client.gallery import CELL, MOST_ON_SHEET, SHEET, VACANT, Entry, Summary, write_gallery
 from jobs.client.pictures import Floats
 from nst.errors import InputError
+from nst.pictures.sheet import GAP
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 HOSTILE = '<script>alert("x")</script>&"\''
@@ -63,9 +60,14 @@ class Page(HTMLParser):
 
 
 def page(entries: list[Entry], folder: Path, title: str = "Demo") -> Page:
-    path = folder / "gallery.html"
-    write_gallery(entries, Summary(title, (("job", "0f3c9a"),)), path)
+    path = write_gallery(entries, Summary(title, (("job", "0f3c9a"),)), folder)
     return Page(path.read_text(encoding="utf-8"))
+
+
+def sheet(entries: Iterable[Entry], folder: Path) -> NDArray[np.uint8]:
+    write_gallery(entries, Summary("Demo"), folder)
+    with Image.open(folder / SHEET) as image:
+        return np.asarray(image)
 
 
 def test_triples_are_embedded_in_order(tmp_path: Path) -> None:
@@ -149,17 +151,15 @@ def test_names_that_cannot_be_encoded_do_not_stop_the_page(tmp_path: Path) -> No
 
 
 def test_contact_sheet_has_its_pictures_in_rows(tmp_path: Path) -> None:
-    path = tmp_path / "sheet.png"
-    write_contact_sheet([done(str(i)) for i in range(3)] + [failed()], path)
-    first, step = 3 * GAP + CELL // 2, CELL + GAP
-    with Image.open(path) as sheet:
-        triple = [sheet.getpixel((first + i * step, first)) for i in range(3)]
-        second_row = first + CELL + 3 * GAP
-        below = [sheet.getpixel((first + i * step, second_row)) for i in range(3)]
-        corner = sheet.getpixel((0, 0))
+    pixels = sheet([done(str(i)) for i in range(3)] + [failed()], tmp_path)
+    first, step = 3 * GAP + CELL.width // 2, CELL.width + GAP
+    second_row = first + CELL.height + 3 * GAP
+    triple, below = (
+        [tuple(pixels[y, first + i * step]) for i in range(3)] for y in (first, second_row)
+    )
     assert triple == [RED, GREEN, BLUE]
     assert below == [RED, VACANT["failed"], VACANT["failed"]]
-    assert isinstance(corner, tuple) and max(corner) < 40
+    assert pixels[0, 0].max() < 40
 
 
 @pytest.mark.parametrize("shape", [(3, 500, 500), (3, 1, 64), (3, 300, 2), (3, 16, 16)])
@@ -167,17 +167,48 @@ def test_contact_sheet_fits_any_picture_into_its_cell(
     tmp_path: Path, shape: tuple[int, int, int]
 ) -> None:
     ones = np.ones(shape, dtype=np.float32)
-    entry = Entry("a", "succeeded", ones, None, None)
-    write_contact_sheet([entry], tmp_path / "sheet.png")
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        lit = np.argwhere(np.asarray(sheet).min(2) == 255)
+    pixels = sheet([Entry("a", "succeeded", ones, None, None)], tmp_path)
+    lit = np.argwhere(pixels.min(2) == 255)
     assert len(lit)
-    assert lit.min() >= 3 * GAP and lit.max() < 3 * GAP + CELL
-    assert np.ptp(lit, axis=0).max() + 1 == CELL
+    assert lit.min() >= 3 * GAP and lit.max() < 3 * GAP + CELL.width
+    assert np.ptp(lit, axis=0).max() + 1 == CELL.width
+
+
+def test_entries_are_written_as_they_come(tmp_path: Path) -> None:
+    """Of ten thousand pairs no more than one is in memory, beside the sheet's small pictures."""
+    alive: list[weakref.ref[Floats]] = []
+    count = MOST_ON_SHEET + 30
+
+    def entries() -> Iterator[Entry]:
+        for i in range(count):
+            assert sum(each() is not None for each in alive) <= 1
+            result = flat(BLUE)
+            alive.append(weakref.ref(result))
+            yield Entry(str(i), "succeeded", None, None, result)
+            del result
+
+    pixels = sheet(entries(), tmp_path)
+    assert len(pixels) == 3 * GAP + MOST_ON_SHEET // 3 * (CELL.height + 3 * GAP)
+    found = Page((tmp_path / "gallery.html").read_text())
+    assert len(found.images()) == count and f"succeeded {count}" in " ".join(found.text.split())
+
+
+def test_a_gallery_that_breaks_off_leaves_the_last_one(tmp_path: Path) -> None:
+    before = page([done()], tmp_path).text
+
+    def entries() -> Iterator[Entry]:
+        yield done("other")
+        raise InputError("no more")
+
+    with pytest.raises(InputError, match="no more"):
+        sheet(entries(), tmp_path)
+    assert Page((tmp_path / "gallery.html").read_text()).text == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == [SHEET, gallery.GALLERY]
 
 
 def test_unwritable_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"gone/g\.html"):
-        write_gallery([done()], Summary("Demo"), tmp_path / "gone" / "g.html")
-    with pytest.raises(InputError, match=r"gone/s\.png"):
-        write_contact_sheet([done()], tmp_path / "gone" / "s.png")
+    with pytest.raises(InputError, match=r"gone/gallery\.html"):
+        write_gallery([done()], Summary("Demo"), tmp_path / "gone")
+    (tmp_path / SHEET).mkdir()
+    with pytest.raises(InputError, match=r"contact-sheet\.png"):
+        write_gallery([done()], Summary("Demo"), tmp_path)

@@ -15,6 +15,7 @@ from jobs.execution.inprocess import InProcessExecutor
 from jobs.execution.scheduler import Executor
 from jobs.execution.writer import JobWriter
 from jobs.storage import layout
+from jobs.storage.local_store import LocalStore
 from jobs.storage.records import (
     Cancellation,
     JobRecord,
@@ -24,7 +25,6 @@ from jobs.storage.records import (
     read_state,
     write_record,
 )
-from jobs.storage.local_store import LocalStore
 from jobs.storage.store import Store, open_store
 from nst.errors import StoreError
 from tests.fakes import Meddling, fake_executor, fake_job, plain_results  # noqa: F401

@@ -16,16 +16,16 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from nst.network.architecture import CONTENT, STYLE
-from nst.pictures.color import ColorStatistics, dither, quantize_pixels, whiten
 from nst.errors import CircuitError
-from nst.network.integers import is_style
-from nst.training.network import Conditions, StyleTransfer, cells, join, pixel_levels
+from nst.network.architecture import CONTENT, OUTPUT, POOL, STYLE, STYLE_CODE, Architecture
+from nst.network.levels import LEVELS
 from nst.network.weights import load_weights, save_weights
+from nst.pictures.color import ColorStatistics, dither, quantize_pixels, whiten
+from nst.training.network import Conditions, StageLayer, StyleTransfer, cells, pixel_levels
 from tests.toy import TOY, noise_pixels, toy_network, toy_weights
 
 SIZE = 32
-SMALL = dataclasses.replace(TOY, latent=6, body=2, up=2, coarse=6, dense=9, code=8)
+SMALL = dataclasses.replace(TOY, latent=6, body=2, up=2, style_deep=6, code=8)
 
 
 def black() -> np.ndarray:
@@ -52,6 +52,12 @@ def gradient() -> np.ndarray:
     )
 
 
+@pytest.mark.parametrize("name", LEVELS)
+def test_a_level_trains_the_network_that_it_ships(name: str) -> None:
+    level = LEVELS[name]
+    assert Architecture(**level.sizes) == load_weights(level.weights).architecture
+
+
 PICTURES = [black, white, checkerboard, noise, gradient]
 
 
@@ -66,8 +72,8 @@ def make_network(seed: int = 0, quantized: bool = True) -> StyleTransfer:
     torch.manual_seed(seed)
     network = StyleTransfer(SMALL)
     with torch.no_grad():
-        for name, layer in network.stages.items():
-            layer.bias.normal_(0.3 if name != "style_mix1" else 1.5, 0.7)
+        for layer in network.stages.values():
+            layer.bias.normal_(1.5 if layer.stage.kind == POOL else 0.3, 0.7)
             if layer.modulation is not None:
                 layer.modulation.weight.normal_(0, 0.05)
         network.head.bias.normal_(0, 0.1)
@@ -80,6 +86,11 @@ def as_batch(picture: np.ndarray) -> Tensor:
     return torch.from_numpy(picture)[None]
 
 
+def joined(layer: StageLayer, levels: dict[str, Tensor]) -> Tensor:
+    """The sources of a stage."""
+    return torch.cat([levels[s] for s in layer.stage.sources], 1)
+
+
 def levels_of(network: StyleTransfer, style: Tensor, content: Tensor) -> dict[str, Tensor]:
     """Outputs of every stage, by name, and the inputs."""
     off = Conditions()
@@ -89,8 +100,8 @@ def levels_of(network: StyleTransfer, style: Tensor, content: Tensor) -> dict[st
         CONTENT: cells(pixel_levels(content, on, torch.tensor(dither(*content.shape[-2:])))),
     }
     for name, layer in network.stages.items():
-        code = None if is_style(name) else levels["style_code"].flatten(1)
-        levels[name] = layer(join([levels[s] for s in layer.stage.sources]), code, off)
+        code = levels[STYLE_CODE].flatten(1) if layer.stage.modulated else None
+        levels[name] = layer(joined(layer, levels), code, off)
     return levels
 
 
@@ -110,7 +121,7 @@ def test_numpy_forward_is_the_training_forward_bit_for_bit(
         ours = integers.style_code(quantize_pixels(style))
         np.testing.assert_array_equal(ours, code[0].numpy())
         features = integers.content_features(quantize_pixels(content, dithered=True), ours)
-        np.testing.assert_array_equal(features, expected["up"][0].numpy())
+        np.testing.assert_array_equal(features, expected[OUTPUT][0].numpy())
         np.testing.assert_allclose(integers.finish(content, features), result, atol=2e-4)
 
 
@@ -160,9 +171,8 @@ def test_noise_moves_a_level_by_one_at_most() -> None:
     with torch.no_grad():
         levels = levels_of(network, as_batch(whitened(gradient())), as_batch(whitened(noise())))
         for name, layer in network.stages.items():
-            sources = join([levels[s] for s in layer.stage.sources])
-            code = None if is_style(name) else levels["style_code"].flatten(1)
-            noisy = layer(sources, code, Conditions(noise=0.1))
+            code = levels[STYLE_CODE].flatten(1) if layer.stage.modulated else None
+            noisy = layer(joined(layer, levels), code, Conditions(noise=0.1))
             difference = (noisy - levels[name]).abs()
             assert difference.max() <= 1, name
             assert difference.mean() < 0.3, name

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.client.pairs import NAME_BYTES, Pair, find_pairs, safe_name
+from jobs.client.pairs import NAME_BYTES, Pair, find_pairs, named_pairs, safe_name
 from nst.errors import InputError
 
 
@@ -174,6 +174,14 @@ def test_a_number_never_meets_a_given_name(tmp_path: Path) -> None:
     rows = "".join(f"a.jpg,s.jpg,{name}\n" for name in ("x", "x", "x-2"))
     found = names(write_csv(tmp_path, "content,style,name\n" + rows))
     assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize("name", ["contact-sheet", "gallery", "evaluation"])
+def test_no_pair_has_the_name_of_a_file_beside_the_results(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, f"content/{name}.jpg", f"style/{name}.jpg")
+    assert names(tmp_path) == [f"{name}-2"]
+    (pair,) = named_pairs([Pair(name, tmp_path / "a", tmp_path / "b")])
+    assert pair.name == f"{name}-2"
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from jobs.execution.loading import EvaluatorLoader
-from nst.network.architecture import CONTENT, STYLE
-from nst.engines.concrete.client import SECRET_FILE
+from nst.engines.base import PreparedInput, Role
+from nst.engines.concrete.preparation import quantized
+from nst.keyring import SECRET_FILE
 from nst.network.integers import space_to_depth
 from tests.toy_job import NAME, ToyJob
 
@@ -43,13 +45,14 @@ def test_no_name_leaves_the_client(toy_job: ToyJob) -> None:
 
 def test_no_pixel_leaves_the_client(toy_job: ToyJob) -> None:
     blobs = outside(toy_job)
-    for picture in toy_job.home.pictures(toy_job.book.job_id):
+    pictures = toy_job.home.pictures(toy_job.book.job_id)
+    for picture in (pictures[0], pictures[1]):
         raw = np.rint(picture.rgb * 255).astype(np.uint8)
         planes = [raw, raw.transpose(1, 2, 0), picture.rgb, picture.white]
-        for role in (CONTENT, STYLE):
-            quantized = picture.quantized(role, 1.0)
-            cells = space_to_depth(quantized)
-            planes += [a.astype(kind) for a in (quantized, cells) for kind in (np.int8, np.int64)]
+        for role in get_args(Role):
+            levels = quantized(PreparedInput(picture, role))
+            cells = space_to_depth(levels)
+            planes += [a.astype(kind) for a in (levels, cells) for kind in (np.int8, np.int64)]
         for plane in planes:
             data = np.ascontiguousarray(plane).tobytes()
             for start in range(0, len(data) - WINDOW, max(WINDOW, len(data) // 16)):

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from nst.engines.base import PreparedContent, PreparedStyle
+from nst.engines.cache import ModelCache
+from nst.engines.concrete.simulation import rounding_noise, simulate
+from nst.model import Model
 from nst.network.architecture import LEVEL
 from nst.network.integers import IntegerNetwork
 from nst.network.levels import P_ERROR, noise_levels
+from nst.pictures.picture import Floats, Picture
 from nst.training.quality import Comparison, eight_bits, measure, psnr
-from nst.engines.concrete.simulation import rounding_noise, simulate
-from nst.stylize import Floats, Picture, finish, plan_content, plan_style
 from nst.training.vgg import LAYERS_16, VGG16
-from tests.toy import TOY_P_ERROR, TOY_SIZE
+from tests.toy import TOY_P_ERROR, TOY_SIZE, TOY_SQUARE, toy_level
 from tests.vggs import random_arrays, write_npz
+
+NO_CACHE = ModelCache(Path("nowhere"))
+"""Previews need no published model."""
 
 
 @pytest.fixture(scope="module")
@@ -99,30 +107,44 @@ def test_noise_at_the_level_of_the_circuits() -> None:
     assert noise_levels(P_ERROR) == pytest.approx(0.1941, abs=1e-4)
 
 
-def test_simulation(network: IntegerNetwork) -> None:
-    content, style = Picture(smooth(1)), Picture(smooth(2))
-    style_plan = plan_style(network, style)
-    plan = plan_content(network, content, style_plan.code)
-    gains = (plan.gain, style_plan.gain)
-    preview = finish(network, content, style, plan.features)
+@dataclass(frozen=True)
+class Pair:
+    """A pair, prepared for the toy."""
+
+    model: Model
+    content: PreparedContent
+    style: PreparedStyle
+
+    def runs(self, seed: int, p_error: float) -> list[Floats]:
+        """Two results with the noise of one generator."""
+        model = Model(replace(self.model.level, p_error=p_error), self.model.network, NO_CACHE)
+        rng = np.random.default_rng(seed)
+        return [model.simulate(self.content, self.style, rng) for _ in range(2)]
+
+
+@pytest.fixture
+def pair(network: IntegerNetwork) -> Pair:
+    model = Model(toy_level(), network, NO_CACHE, TOY_SQUARE)
+    style = model.prepare_style(Picture(smooth(2)))
+    return Pair(model, model.prepare_content(Picture(smooth(1)), style), style)
+
+
+def test_simulation(pair: Pair) -> None:
+    content, style = pair.content.input, pair.style.input
+    preview = pair.model.finish(content.picture, style.picture, pair.content.features)
     assert preview.shape == (3, TOY_SIZE, TOY_SIZE)
     # Without noise it is the preview, with it a picture close by, another one each time.
-    np.testing.assert_array_equal(simulate(network, content, style, gains, lambda a: a), preview)
-    noise = rounding_noise(TOY_P_ERROR, np.random.default_rng(3))
-    runs = [simulate(network, content, style, gains, noise) for _ in range(2)]
+    features = simulate(pair.model.network, content, style, lambda a: a)
+    np.testing.assert_array_equal(features, pair.content.features)
+    runs = pair.runs(3, TOY_P_ERROR)
     assert all(15 < psnr(run, preview) < 60 for run in runs)
     assert not np.array_equal(*runs)
-    again = rounding_noise(TOY_P_ERROR, np.random.default_rng(3))
-    np.testing.assert_array_equal(simulate(network, content, style, gains, again), runs[0])
+    np.testing.assert_array_equal(pair.runs(3, TOY_P_ERROR), runs)
 
 
-def test_more_noise_is_further_from_the_preview(network: IntegerNetwork) -> None:
-    content, style = Picture(smooth(1)), Picture(smooth(2))
-    plan = plan_style(network, style)
-    gains = (plan_content(network, content, plan.code).gain, plan.gain)
-    preview = simulate(network, content, style, gains, lambda a: a)
-    errors = []
-    for p_error in (0.002, 0.3):
-        noise = rounding_noise(p_error, np.random.default_rng(3))
-        errors.append(psnr(simulate(network, content, style, gains, noise), preview))
+def test_more_noise_is_further_from_the_preview(pair: Pair) -> None:
+    preview = pair.model.finish(
+        pair.content.input.picture, pair.style.input.picture, pair.content.features
+    )
+    errors = [psnr(pair.runs(3, p_error)[0], preview) for p_error in (0.002, 0.3)]
     assert errors[1] < errors[0]

@@ -12,20 +12,22 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from nst.engines.tasks import InputRow, Task, TaskGraph, build_graph
+from cluster.types import Callback, Completion, LostError
 from jobs.execution.scheduler import (
+    GO_ON,
     MAX_ATTEMPTS,
     MAX_LOSSES,
-    Completion,
-    LostError,
-    Orders,
+    Control,
     _Walk,
+    priority,
+    run_graph,
 )
+from nst.engines.tasks import InputPart, Task, TaskGraph
 from nst.errors import StoreError
-from tests.plans import grid_of_pairs, made_up_plan
+from tests.fakes import FakePlan
+from tests.plans import grid_of_pairs
 
-PLAN = made_up_plan()
-ROWS = PLAN.size // 4
+PLAN = FakePlan(parts=16)
 Fails = Callable[[Task], bool]
 
 
@@ -40,20 +42,20 @@ def number(*parts: object) -> int:
     return zlib.crc32(repr(parts).encode())
 
 
-def input_rows(input_id: str) -> list[bytes]:
-    return [f"{input_id} {row}".encode() for row in range(ROWS)]
+def input_parts(input_id: str, count: int = PLAN.parts) -> list[bytes]:
+    return [f"{input_id} {part}".encode() for part in range(count)]
 
 
 def evaluate(graph: TaskGraph) -> dict[str, list[int]]:
-    """The result rows of all pairs, task after task in the graph's order."""
+    """The result parts of all pairs, task after task in the graph's order."""
     values: list[int] = []
     for task in graph.tasks:
         sources = [
-            number(input_rows(s.input_id)[s.row]) if isinstance(s, InputRow) else values[s]
+            number(input_parts(s.input_id)[s.part]) if isinstance(s, InputPart) else values[s]
             for s in task.sources
         ]
         values.append(number(task.stage, sources))
-    return {pair: [values[i] for i in rows] for pair, rows in graph.outputs.items()}
+    return {pair: [values[i] for i in parts] for pair, parts in graph.outputs.items()}
 
 
 class FakeCluster:
@@ -66,6 +68,8 @@ class FakeCluster:
         self.now = 0.0
         self.running: list[tuple[float, int, Box | None, str | None]] = []
         self.memory = math.inf
+        self.nodes = 1
+        self.closed = False
         self.started: list[int] = []
         self.ended: set[int] = set()
         self.given_up: set[str] = set()
@@ -75,6 +79,9 @@ class FakeCluster:
     @property
     def capacity(self) -> int:
         return self.slots
+
+    def close(self) -> None:
+        self.closed = True
 
     def _box(self, value: int, is_result: bool) -> Box:
         box = Box(value, is_result)
@@ -99,7 +106,7 @@ class FakeCluster:
         heapq.heappush(self.running, (end, task.index, result, error))
         self.peak_running = max(self.peak_running, len(self.running))
 
-    def wait(self, timeout: float) -> list[Completion]:
+    def wait(self, timeout: float) -> list[Completion[Box]]:
         assert self.running, "waiting for nothing"
         self.peak_results = max(self.peak_results, sum(b.is_result for b in self.boxes))
         if len(self.running) < self.slots:
@@ -124,37 +131,35 @@ class FakeCluster:
 
 
 @dataclass
-class Notes:
-    """A listener that writes down what it is told."""
+class Notes(Callback[Box]):
+    """Writes down what it is told."""
 
     cluster: FakeCluster
-    rows: dict[str, dict[int, int]] = field(default_factory=dict)
+    parts: dict[str, dict[int, int]] = field(default_factory=dict)
     done: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     tasks: list[int] = field(default_factory=list)
+    attempts_failed: int = 0
     peak_live_bytes: int = 0
 
-    def look(self, live_bytes: int) -> Orders:
-        return Orders()
-
-    def task_started(self, task: Task) -> None:
-        pass
-
-    def task_done(self, task: Task, completion: Completion, live_bytes: int) -> None:
+    def on_task_end(self, task: Task, completion: Completion[Box], live_bytes: int) -> None:
         self.tasks.append(task.index)
         self.peak_live_bytes = max(self.peak_live_bytes, live_bytes)
 
-    def row_done(self, pair_id: str, row: int, ciphertext: bytes) -> None:
-        assert pair_id not in self.failed
-        rows = self.rows.setdefault(pair_id, {})
-        assert row not in rows
-        rows[row] = int(ciphertext)
+    def on_attempt_failed(self, task: Task, reason: str) -> None:
+        self.attempts_failed += 1
 
-    def pair_done(self, pair_id: str) -> None:
+    def on_result_part(self, pair_id: str, part: int, ciphertext: bytes) -> None:
+        assert pair_id not in self.failed
+        parts = self.parts.setdefault(pair_id, {})
+        assert part not in parts
+        parts[part] = int(ciphertext)
+
+    def on_pair_done(self, pair_id: str) -> None:
         assert pair_id not in self.done and pair_id not in self.failed
         self.done.append(pair_id)
 
-    def pair_failed(self, pair_id: str, reason: str) -> None:
+    def on_pair_failed(self, pair_id: str, reason: str) -> None:
         assert pair_id not in self.done and pair_id not in self.failed
         self.failed[pair_id] = reason
         self.cluster.given_up.add(pair_id)
@@ -164,8 +169,20 @@ def nothing_fails(_: Task) -> bool:
     return False
 
 
-def at(group: str, stage: str, row: int) -> Fails:
-    return lambda task: (task.group, task.stage, task.row) == (group, stage, row)
+def at(group: str, stage: str, part: int) -> Fails:
+    return lambda task: (task.group, task.stage, task.part) == (group, stage, part)
+
+
+def run(
+    graph: TaskGraph,
+    cluster: FakeCluster,
+    notes: Notes,
+    read: Callable[[str], Sequence[bytes]] = input_parts,
+    control: Callable[[], Control] = lambda: GO_ON,
+) -> _Walk[Box]:
+    walker = _Walk(graph, cluster, read, [notes])
+    walker.run(control)
+    return walker
 
 
 def walk(
@@ -173,18 +190,17 @@ def walk(
     slots: int = 4,
     seed: int = 0,
     fails: Fails = nothing_fails,
-    read: Callable[[str], Sequence[bytes]] = input_rows,
+    read: Callable[[str], Sequence[bytes]] = input_parts,
 ) -> tuple[FakeCluster, Notes]:
     """Walk a graph, and check what has to hold for every walk."""
     cluster = FakeCluster(graph, slots, seed, fails)
     notes = Notes(cluster)
-    walker = _Walk(graph, cluster, read, notes)
-    walker.run()
+    walker = run(graph, cluster, notes, read)
     assert cluster.peak_running <= slots
     assert sorted([*notes.done, *notes.failed]) == sorted(graph.outputs)
     expected = evaluate(graph)
     for pair in notes.done:
-        assert [notes.rows[pair][row] for row in range(ROWS)] == expected[pair]
+        assert [notes.parts[pair][i] for i in range(len(expected[pair]))] == expected[pair]
     # Whatever happened, nothing is held any more.
     assert walker.live_bytes == 0
     assert not walker.handles and not walker.inputs
@@ -192,8 +208,8 @@ def walk(
     return cluster, notes
 
 
-GRID = build_graph(PLAN, grid_of_pairs(3, 2))
-ONE = build_graph(PLAN, grid_of_pairs(1, 1))
+GRID = PLAN.graph(grid_of_pairs(3, 2))
+ONE = PLAN.graph(grid_of_pairs(1, 1))
 
 
 @pytest.mark.parametrize("slots", [1, 3, 50])
@@ -213,26 +229,21 @@ def test_no_slot_is_idle_while_a_task_is_ready(slots: int) -> None:
 
 @pytest.mark.parametrize("slots", [1, 4])
 def test_live_memory_is_a_wavefront(slots: int) -> None:
-    big = made_up_plan(size=192)
-    graph = build_graph(big, grid_of_pairs(1, 1))
-    rows = big.size // 4
-
-    def read(input_id: str) -> list[bytes]:
-        return [f"{input_id} {row}".encode() for row in range(rows)]
-
+    big = FakePlan(parts=48)
+    graph = big.graph(grid_of_pairs(1, 1))
     cluster = FakeCluster(graph, slots, 0, nothing_fails)
     notes = Notes(cluster)
-    _Walk(graph, cluster, read, notes).run()
+    run(graph, cluster, notes, lambda input_id: input_parts(input_id, big.parts))
     assert notes.done == ["p00"]
-    # All rows pooled for the style code, at most; of the content a few rows a stage.
-    assert cluster.peak_results <= rows + 4 * slots
+    # All parts pooled for the style code, at most; of the content a few per stage.
+    assert cluster.peak_results <= big.stored.style_parts + 4 * slots
     assert cluster.peak_results < len(graph.tasks) / 4
     assert notes.peak_live_bytes < sum(t.output_bytes for t in graph.tasks) / 5
 
 
 def test_pairs_finish_one_after_the_other_and_not_all_at_the_end() -> None:
     """With few slots the first pair's result is there long before the last pair has begun."""
-    graph = build_graph(PLAN, grid_of_pairs(6, 1))
+    graph = PLAN.graph(grid_of_pairs(6, 1))
     cluster, notes = walk(graph, slots=2)
     assert notes.done == [f"p{c}0" for c in range(6)]
     pair_of = [graph.tasks[i].group for i in cluster.started]
@@ -245,7 +256,7 @@ def needs_of_pairs(graph: TaskGraph) -> int:
 
 @pytest.mark.parametrize("room", [0.0, 1.0, 2.5])
 def test_pairs_in_flight_fit_into_the_memory_there_is(room: float) -> None:
-    graph = build_graph(PLAN, grid_of_pairs(6, 1))
+    graph = PLAN.graph(grid_of_pairs(6, 1))
     need = needs_of_pairs(graph)
 
     class Small(FakeCluster):
@@ -257,7 +268,7 @@ def test_pairs_in_flight_fit_into_the_memory_there_is(room: float) -> None:
     cluster = Small(graph, 64, 0, nothing_fails)
     cluster.memory = room * need
     notes = Notes(cluster)
-    _Walk(graph, cluster, input_rows, notes).run()
+    run(graph, cluster, notes)
     assert len(notes.done) == 6
     # Too little memory for anything at all still does one after the other.
     most = max(len(groups) for groups in at_work)
@@ -271,31 +282,29 @@ def test_reported_live_bytes_are_those_held() -> None:
     by_stage = {t.stage: t.output_bytes for t in ONE.tasks}
 
     class Check(Notes):
-        def task_done(self, task: Task, completion: Completion, live_bytes: int) -> None:
-            held = sum(1 for box in cluster.boxes if box.is_result)
-            if task.stage == "style_stem":
-                # Nothing but rows of this one stage and of the one that reads it.
-                assert live_bytes <= held * by_stage["style_stem"] + held * by_stage["style_body"]
-            if task.stage == "stem" and task.row == 0:
-                assert live_bytes == by_stage["style_code"] + by_stage["stem"]
-            self.peak_live_bytes = max(self.peak_live_bytes, live_bytes)
+        def on_task_end(self, task: Task, completion: Completion[Box], live_bytes: int) -> None:
+            if task.stage == "look":
+                assert live_bytes == (task.part + 1) * by_stage["look"]
+            if task.stage == "stem" and task.part == 0:
+                assert live_bytes == by_stage["code"] + by_stage["stem"]
+            super().on_task_end(task, completion, live_bytes)
 
     notes = Check(cluster)
-    _Walk(ONE, cluster, input_rows, notes).run()
-    assert notes.peak_live_bytes > by_stage["style_code"] + by_stage["stem"]
+    run(ONE, cluster, notes)
+    assert notes.peak_live_bytes > by_stage["code"] + by_stage["stem"]
 
 
 @pytest.mark.parametrize("slots", [1, 4, 30])
-@pytest.mark.parametrize("stage", ["stem", "body1", "body2", "up"])
-@pytest.mark.parametrize("row", [0, 7, ROWS - 1])
-def test_a_failing_task_takes_only_its_pair(slots: int, stage: str, row: int) -> None:
-    cluster, notes = walk(GRID, slots, seed=row, fails=at("pair:p01", stage, row))
+@pytest.mark.parametrize("stage", ["stem", "blur", "detail", "up"])
+@pytest.mark.parametrize("part", [0, 3, 7])
+def test_a_failing_task_takes_only_its_pair(slots: int, stage: str, part: int) -> None:
+    cluster, notes = walk(GRID, slots, seed=part, fails=at("pair:p01", stage, part))
     assert list(notes.failed) == ["p01"]
     assert cluster.idle == []
 
 
 @pytest.mark.parametrize("slots", [1, 4, 30])
-@pytest.mark.parametrize("stage", ["style_stem", "style_body", "style_rows", "style_code"])
+@pytest.mark.parametrize("stage", ["look", "code"])
 def test_a_failing_style_takes_all_its_pairs(slots: int, stage: str) -> None:
     cluster, notes = walk(GRID, slots, seed=slots, fails=at("style:s0", stage, 0))
     assert set(notes.failed) == {"p00", "p10", "p20"}
@@ -303,18 +312,18 @@ def test_a_failing_style_takes_all_its_pairs(slots: int, stage: str) -> None:
 
 
 def test_nothing_more_is_started_for_a_failed_pair() -> None:
-    cluster, _ = walk(ONE, slots=1, fails=at("pair:p00", "body1", 3))
+    cluster, _ = walk(ONE, slots=1, fails=at("pair:p00", "blur", 3))
     failing = cluster.started[-1]
-    assert (ONE.tasks[failing].stage, ONE.tasks[failing].row) == ("body1", 3)
+    assert (ONE.tasks[failing].stage, ONE.tasks[failing].part) == ("blur", 3)
 
 
 def test_a_style_goes_on_while_one_of_its_pairs_lives() -> None:
-    graph = build_graph(PLAN, grid_of_pairs(2, 1))
+    graph = PLAN.graph(grid_of_pairs(2, 1))
 
     def read(input_id: str) -> list[bytes]:
         if input_id == "c0":
             raise StoreError("gone")
-        return input_rows(input_id)
+        return input_parts(input_id)
 
     _, notes = walk(graph, slots=1, read=read)
     assert notes.done == ["p10"] and notes.failed == {"p00": "gone"}
@@ -337,7 +346,7 @@ def test_an_unreadable_input_takes_only_its_pairs(
     def read(input_id: str) -> list[bytes]:
         if input_id in broken:
             raise StoreError(f"no {input_id}\nsecond line")
-        return input_rows(input_id)
+        return input_parts(input_id)
 
     cluster, notes = walk(GRID, slots, seed=1, read=read)
     assert set(notes.failed) == lost
@@ -345,8 +354,8 @@ def test_an_unreadable_input_takes_only_its_pairs(
     assert cluster.idle == []
 
 
-def test_an_input_with_rows_missing_fails_its_pairs() -> None:
-    _, notes = walk(GRID, read=lambda i: input_rows(i)[: 3 if i == "c2" else ROWS])
+def test_an_input_with_parts_missing_fails_its_pairs() -> None:
+    _, notes = walk(GRID, read=lambda i: input_parts(i, 3 if i == "c2" else PLAN.parts))
     assert set(notes.failed) == {"p20", "p21"}
 
 
@@ -359,7 +368,7 @@ def test_any_mixture_of_failures_leaves_nothing_behind(seed: int) -> None:
     def read(input_id: str) -> list[bytes]:
         if input_id in unreadable:
             raise OSError
-        return input_rows(input_id)
+        return input_parts(input_id)
 
     walk(GRID, dice.choice([1, 2, 8, 40]), seed, lambda t: t.index in doomed, read)
 
@@ -369,14 +378,14 @@ def test_an_input_is_read_once_while_it_is_needed() -> None:
 
     def read(input_id: str) -> list[bytes]:
         reads.append(input_id)
-        return input_rows(input_id)
+        return input_parts(input_id)
 
     walk(GRID, read=read)
     assert sorted(reads) == ["c0", "c1", "c2", "s0", "s1"]
 
 
 def test_an_empty_graph_ends_at_once() -> None:
-    walk(build_graph(PLAN, []))
+    walk(PLAN.graph([]))
 
 
 class LossyCluster(FakeCluster):
@@ -402,7 +411,7 @@ class LossyCluster(FakeCluster):
         end = self.now + self.random.random()
         heapq.heappush(self.running, (end, task.index, result, "gone" if lost else None))
 
-    def wait(self, timeout: float) -> list[Completion]:
+    def wait(self, timeout: float) -> list[Completion[Box]]:
         assert self.running, "waiting for nothing"
         for box in list(self.boxes):
             if self.random.random() < self.rate:
@@ -418,12 +427,11 @@ class LossyCluster(FakeCluster):
 def test_what_is_lost_is_computed_again(slots: int, seed: int) -> None:
     cluster = LossyCluster(GRID, slots, seed, rate=0.0005)
     notes = Notes(cluster)
-    walker = _Walk(GRID, cluster, input_rows, notes)
-    walker.run()
+    walker = run(GRID, cluster, notes)
     expected = evaluate(GRID)
     assert sorted(notes.done) == sorted(GRID.outputs)
     for pair in notes.done:
-        assert [notes.rows[pair][row] for row in range(ROWS)] == expected[pair]
+        assert [notes.parts[pair][i] for i in range(len(expected[pair]))] == expected[pair]
     assert len(cluster.started) > len(GRID.tasks)
     assert walker.live_bytes == 0 and not walker.handles and not walker.inputs
     assert not list(cluster.boxes)
@@ -433,7 +441,7 @@ def test_what_is_lost_is_computed_again(slots: int, seed: int) -> None:
 def test_a_cluster_that_loses_everything_is_given_up(seed: int) -> None:
     cluster = LossyCluster(GRID, 4, seed, rate=0.6)
     notes = Notes(cluster)
-    _Walk(GRID, cluster, input_rows, notes).run()
+    run(GRID, cluster, notes)
     assert len(notes.failed) == len(GRID.outputs)
     most = max(cluster.started.count(task.index) for task in GRID.tasks)
     assert most <= MAX_LOSSES + MAX_ATTEMPTS
@@ -443,7 +451,7 @@ def test_a_task_gets_another_chance() -> None:
     chances = {"left": MAX_ATTEMPTS - 1}
 
     def fails(task: Task) -> bool:
-        if (task.group, task.stage, task.row) != ("pair:p00", "body1", 3) or not chances["left"]:
+        if (task.group, task.stage, task.part) != ("pair:p00", "blur", 3) or not chances["left"]:
             return False
         chances["left"] -= 1
         return True
@@ -456,7 +464,7 @@ def test_a_task_gets_another_chance() -> None:
 def test_a_poisoned_pair_has_so_many_chances_and_no_more() -> None:
     cluster, notes = walk(GRID, slots=1, fails=at("pair:p11", "stem", 0))
     assert notes.failed == {"p11": "boom"}
-    (poisoned,) = (t.index for t in GRID.tasks if (t.group, t.stage, t.row)
+    (poisoned,) = (t.index for t in GRID.tasks if (t.group, t.stage, t.part)
                    == ("pair:p11", "stem", 0))  # fmt: skip
     assert cluster.started.count(poisoned) == MAX_ATTEMPTS
 
@@ -465,12 +473,8 @@ def test_a_poisoned_pair_has_so_many_chances_and_no_more() -> None:
 def test_a_stopped_walk_starts_nothing_more(slots: int) -> None:
     cluster = FakeCluster(GRID, slots, 0, nothing_fails)
 
-    class Stops(Notes):
-        def look(self, live_bytes: int) -> Orders:
-            return Orders(stop=len(self.tasks) > 20)
-
-    notes = Stops(cluster)
-    _Walk(GRID, cluster, input_rows, notes).run()
+    notes = Notes(cluster)
+    run(GRID, cluster, notes, control=lambda: Control(stop=len(notes.tasks) > 20))
     assert 20 < len(notes.tasks) <= 21 + slots
     assert not notes.failed
 
@@ -479,20 +483,19 @@ def test_a_stopped_walk_starts_nothing_more(slots: int) -> None:
 def test_a_pair_that_is_dropped_is_not_told_of_again(slots: int) -> None:
     cluster = FakeCluster(GRID, slots, 0, nothing_fails)
 
-    class Drops(Notes):
-        def look(self, live_bytes: int) -> Orders:
-            dropped = frozenset({"p11"} if len(self.tasks) > 20 else ())
-            cluster.given_up |= dropped
-            return Orders(drop=dropped)
+    notes = Notes(cluster)
 
-    notes = Drops(cluster)
-    walker = _Walk(GRID, cluster, input_rows, notes)
-    walker.run()
+    def drops() -> Control:
+        dropped = frozenset({"p11"} if len(notes.tasks) > 20 else ())
+        cluster.given_up |= dropped
+        return Control(drop=dropped)
+
+    walker = run(GRID, cluster, notes, control=drops)
     assert sorted(notes.done) == ["p00", "p01", "p10", "p20", "p21"] and not notes.failed
     assert walker.live_bytes == 0 and not walker.handles and not list(cluster.boxes)
 
 
-def test_a_walk_waits_for_workers_to_come() -> None:
+def test_a_walk_waits_for_actors_to_come() -> None:
     class Late(FakeCluster):
         waits = 0
 
@@ -500,11 +503,94 @@ def test_a_walk_waits_for_workers_to_come() -> None:
         def capacity(self) -> int:
             return self.slots if self.waits > 3 else 0
 
-        def wait(self, timeout: float) -> list[Completion]:
+        def wait(self, timeout: float) -> list[Completion[Box]]:
             self.waits += 1
             return super().wait(timeout) if self.running else []
 
     cluster = Late(ONE, 2, 0, nothing_fails)
     notes = Notes(cluster)
-    _Walk(ONE, cluster, input_rows, notes).run()
+    run(ONE, cluster, notes)
     assert notes.done == ["p00"]
+
+
+class Diary(Callback[Box]):
+    """Every call, in order; `dies` is the one that raises."""
+
+    def __init__(self, cluster: FakeCluster, pages: list[str], name: str, dies: str = "") -> None:
+        self.cluster, self.pages, self.name, self.dies = cluster, pages, name, dies
+
+    def _write(self, what: str) -> None:
+        self.pages.append(f"{self.name} {what}")
+        if what == self.dies:
+            raise StoreError(what)
+
+    def on_start(self, graph: TaskGraph) -> None:
+        self._write("start")
+
+    def on_tick(self, under_way: int, nodes: int, live_bytes: int) -> None:
+        assert under_way == len(self.cluster.running) > 0
+        self._write("tick")
+
+    def on_task_start(self, task: Task) -> None:
+        self._write("task started")
+
+    def on_task_end(self, task: Task, completion: Completion[Box], live_bytes: int) -> None:
+        self._write("task ended")
+
+    def on_result_part(self, pair_id: str, part: int, ciphertext: bytes) -> None:
+        self._write("part")
+
+    def on_pair_done(self, pair_id: str) -> None:
+        self._write(f"{pair_id} done")
+
+    def on_end(self) -> None:
+        assert self.cluster.closed, "what has ended holds no actors"
+        self._write("end")
+
+
+def test_callbacks_are_told_in_their_order() -> None:
+    """Of a graph with one pair that an earlier walk has finished, and one that it has not."""
+    pages: list[str] = []
+    graph = TaskGraph(ONE.tasks, {"old": (), **ONE.outputs}, {"pair:old": ("old",), **ONE.pairs_of})
+    cluster = FakeCluster(graph, 1, 0, nothing_fails)
+    callbacks = [Diary(cluster, pages, name) for name in "ab"]
+    run_graph(graph, cluster, input_parts, callbacks)
+    assert pages[::2] == [page.replace("b", "a", 1) for page in pages[1::2]]
+    told = [page[2:] for page in pages[::2]]
+    assert told[:5] == ["start", "old done", "task started", "tick", "task ended"]
+    assert told[-4:] == ["task ended", "part", "p00 done", "end"]
+
+
+@pytest.mark.parametrize("page", ["start", "tick", "task started", "part", "p00 done"])
+def test_a_callbacks_exception_ends_the_walk_and_is_no_end_of_the_job(page: str) -> None:
+    pages: list[str] = []
+    cluster = FakeCluster(ONE, 4, 0, nothing_fails)
+    callbacks = [Diary(cluster, pages, "a", dies=page), Diary(cluster, pages, "b")]
+    with pytest.raises(StoreError):
+        run_graph(ONE, cluster, input_parts, callbacks)
+    assert pages[-1] == f"a {page}"
+
+
+def test_a_result_that_is_lost_before_it_is_delivered_is_a_failed_attempt() -> None:
+    class Forgetful(FakeCluster):
+        lost = False
+
+        def get(self, handle: Box) -> bytes:
+            if not self.lost:
+                self.lost = True
+                raise LostError("gone")
+            return super().get(handle)
+
+    cluster = Forgetful(ONE, 1, 0, nothing_fails)
+    notes = Notes(cluster)
+    run(ONE, cluster, notes)
+    assert (notes.done, notes.attempts_failed) == (["p00"], 1)
+    assert len(cluster.started) == len(ONE.tasks) + 1
+
+
+def test_the_policy_is_pairs_in_order_and_the_deepest_stage_first() -> None:
+    def first(group: str, stage: str) -> tuple[int, int, int]:
+        return priority(next(t for t in GRID.tasks if (t.group, t.stage) == (group, stage)))
+
+    assert first("pair:p00", "up") < first("pair:p00", "stem") < first("pair:p01", "up")
+    assert first("style:s0", "look") < first("style:s1", "look")

@@ -6,30 +6,33 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import jobs
-from jobs.client import drivers
 from jobs.client.home import Home, JobBook
+from jobs.client.pairs import find_pairs
+from jobs.client.preparation import prepare
+from jobs.client.session import Session
+from jobs.client.submit import submit
 from jobs.execution.driver import run_job
-from nst.engines.tasks import Task
 from jobs.execution.inprocess import InProcessExecutor
 from jobs.execution.loading import EvaluatorLoader
 from jobs.storage import layout
 from jobs.storage.records import (
-    JobRecord,
     JobState,
     PairEnd,
+    read_job,
     read_marks,
     read_record,
     write_record,
 )
 from jobs.storage.store import open_store
+from nst.engines.base import Evaluator
+from nst.engines.tasks import Task
+from nst.model import Model
 from nst.network import levels
 from nst.network.levels import QualityLevel
-from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_weights
+from tests.toy import toy_level, toy_weights
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "pairs"
 EXAMPLE = "cat"
@@ -42,7 +45,7 @@ StartHere = Callable[..., None]
 class RecordingExecutor(InProcessExecutor):
     """Keeps everything that an actor is ever handed."""
 
-    def __init__(self, evaluator: Any) -> None:
+    def __init__(self, evaluator: Evaluator) -> None:
         super().__init__(evaluator)
         self.received: list[bytes] = []
 
@@ -69,11 +72,16 @@ class ToyJob:
     book: JobBook
     received: list[bytes]
 
-    def rows(self) -> list[bytes]:
+    @property
+    def session(self) -> Session:
+        """Its store and its keys."""
+        return Session(self.home, open_store(self.book.store))
+
+    def parts(self) -> list[bytes]:
         """The encrypted result as it is stored."""
         store, job_id, pair = open_store(self.book.store), self.book.job_id, self.book.pairs[0]
         end = read_record(store, layout.pair_end(job_id, pair.pair_id), PairEnd)
-        keys = [layout.result_row(job_id, end.attempt, pair.pair_id, r) for r in range(end.rows)]
+        keys = [layout.result_part(job_id, end.attempt, pair.pair_id, p) for p in range(end.parts)]
         return [store.read(key) for key in keys]
 
     def play_back(self) -> StartHere:
@@ -81,16 +89,18 @@ class ToyJob:
 
         Results of any pair are those of this job's.
         """
-        rows = self.rows()
+        parts = self.parts()
 
         def start_here(home: Home, book: JobBook, actors: int, *_: object) -> None:
             store = open_store(book.store)
-            job = read_record(store, layout.job(book.job_id), JobRecord)
+            job = read_job(store, book.job_id)
             left = [p for p in job.pairs if p.pair_id not in read_marks(store, job).ended]
             for pair in left:
-                for number, row in enumerate(rows):
-                    store.write(layout.result_row(job.job_id, "a", pair.pair_id, number), row)
-                end = PairEnd(pair_id=pair.pair_id, status="succeeded", attempt="a", rows=len(rows))
+                for number, part in enumerate(parts):
+                    store.write(layout.result_part(job.job_id, "a", pair.pair_id, number), part)
+                end = PairEnd(
+                    pair_id=pair.pair_id, status="succeeded", attempt="a", parts=len(parts)
+                )
                 write_record(store, layout.pair_end(job.job_id, pair.pair_id), end)
             total = len(job.pairs)
             state = JobState(status="succeeded", pairs_total=total, pairs_done=total)
@@ -99,30 +109,24 @@ class ToyJob:
         return start_here
 
 
-def run_toy_job(folder: Path, circuits: Path, key: Path) -> ToyJob:
-    """Submit and run the job with circuits and a key set that are there already."""
+def run_toy_job(folder: Path, model: Path, key: Path) -> ToyJob:
+    """Submit and run the job with a published model and a key set that are there already."""
     for side in ("content", "style"):
         (folder / "pairs" / side).mkdir(parents=True)
         shutil.copy(EXAMPLES / side / f"{EXAMPLE}.jpg", folder / "pairs" / side / f"{NAME}.jpg")
     home = Home(folder / "home")
     home.keys.mkdir(parents=True, mode=0o700)
     shutil.copytree(key, home.keys / key.name)
-    shutil.copytree(circuits, home.circuits / circuits.name)
-    weights = toy_weights(folder / "toy.safetensors")
-    level = QualityLevel("toy", TOY_SIZE, weights, TOY_P_ERROR)
-    received: list[bytes] = []
-
-    def start_here(_: Home, book: JobBook, actors: int, *__: object) -> None:
-        store = open_store(book.store)
-        loader = EvaluatorLoader(store.url, book.model_id, book.key_id)
-        executor = RecordingExecutor(loader())
-        record = read_record(store, layout.job(book.job_id), JobRecord)
-        assert run_job(store, record, executor, actors).status == "succeeded"
-        received.extend([repr(loader).encode(), *executor.received])
-
+    shutil.copytree(model, home.models / model.name)
+    level = toy_level(toy_weights(folder / "toy.safetensors"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(levels.LEVELS, "toy", level)
-        patch.setattr(drivers, "start_here", start_here)
-        client = jobs.Client(folder / "store", home=home.root)
-        job = client.submit(folder / "pairs", "toy", actors=1)
-    return ToyJob(folder, level, home, home.book(job.id), received)
+        loaded = Model.load("toy", home.models)
+    prepared, skipped = prepare(find_pairs(folder / "pairs")[0], loaded, "crop")
+    session = Session.open(home, str(folder / "store"), create=True)
+    book = submit(session, loaded, prepared, skipped)
+    loader = EvaluatorLoader(session.store.url, book.model_id, book.key_id)
+    executor = RecordingExecutor(loader())
+    state = run_job(session.store, read_job(session.store, book.job_id), executor, 1)
+    assert state.status == "succeeded"
+    return ToyJob(folder, level, home, book, [repr(loader).encode(), *executor.received])

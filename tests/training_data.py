@@ -15,8 +15,8 @@ from tests.toy import TOY
 from tests.vggs import random_arrays, write_npz
 
 SIZE = 32
-USABLE = 12
-UNUSABLE = 5
+USABLE = 13
+UNUSABLE = 4
 
 
 def picture(seed: int, width: int = 60, height: int = 48) -> Image.Image:
@@ -32,7 +32,7 @@ def make_pictures(folder: Path, seed: int) -> Path:
     """`USABLE` pictures and `UNUSABLE` files that are called pictures, some in sub-folders."""
     deep = folder / "some painter" / "1907"
     deep.mkdir(parents=True)
-    for i in range(USABLE - 4):
+    for i in range(USABLE - 5):
         picture(seed + i).save(folder / f"c{i}.jpg")
     picture(seed + 90).save(deep / "UPPER CASE.JPG", "JPEG")
     picture(seed + 91).convert("L").save(deep / "grey.jpg")
@@ -43,7 +43,7 @@ def make_pictures(folder: Path, seed: int) -> Path:
     (folder / "d-empty.jpg").write_bytes(b"")
     (folder / "d-text.png").write_text("404 not found")
     picture(seed + 94, 9, 9).save(folder / "d-tiny.png")
-    Image.fromarray(np.full((40, 40), 40000, np.uint16)).save(folder / "d-16-bits.png")
+    Image.fromarray(np.full((40, 40), 40000, np.uint16)).save(deep / "16-bits.png")
     (folder / "notes.txt").write_text("no picture at all")
     return folder
 

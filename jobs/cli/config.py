@@ -1,138 +1,104 @@
-"""`nst-batch config`: what options are without any flag, and why."""
+"""`nst-batch config`, and how commands get what files and variables say."""
 
 from __future__ import annotations
 
-import os
+import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import click
 
-from jobs.cli.configured import (
-    IN_ADDRESS,
-    ConfiguredGroup,
-    Words,
-    all_commands,
-    files,
-    layers_of,
-    standing,
-)
 from jobs.cli.examples import examples
-from jobs.cli.options import Duration
+from jobs.cli.options import json_option
+from jobs.configuration import IN_ADDRESS, configurable, configured, files
+from jobs.fields import Option
+from jobs.options import COMMANDS
+from nst.errors import InputError
 
 
-@dataclass(frozen=True)
-class Row:
-    """An option's value without any flag, and where it comes from.
+class ConfiguredGroup(click.Group):
+    """Commands whose options may be given in files and in the environment."""
 
-    Attributes:
-        command: Whose option.
-        key: Its key in a file.
-        value: Text, number, true or false, or a list of them; None if there is none.
-        source: `environment`, `project file`, `user file` or `default`.
-        where: The variable or the file.
-    """
+    group_class = type
 
-    command: str
-    key: str
-    value: Any
-    source: str
-    where: str = ""
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is called, its options configured.
 
-
-def rows(ctx: click.Context, path: Words, command: click.Command) -> Iterator[Row]:
-    """What a command's options are as things stand.
-
-    Raises:
-        InputError: if a file or a variable says what an option does not take.
-    """
-    from jobs.client.auto import hours
-
-    for key, found in standing(ctx.find_root(), path, command).items():
-        value = found.said
-        if value in (None, ()) and isinstance(found.option.show_default, str):
-            value = found.option.show_default
-        if isinstance(found.option.type, Duration) and isinstance(value, float):
-            value = hours(value)
-        yield Row(" ".join(path), key, shown_value(value, key), found.source, found.where)
+        Raises:
+            InputError: if a file or a variable cannot be used.
+        """
+        name, command, rest = super().resolve_command(ctx, args)
+        if name and not isinstance(command, click.Group) and not ctx.resilient_parsing:
+            try:
+                settings = configured(" ".join([*_words(ctx), name]))
+            except InputError:
+                # Help is there even then.
+                if not set(rest) & set(ctx.help_option_names):
+                    raise
+                settings = {}
+            ctx.default_map = {name: {field: s.value for field, s in settings.items()}}
+        return name, command, rest
 
 
-def shown_value(value: Any, key: str = "") -> Any:
-    """A value as JSON can say it, without what opens something."""
-    if isinstance(value, list | tuple):
-        return [shown_value(part) for part in value]
-    if isinstance(value, bool | int | float) or value is None:
-        return value
-    text = IN_ADDRESS.sub("", str(value))
-    # The path of a webhook mostly is what allows to write there.
-    return re.sub(r"(?<=\w)/.*", "/…", text) if key == "notify-url" else text
+def _words(ctx: click.Context) -> list[str]:
+    """The words between the program's name and here."""
+    return [] if ctx.parent is None else [*_words(ctx.parent), ctx.info_name or ""]
 
 
 @click.group(cls=ConfiguredGroup, epilog=examples("config show", "config show submit"))
 def config() -> None:
-    """Options out of files and the environment.
+    """Options in files and in the environment.
 
-    What no flag says is taken from the environment (NST_BATCH_QUALITY for every command that has
-    --quality, NST_BATCH_SUBMIT_QUALITY for submit), then from nst-batch.toml in the working
-    directory, then from nst-batch.toml in your configuration directory.
+    What no flag says is taken from the environment (NST_BATCH_SUBMIT_QUALITY for submit, else
+    NST_BATCH_QUALITY for every command that takes the value), then from nst-batch.toml in the
+    working directory, then from nst-batch.toml in your configuration directory.
     """
 
 
 @config.command("show", epilog=examples("config show", "config show submit", "config show --json"))
 @click.argument("words", metavar="[COMMAND]", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="Defaults, too.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable; defaults, too.")
-@click.pass_context
-def config_show(
-    ctx: click.Context, words: tuple[str, ...], everything: bool, as_json: bool
-) -> None:
-    """Show each option's value, of COMMAND or of all, and where it comes from."""
-    import json
-    from dataclasses import asdict
-
-    from jobs.client.home import Home
-    from nst.folders import HOME_VARIABLE
-
-    read = {layer.path for layer in layers_of(ctx)}
-    chosen = [
-        (path, command)
-        for path, command in all_commands(ctx.find_root())
-        if path[: len(words)] == words
-    ]
+@json_option
+def config_show(words: tuple[str, ...], as_json: bool) -> None:
+    """Show the values that hold without flags, of COMMAND or of all, and where they come from."""
+    chosen = [c for c in COMMANDS if tuple(c.split())[: len(words)] == words]
     if not chosen:
-        raise click.UsageError(f"no command {' '.join(words)}")
-    table = [row for path, command in chosen for row in rows(ctx, path, command)]
-    home = Row("", "data directory", str(Home.default().root), "default")
-    if os.environ.get(HOME_VARIABLE):
-        home = Row("", home.key, home.value, "environment", HOME_VARIABLE)
+        raise click.UsageError(f"no options of {' '.join(words)} can be configured")
+    rows = [row for command in chosen for row in _rows(command)]
     if as_json:
-        record = {
-            "files": [{"kind": k, "path": str(p), "read": p in read} for k, p in files()],
-            "data_directory": {k: v for k, v in asdict(home).items() if k != "command"},
-            "options": [asdict(row) for row in table],
-        }
-        click.echo(json.dumps(record, indent=2))
+        there = [{"path": str(path), "read": path.exists()} for path in files()]
+        click.echo(json.dumps({"files": there, "options": rows}, indent=2))
         return
-    for kind, path in files():
-        click.echo(f"{kind:13} {path}{'' if path in read else ' (not there)'}")
-    shown = [home, *(row for row in table if everything or words or row.source != "default")]
-    _print(shown)
-    if len(shown) == 1:
-        click.echo("all options have their defaults: nst-batch config show --all")
-
-
-def _print(table: list[Row]) -> None:
-    """Rows that differ in nothing but the command as one."""
+    for path in files():
+        click.echo(f"{path}{'' if path.exists() else ' (not there)'}")
     merged: dict[tuple[str, str, str], list[str]] = {}
-    for row in table:
-        where = f"{row.source} {row.where}".strip()
-        value = "-" if row.value in (None, []) else str(row.value).replace("\n", " ")
-        if isinstance(row.value, bool):
-            value = str(row.value).lower()
-        merged.setdefault((row.key, value, where), []).append(row.command)
+    for row in rows:
+        merged.setdefault((row["key"], row["value"], row["source"]), []).append(row["command"])
     wide = [max(len(key[i]) for key in merged) for i in range(3)]
     for key, commands in merged.items():
         cells = "  ".join(text.ljust(width) for text, width in zip(key, wide, strict=True))
-        click.echo(f"{cells}  {', '.join(commands)}".rstrip())
+        click.echo(f"{cells}  {', '.join(commands)}")
+
+
+def _rows(command: str) -> Iterator[dict[str, str]]:
+    """Each option of a command with its value and where that comes from, as text."""
+    settings = configured(command)
+    for key, option in configurable(command).items():
+        setting = settings.get(option.field)
+        value = setting.entry.value if setting else option.about.get("shown", option.default)
+        source = setting.entry.source if setting else "default"
+        yield {"command": command, "key": key, "value": _shown(value, option), "source": source}
+
+
+def _shown(value: object, option: Option) -> str:
+    """A value as a file says it, without what opens something."""
+    if value in (None, "", (), []) or option.required:
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ", ".join(str(part) for part in value)
+    text = IN_ADDRESS.sub("", str(value))
+    # The path of a webhook mostly is what allows to write there.
+    return re.sub(r"(?<=\w)/.*", "/…", text) if option.about.get("private") else text

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli.examples import examples
-from jobs.cli.options import fit_option, grid_option, size_option
+from jobs.cli.options import options_from
+from jobs.options import PreviewOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,9 +19,8 @@ if TYPE_CHECKING:
     from jobs.client.evaluation import Summary
     from jobs.client.pairs import Pair, Skipped
     from jobs.client.pictures import Fit
+    from nst.model import Model
     from nst.pictures.size import Size
-    from nst.network.integers import IntegerNetwork
-    from nst.network.levels import QualityLevel
 
 SHEET, HELD_OUT = "evaluation.png", "pairs.csv"
 _PATH = click.Path(path_type=Path)
@@ -45,9 +45,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--vgg", "vgg_file", type=_PATH, required=True, help="VGG16 or VGG19 weights.")
 @click.option("--quality", "-q", default="low", show_default=True, help="Quality level.")
 @click.option("--weights", type=_PATH, help="Weights to measure instead of the level's own.")
-@grid_option
-@size_option
-@fit_option
+@options_from(PreviewOptions, "grid", "size", "fit")
 @click.option(
     "--simulate",
     "runs",
@@ -102,7 +100,7 @@ def evaluate(
     from jobs.client import evaluation
     from jobs.client.fetch import make_folder
     from jobs.client.pairs import find_pairs
-    from jobs.client.preparation import prepare
+    from jobs.client.preparation import prepared_pairs
     from nst.errors import InputError
     from nst.training.vgg import VGG16
 
@@ -111,7 +109,7 @@ def evaluate(
         raise click.UsageError("give either PAIRS, or --content-dir and --style-dir")
     if grid and pairs is None:
         raise click.UsageError("--grid needs PAIRS; held-out pairs are fixed")
-    level, network = _load(quality, weights)
+    model = _load(quality, weights, size, p_error)
     vgg = VGG16(vgg_file)
     if results is not None and not results.is_dir():
         raise InputError(f"{results} is no folder: name the one that fetch wrote")
@@ -123,20 +121,17 @@ def evaluate(
         found, failed = find_pairs(pairs, grid)
     elif content_dir is not None and style_dir is not None:
         found = evaluation.held_out_pairs(content_dir, style_dir, count)
-    rate = level.p_error if p_error is None else p_error
     errors = Console(stderr=True)
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
-        ready, unusable = prepare(
-            progress.track(found, description="previews"), network, level.side, fit, size
+        items = progress.track(
+            prepared_pairs(found, model, fit), total=len(found), description="previews"
         )
-        samples, missing = evaluation.make_samples(
-            progress.track(ready, description="results"), network, runs, rate, results
-        )
+        samples, missing = evaluation.make_samples(items, model, runs, results)
         task = progress.add_task("measuring", total=len(samples))
         measurements = evaluation.measure_samples(
             samples, vgg, lambda done: progress.advance(task, done)
         )
-    failed += unusable + missing
+    failed += missing
     for item in failed:
         click.echo(f"failed {item.name}: {item.reason}", err=True)
     if not samples:
@@ -144,18 +139,18 @@ def evaluate(
     console = errors if record == "-" else Console()
     _print(
         console,
-        f"{level.name}, {level.canvas(size)} pixels, medians",
+        f"{model.level.name}, {model.size} pixels, medians",
         evaluation.summarize(measurements),
         evaluation.count_lowered(samples),
         len(samples),
     )
     if record is not None:
         report = {
-            "quality": level.name,
-            "size": level.side,
-            "width": level.canvas(size).width,
-            "height": level.canvas(size).height,
-            "p_error": rate,
+            "quality": model.level.name,
+            "size": model.level.side,
+            "width": model.size.width,
+            "height": model.size.height,
+            "p_error": model.level.p_error,
             "vgg": vgg.kind,
             **evaluation.to_record(samples, measurements),
             "failed": [item.__dict__ for item in failed],
@@ -229,8 +224,8 @@ def export(
     from rich.console import Console
 
     from jobs.client.home import Home
-    from nst.training.export import export as export_weights
     from nst.network.levels import find_level
+    from nst.training.export import export as export_weights
 
     with Console(stderr=True).status("compiling circuits"):
         card = export_weights(
@@ -238,7 +233,7 @@ def export(
             find_level(quality),
             out,
             data,
-            Home.default().circuits,
+            Home.default().models,
             budget_pbs,
             strength,
             octaves,
@@ -252,14 +247,20 @@ def export(
     )
 
 
-def _load(quality: str, weights: Path | None) -> tuple[QualityLevel, IntegerNetwork]:
-    """The level, and its network or the one named instead; raises if that does not fit."""
-    from nst.network.architecture import grids
+def _load(quality: str, weights: Path | None, size: Size | None, p_error: float | None) -> Model:
+    """The level's model, or one of the weights named instead; raises if these do not fit."""
+    from dataclasses import replace
+
+    from jobs.client.home import Home
+    from nst.engines.cache import ModelCache
     from nst.errors import CircuitError
+    from nst.model import Model
+    from nst.network.architecture import grids
     from nst.network.levels import find_level, get_level
     from nst.network.weights import load_weights
 
     level = get_level(quality) if weights is None else find_level(quality)
+    level = replace(level, p_error=p_error or level.p_error)
     network = load_weights(weights or level.weights)
     try:
         grids(network.architecture.stages(), level.side)
@@ -267,7 +268,7 @@ def _load(quality: str, weights: Path | None) -> tuple[QualityLevel, IntegerNetw
         raise CircuitError(
             f"weights {weights or level.weights} do not fit {quality}: {error}"
         ) from error
-    return level, network
+    return Model(level, network, ModelCache(Home.default().models), size)
 
 
 def _print(

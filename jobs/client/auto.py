@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 from jobs.execution.forecast import Forecaster, Offer
 from jobs.storage.records import PairRecord
+from nst.engines.rates import Rates
 from nst.errors import InputError
 from nst.model import Model
 from nst.network.levels import LEVELS, QualityLevel
-
-AUTO = "auto"
-"""In place of a level's name."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,7 @@ def choose(
     offer: Offer,
     model_of: Callable[[QualityLevel], Model],
     uploads: bool,
+    rates: Rates | None = None,
 ) -> Choice:
     """Forecast the job at each level, from the best one down, until it fits.
 
@@ -47,6 +46,7 @@ def choose(
         offer: What the cores are like, and the wire to the store.
         model_of: A level's model at the size that is wanted.
         uploads: Whether bytes go over that wire, so that their time counts.
+        rates: Measured times; None is those that ship with a model's engine.
 
     Raises:
         InputError: if no level fits.
@@ -55,7 +55,7 @@ def choose(
     levels = [level for level in LEVELS.values() if level.trained]
     for level in sorted(levels, key=lambda level: level.side, reverse=True):
         model = model_of(level)
-        forecaster = Forecaster(model.plan, model.engine.rates(), offer)
+        forecaster = Forecaster(model.plan, rates or model.engine.rates(), offer)
         seconds = forecaster.wall_s(pairs, cores)
         if uploads:
             wire = forecaster.wire(pairs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import shutil
@@ -18,18 +17,16 @@ from typing import Literal
 
 from jobs.client.drivers import Place, require_reachable
 from jobs.client.home import Home
-from jobs.execution.forecast import Forecaster, Offer
-from jobs.execution.stage_times import read_times
+from jobs.execution.forecast import distinct_pairs, largest_call
 from jobs.storage import layout
 from jobs.storage.store import Store, address_of, check_format, connect
-from nst.engines.concrete.circuits import PLAN_FILE, load_plan, model_id
-from nst.engines.concrete.client import CARD_FILE, EVALUATION_FILE, SECRET_FILE
-from nst.engines.concrete.plan import CircuitPlan
-from nst.engines.concrete.switching import stored_result_bytes
-from nst.errors import ClusterError, NstBatchError, StoreError
+from nst.engines import get_engine
+from nst.engines.base import Needs
+from nst.engines.cache import ModelCache
+from nst.errors import CircuitError, ClusterError, NstBatchError, StoreError, first_line
 from nst.folders import HOME_VARIABLE
-from nst.network.levels import QualityLevel, get_level
-from nst.network.weights import load_weights
+from nst.keyring import CARD_FILE, EVALUATION_FILE, SECRET_FILE, KeyCard
+from nst.model import Model
 from nst.pictures.size import Size
 
 Status = Literal["ok", "warn", "FAIL"]
@@ -46,17 +43,10 @@ SKEW_WARN, SKEW_FAIL = 60.0, 600.0
 BASE_BYTES = 600_000_000
 """Resident memory of Ray, driver and client together (see benchmarks/low.json)."""
 RAY_BYTES = 300_000_000
-"""What a worker takes as a Ray actor besides: Ray's libraries, and the rows of the shared object
-store that it has read."""
-CALL_BYTES_PER_PIXEL = 1_800_000
-"""What an actor's largest call reads and gives, a pixel of width: where no circuits are built that
-tell exactly."""
+"""What an actor takes besides: Ray's libraries, and what it has read of the shared object store."""
 MEMORY_MARGIN = 1.2
-PAIR_BYTES_PER_PIXEL = 12_500
-"""Stored for a pair, a pixel of the result: where no circuits are built that tell exactly (see
-benchmarks/bytes.json)."""
 HOME_BYTES = 100_000_000
-"""Keys and circuits of a level, and books of jobs."""
+"""Keys and model of a level, and books of jobs."""
 FEW_PAIRS = 10
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -86,7 +76,7 @@ def diagnose(
     quality: str,
     actors: int,
     cluster: str = "",
-    canvas: Size | None = None,
+    size: Size | None = None,
 ) -> Iterator[Check]:
     """All checks, one after the other.
 
@@ -96,7 +86,7 @@ def diagnose(
         quality: Level that jobs are to be run at.
         actors: Ray actors that run at once on this machine.
         cluster: Address of the Jobs API of a cluster that should answer, empty for none.
-        canvas: Size of contents and results; None for the level's own.
+        size: Of contents and results; None for a square of the level's side.
     """
     yield from check_versions()
     yield check_ray()
@@ -104,21 +94,19 @@ def diagnose(
         yield check_cluster(cluster)
     yield from check_keys(home)
     try:
-        level = get_level(quality)
-        canvas = level.canvas(canvas)
-        plan = _built_plan(home, level, canvas)
-        yield Check("ok", "quality", f"{quality}: {canvas} pixels")
+        model = Model.load(quality, home.models, size)
+        needs = needs_of(model)
+        yield Check("ok", "quality", f"{quality}: {model.size} pixels")
     except NstBatchError as error:
         yield _failed("quality", error)
     else:
-        # In memory words are whole, in the store a quarter of them is left.
-        output = plan.output_ciphertext_bytes if plan else 4 * pair_bytes(canvas, plan)
-        yield check_memory(available_memory(), actors, actor_bytes(canvas, plan), output)
+        each = RAY_BYTES + model.engine.rates().actor_bytes_of(needs.call)
+        yield check_memory(available_memory(), actors, each, needs.result)
         yield check_space("disk of the data directory", home.root, HOME_BYTES, HOME_VARIABLE)
         for url in stores:
             folder = address_of(url).folder
             if folder is not None:
-                yield check_pairs_space(folder, pair_bytes(canvas, plan))
+                yield check_pairs_space(folder, needs.stored)
     for url in stores:
         yield from check_store(url)
 
@@ -150,7 +138,7 @@ def check_ray() -> Check:
     try:
         import ray
     except Exception as error:  # A broken installation raises anything.
-        return Check("FAIL", what, f"cannot be imported: {_line(error)}", REINSTALL)
+        return Check("FAIL", what, f"cannot be imported: {first_line(error)}", REINSTALL)
     if not os.access(SHARED_MEMORY, os.W_OK):
         return Check(
             "warn", what, f"{SHARED_MEMORY} cannot be written", "in a container: --shm-size=2g"
@@ -194,21 +182,24 @@ def _key_faults(home: Home, folder: Path) -> Iterator[Check]:
             right = 0o700 if path.is_dir() else 0o600
             yield Check("FAIL", what, f"{path} has mode {mode:o}", f"chmod {right:o} {path}")
     try:
-        circuits = str(json.loads((folder / CARD_FILE).read_text())["model_id"])
-    except (OSError, ValueError, KeyError, TypeError):
+        card = KeyCard.parse((folder / CARD_FILE).read_bytes())
+    except (OSError, ValueError):
         yield Check("FAIL", what, f"{CARD_FILE} is damaged", "restore it from your backup")
         return
-    if (home.circuits / circuits / PLAN_FILE).is_file():
-        try:
-            made_by = load_plan(home.circuits / circuits).concrete_version
-        except NstBatchError as error:
-            yield _failed(what, error)
-            return
-        if made_by != version("concrete-python"):
-            yield Check(
-                "warn", what, f"is for circuits of concrete-python {made_by}",
-                "fetch their results with that version; new jobs get new keys",
-            )  # fmt: skip
+    model = home.models / card.model_id
+    if not model.is_dir():
+        return
+    try:
+        plan = ModelCache(home.models).open(card.model_id).plan
+        runtime = get_engine(plan.engine).runtime
+    except CircuitError as error:
+        yield Check("warn", what, str(error), f"delete {model}; it is built again when needed")
+        return
+    if plan.runtime != runtime:
+        yield Check(
+            "warn", what, f"is for a model of {plan.runtime}, this is {runtime}",
+            "fetch its results with that version; new jobs get new keys",
+        )  # fmt: skip
 
 
 def check_memory(available: int | None, actors: int, bytes_each: int, output_bytes: int) -> Check:
@@ -218,7 +209,7 @@ def check_memory(available: int | None, actors: int, bytes_each: int, output_byt
         available: Bytes, None if unknown.
         actors: How many run at once, one a core.
         bytes_each: What one of them takes.
-        output_bytes: Ciphertexts of one result, which a job holds as rows in flight.
+        output_bytes: Ciphertexts of one result, which a job holds in flight.
     """
     need = BASE_BYTES + actors * bytes_each + output_bytes
     if available is None:
@@ -246,7 +237,7 @@ def check_space(what: str, folder: Path, need: int, remedy: str) -> Check:
 def check_pairs_space(folder: Path, pair: int) -> Check:
     """Free disk at a store in a folder against the bytes of a pair."""
     room = _free_disk(folder) // pair
-    what, detail = "disk of the store", f"{_gb(pair)} a pair, room for {room} at {folder}"
+    what, detail = "disk of the store", f"{_gb(pair)} per pair, room for {room} at {folder}"
     if room >= FEW_PAIRS:
         return Check("ok", what, detail)
     return Check("warn" if room else "FAIL", what, detail, "free some space or use another --store")
@@ -329,19 +320,20 @@ def _clock(store: Store, what: str) -> Check:
     return Check(status, what, detail, "set this machine's clock: timedatectl set-ntp true")
 
 
-def actor_bytes(canvas: Size, plan: CircuitPlan | None) -> int:
-    """Resident memory of an actor: Ray, circuits, keys and its largest call."""
-    times = read_times()
+def needs_of(model: Model) -> Needs:
+    """Bytes that jobs of a model take: exactly if it is built, else about so many."""
+    plan = model.built
     if plan is None:
-        return RAY_BYTES + times.worker_bytes_of(CALL_BYTES_PER_PIXEL * canvas.padded.width)
-    return RAY_BYTES + Forecaster(plan, times, Offer()).worker_bytes
-
-
-def pair_bytes(canvas: Size, plan: CircuitPlan | None) -> int:
-    """Bytes in the store for one pair: result, encrypted content and style."""
-    if plan is None:
-        return PAIR_BYTES_PER_PIXEL * canvas.padded.width * canvas.padded.height
-    return stored_result_bytes(plan) + plan.input_ciphertext_bytes + plan.style_ciphertext_bytes
+        return model.engine.typical_needs(model.size)
+    graph, stored = (
+        plan.graph(distinct_pairs(1), model.engine.rates().seconds(plan.stages)),
+        plan.stored,
+    )
+    return Needs(
+        call=largest_call(graph),
+        result=sum(graph.tasks[i].output_bytes for parts in graph.outputs.values() for i in parts),
+        stored=stored.content + stored.style + stored.result,
+    )
 
 
 def available_memory() -> int | None:
@@ -357,15 +349,6 @@ def available_memory() -> int | None:
     return min(found, default=None)
 
 
-def _built_plan(home: Home, level: QualityLevel, canvas: Size) -> CircuitPlan | None:
-    """The plan of a level's circuits for contents of a size if they are built already."""
-    network, padded = load_weights(level.weights), canvas.padded
-    folder = home.circuits / model_id(network, level.side, level.p_error, padded.width)
-    if not (folder / PLAN_FILE).is_file():
-        return None
-    return load_plan(folder).at_height(padded.height)
-
-
 def _free_disk(folder: Path) -> int:
     folder = folder.absolute()
     while not folder.is_dir() and folder != folder.parent:
@@ -377,10 +360,6 @@ def _failed(what: str, error: NstBatchError, unreachable: bool = False) -> Check
     """A named error as a check; such errors say what to do after the last semicolon."""
     detail, _, advice = str(error).rpartition("; ")
     return Check("FAIL", what, detail or advice, advice if detail else "", unreachable)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _gb(size: int) -> str:

@@ -21,17 +21,17 @@ from urllib.parse import urlsplit
 from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_fixed
 
 from jobs.client.home import Home, JobBook
-from jobs.execution.notify import VARIABLES, Hook
+from jobs.client.session import Session
+from jobs.execution.notify import URL_VARIABLE
 from jobs.storage import layout
 from jobs.storage.records import JobState, write_record
-from jobs.storage.store import Store, address_of
-from nst.errors import ClusterError, InputError
+from jobs.storage.store import address_of
+from nst.errors import ClusterError, InputError, first_line
 from nst.folders import PASSPHRASE_VARIABLE
 
 MODULE = "jobs.execution.driver"
 PYTHON = "python"
 """A cluster's interpreter, if none is named: the one that its nodes find by themselves."""
-NOBODY = Hook()
 CONNECT_SECONDS = 10.0
 NO_AGENT = "No available agent"
 """What the Jobs API says until a cluster that has just started knows of its nodes."""
@@ -84,37 +84,33 @@ class Driver(Protocol):
 
 
 def start(
-    home: Home,
-    store: Store,
-    book: JobBook,
-    actors: int,
-    place: Place,
-    hook: Hook = NOBODY,
+    session: Session, book: JobBook, place: Place, actors: int, notify_url: str = ""
 ) -> Driver:
     """Start a driver for a job, whose state says `queued` from here on.
 
     Args:
-        home: The user's data directory.
-        store: Where the job is.
-        book: The job; what tells of its driver is saved with it.
-        actors: How many actors; on a cluster, 0 is one a CPU.
+        session: Where the job is; what tells of its driver is saved with its book.
+        book: The job.
         place: Where.
-        hook: Whom the driver tells of the end; a cluster runs no commands of the user's.
+        actors: How many actors; on a cluster, 0 is one per CPU.
+        notify_url: Where the driver posts the end; empty for nowhere.
 
     Raises:
         ClusterError: if a cluster does not answer or refuses.
         StoreError: if the state cannot be written.
     """
+    store = session.store
     state = JobState(status="queued", pairs_total=len(book.pairs), heartbeat=store.clock())
     write_record(store, layout.state(book.job_id), state)
     try:
         if place.cluster:
-            return _start_on_cluster(home, book, actors, place, hook)
-        start_here(home, book, actors, hook)
+            _start_on_cluster(session.home, book, place, actors, notify_url)
+        else:
+            start_here(session.home, book, actors, notify_url)
     except Exception:
         store.delete(layout.state(book.job_id))
         raise
-    return LocalDriver(home, home.book(book.job_id))
+    return driver_of(session.home, session.home.book(book.job_id))
 
 
 def driver_of(home: Home, book: JobBook) -> Driver:
@@ -123,13 +119,13 @@ def driver_of(home: Home, book: JobBook) -> Driver:
 
 
 def start_here(
-    home: Home, book: JobBook, actors: int, hook: Hook = NOBODY
+    home: Home, book: JobBook, actors: int, notify_url: str = ""
 ) -> subprocess.Popen[bytes]:
     """Start a job's driver on this machine, in a session of its own so that Ctrl-C spares it."""
     log = home.driver_log(book.job_id)
     # The driver is a server: what opens the secret key is none of its business.
-    kept = (PASSPHRASE_VARIABLE, *VARIABLES)
-    environment = {k: v for k, v in os.environ.items() if k not in kept} | hook.to_environment()
+    kept = (PASSPHRASE_VARIABLE, URL_VARIABLE)
+    environment = {k: v for k, v in os.environ.items() if k not in kept}
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", MODULE, book.store, book.job_id, "--actors", str(actors)],
@@ -137,12 +133,17 @@ def start_here(
             stdout=output,
             stderr=output,
             start_new_session=True,
-            env=environment,
+            env=environment | _told(notify_url),
             cwd=Path(__file__).resolve().parent.parent.parent,
         )
     changed = {"driver_pid": process.pid, "cluster": "", "cluster_python": "", "submission": ""}
     home.save_book(book.model_copy(update=changed))
     return process
+
+
+def _told(notify_url: str) -> dict[str, str]:
+    """The variable for a driver that is to post the end."""
+    return {URL_VARIABLE: notify_url} if notify_url else {}
 
 
 class LocalDriver:
@@ -208,11 +209,13 @@ class ClusterDriver:
             client.stop_job(self.submission)
 
 
-def _start_on_cluster(home: Home, book: JobBook, actors: int, place: Place, hook: Hook) -> Driver:
+def _start_on_cluster(
+    home: Home, book: JobBook, place: Place, actors: int, notify_url: str
+) -> None:
     submission = f"nst-{book.job_id}-{secrets.token_hex(3)}"
     # No environment goes along but the webhook: the cluster has its own credentials, and the
     # passphrase stays.
-    variables = Hook(url=hook.url).to_environment()
+    variables = _told(notify_url)
     extra = {"runtime_env": {"env_vars": variables}} if variables else {}
     entrypoint = shlex.join(
         [
@@ -236,7 +239,6 @@ def _start_on_cluster(home: Home, book: JobBook, actors: int, place: Place, hook
         "submission": submission,
     }
     home.save_book(book.model_copy(update=changed))
-    return ClusterDriver(home.book(book.job_id))
 
 
 @contextmanager
@@ -263,9 +265,8 @@ def _jobs_api(address: str) -> Iterator[Any]:
         except RayError as error:  # a token that is missing or wrong
             raise RuntimeError(str(error)) from error
     except (OSError, RuntimeError, ValueError) as error:
-        # The first line: what follows are stack traces of the cluster's.
-        what = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        # What follows the first line are stack traces of the cluster's.
         raise ClusterError(
-            f"cluster {address}: {what}; check --cluster (http://host:8265), its token, "
-            "and that it runs"
+            f"cluster {address}: {first_line(error)}; check --cluster (http://host:8265), its "
+            "token, and that it runs"
         ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -11,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from jobs.client.pairs import Pair, Skipped, safe_name
-from jobs.client.pictures import Box, Floats, read_picture, write_file
+from jobs.client.pictures import Box, Floats, cut_out, write_image
 from jobs.client.preparation import PreparedPair
-from nst.pictures.size import Size
-from nst.pictures.color import colored
-from nst.training.dataset import list_pictures, split
 from nst.errors import InputError
-from nst.network.integers import IntegerNetwork
+from nst.model import Model
+from nst.pictures.color import colored
+from nst.pictures.picture import to_array, to_image
+from nst.pictures.reading import read_rgb
+from nst.pictures.sheet import BACKGROUND, Shown, contact_sheet
+from nst.pictures.size import Size
+from nst.training.dataset import list_pictures, split
 from nst.training.quality import Comparison, Figures, measure, psnr
-from nst.engines.concrete.simulation import rounding_noise, simulate
-from nst.stylize import to_image
 from nst.training.vgg import MIN_SIDE, VGG16
 
 UNTOUCHED, COLOUR = "untouched", "colours only"
@@ -37,9 +36,6 @@ SEED = 7
 """Of the fixed pairs and of the simulated noise."""
 GROUPS = 3
 """Pairs beside each other on the sheet."""
-GAP = 4
-"""Pixels between the pictures of a pair; pairs stand four times as far apart."""
-BACKGROUND = (24, 24, 27)
 
 
 @dataclass(frozen=True)
@@ -49,11 +45,13 @@ class Sample:
     Attributes:
         pair: What it was made from.
         content: `[3, H, W]` in [0, 1].
+        style: `[3, S, S]` in [0, 1].
         results: Pictures of the content's size by label; several if there were several runs.
     """
 
     pair: PreparedPair
     content: Floats
+    style: Floats
     results: dict[str, list[Floats]]
 
 
@@ -106,45 +104,43 @@ def held_out_pairs(contents: Path, styles: Path, count: int) -> list[Pair]:
 
 
 def make_samples(
-    pairs: Iterable[PreparedPair],
-    network: IntegerNetwork,
-    runs: int,
-    p_error: float,
-    decrypted: Path | None,
+    items: Iterable[PreparedPair | Skipped], model: Model, runs: int, decrypted: Path | None
 ) -> tuple[list[Sample], list[Skipped]]:
     """All results of the pairs, and what is missing of them.
 
     Args:
-        pairs: Ready to encrypt.
-        network: The level's network.
-        runs: How often each pair is simulated with noise.
-        p_error: Error probability of one PBS in the simulation.
-        decrypted: Folder that a fetch wrote, with a PNG file a pair.
+        items: Pairs that are ready to encrypt, and what had to be left out.
+        model: What they were prepared for; its level says how often noise changes a value.
+        runs: How often each pair is simulated with the noise of ciphertexts.
+        decrypted: Folder that a fetch wrote, with a PNG file per pair.
     """
-    noise = rounding_noise(p_error, np.random.default_rng(SEED))
+    rng = np.random.default_rng(SEED)
     samples, missing = [], []
-    for pair in pairs:
-        if min(pair.box.right - pair.box.left, pair.box.bottom - pair.box.top) < MIN_SIDE:
+    for pair in items:
+        if isinstance(pair, Skipped):
+            missing.append(pair)
+            continue
+        if min(pair.box.size.width, pair.box.size.height) < MIN_SIDE:
             reason = f"too narrow to measure, less than {MIN_SIDE} pixels: use --fit crop"
             missing.append(Skipped(pair.name, reason))
             continue
+        content, style = pair.content.input.picture, pair.style.input.picture
         results = {
-            UNTOUCHED: [pair.content.rgb],
-            COLOUR: [colored(pair.content.white, pair.style.statistics)],
-            PREVIEW: [pair.preview(network)],
+            UNTOUCHED: [content.rgb],
+            COLOUR: [colored(content.white, style.statistics)],
+            PREVIEW: [pair.preview(model)],
         }
-        gains = (pair.content_gain, pair.style_gain)
         if runs:
             results[SIMULATED] = [
-                simulate(network, pair.content, pair.style, gains, noise) for _ in range(runs)
+                model.simulate(pair.content, pair.style, rng) for _ in range(runs)
             ]
         cut = {label: [_cut(p, pair.box) for p in pictures] for label, pictures in results.items()}
         if decrypted is not None:
             try:
-                cut[DECRYPTED] = [_read_result(decrypted / f"{pair.name}.png", pair.box)]
+                cut[DECRYPTED] = [_read_result(decrypted / f"{pair.name}.png", pair.box.size)]
             except InputError as error:
                 missing.append(Skipped(pair.name, str(error)))
-        samples.append(Sample(pair, _cut(pair.content.rgb, pair.box), cut))
+        samples.append(Sample(pair, _cut(content.rgb, pair.box), style.rgb, cut))
     return samples, missing
 
 
@@ -153,7 +149,7 @@ def measure_samples(
 ) -> Measurements:
     """Figures of every result; `progress` is told how many more pairs are measured."""
     comparisons = [
-        Comparison(s.content, s.pair.style.rgb, [p for ps in s.results.values() for p in ps])
+        Comparison(s.content, s.style, [p for ps in s.results.values() for p in ps])
         for s in samples
     ]
     out: Measurements = []
@@ -193,8 +189,8 @@ def summarize(measurements: Measurements) -> dict[str, Summary]:
 def count_lowered(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
     """By side: how many pairs have it encrypted at less than full contrast, and the least."""
     gains = {
-        "content": [s.pair.content_gain for s in samples],
-        "style": [s.pair.style_gain for s in samples],
+        "content": [s.pair.content.input.contrast for s in samples],
+        "style": [s.pair.style.input.contrast for s in samples],
     }
     return {
         side: {"lowered": sum(g < 1 for g in of_side), "lowest": min(of_side)}
@@ -210,8 +206,8 @@ def to_record(samples: Sequence[Sample], measurements: Measurements) -> dict[str
         "pairs": [
             {
                 "name": sample.pair.name,
-                "content_gain": sample.pair.content_gain,
-                "style_gain": sample.pair.style_gain,
+                "content_gain": sample.pair.content.input.contrast,
+                "style_gain": sample.pair.style.input.contrast,
                 "results": {
                     label: [_finite({**asdict(m.figures), "psnr": m.psnr}) for m in runs]
                     for label, runs in measured.items()
@@ -236,51 +232,35 @@ def write_sheet(samples: Sequence[Sample], path: Path, magnify: int) -> None:
     labels = [
         name for name in (PREVIEW, *AGAINST_PREVIEW) if any(name in s.results for s in samples)
     ]
-    pair = samples[0].pair
-    high, wide = (magnify * side for side in pair.content.rgb.shape[1:])
-    style_high, style_wide = (magnify * side for side in pair.style.rgb.shape[1:])
-    columns = min(GROUPS, len(samples))
-    step_x = (1 + len(labels)) * (wide + GAP) + style_wide + GAP + 3 * GAP
-    step_y = max(high, style_high) + GAP
-    rows = -(-len(samples) // columns)
-    sheet = Image.new("RGB", (columns * step_x, rows * step_y + GAP), BACKGROUND)
-    for index, sample in enumerate(samples):
-        left, top = index % columns * step_x + 2 * GAP, index // columns * step_y + GAP
-        shown: list[tuple[Floats | None, int]] = [
-            (sample.content, wide),
-            (sample.pair.style.rgb, style_wide),
+    shapes = [s.content.shape[1:] for s in samples] + [s.style.shape[1:] for s in samples]
+    height, width = (magnify * max(sides) for sides in zip(*shapes, strict=True))
+
+    def shown(picture: Floats | None) -> Shown:
+        return BACKGROUND if picture is None else to_image(picture)
+
+    groups = [
+        [
+            *(shown(picture) for picture in (sample.content, sample.style)),
+            *(shown(sample.results.get(label, [None])[0]) for label in labels),
         ]
-        shown += [(sample.results.get(name, [None])[0], wide) for name in labels]
-        for picture, step in shown:
-            if picture is not None:
-                _, height, width = picture.shape
-                image = to_image(picture).resize(
-                    (width * magnify, height * magnify), Image.Resampling.NEAREST
-                )
-                sheet.paste(image, (left, top))
-            left += step + GAP
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
-    write_file(buffer.getvalue(), path)
+        for sample in samples
+    ]
+    write_image(contact_sheet(groups, Size(width, height), GROUPS), path)
 
 
 def _cut(picture: Floats, box: Box) -> Floats:
-    return np.ascontiguousarray(picture[:, box.top : box.bottom, box.left : box.right])
+    return np.ascontiguousarray(cut_out(picture, box))
 
 
-def _read_result(path: Path, box: Box) -> Floats:
+def _read_result(path: Path, size: Size) -> Floats:
     """A decrypted picture as fetch wrote it, `[3, H, W]`; raises InputError if it is another."""
-    width, height = box.right - box.left, box.bottom - box.top
-    # Brought to the size that it has, the picture keeps its pixels.
-    picture, inner = read_picture(path, Size(width, height), "crop")
-    with Image.open(path) as header:
-        size = header.size
-    if size != (width, height):
+    image = read_rgb(path)
+    if image.size != (size.width, size.height):
         raise InputError(
-            f"{path} has {size[0]} x {size[1]} pixels, not {width} x {height}: "
+            f"{path} has {Size(*image.size)} pixels, not {size}: "
             "it was made at another --quality, --size or --fit"
         )
-    return _cut(picture, inner)
+    return to_array(image)
 
 
 def _finite(record: dict[str, Any]) -> dict[str, Any]:

@@ -1,41 +1,45 @@
-"""The client's half of a job's end: download, decrypt, finish, write pictures and a gallery."""
+"""The client's half of a job's end: download, decrypt, finish, write pictures and a gallery.
+
+Pairs go through one after the other, so that a job may have more pictures than fit into memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
 from jobs.client.costs import pair_costs
-from jobs.client.facts import job_summary, pair_facts, waiting_note
-from jobs.client.gallery import Entry, write_contact_sheet, write_gallery
-from jobs.client.home import BookPair, Home, JobBook, box_of
-from jobs.client.pictures import Floats, cut_out, write_png
+from jobs.client.facts import job_summary, pair_facts, quality_fact, waiting_note
+from jobs.client.gallery import Entry, Summary, write_gallery
+from jobs.client.home import BookPair, JobBook
+from jobs.client.pairs import Pair, Skipped
+from jobs.client.pictures import Fit, cut_out, write_png
+from jobs.client.preparation import prepared_pairs
+from jobs.client.session import Session
 from jobs.storage import layout
 from jobs.storage.records import (
     JobState,
     PairEnd,
+    TaskTrace,
     pair_states,
     read_job,
     read_marks,
     read_state,
+    read_trace,
 )
 from jobs.storage.store import Store
-from nst.network.architecture import CELL
-from nst.engines.concrete.circuits import build_level
-from nst.engines.concrete.client import AskPassphrase, Cipher, KeyRing
-from nst.errors import CircuitError, InputError, NstBatchError
-from nst.network.integers import IntegerNetwork
-from nst.network.levels import QualityLevel
-from nst.stylize import Picture, finish
+from nst.errors import CircuitError, InputError, NstBatchError, StoreError
+from nst.model import Model
 
-GALLERY, SHEET = "gallery.html", "contact-sheet.png"
+log = logging.getLogger("nst-batch")
 
 
 @dataclass
 class Fetched:
-    """What a fetch brought: names of pairs, by outcome."""
+    """What was written into a folder: names of pairs, by outcome."""
 
     done: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -43,116 +47,135 @@ class Fetched:
     gallery: Path = Path()
 
 
-def fetch(
-    home: Home,
-    store: Store,
-    book: JobBook,
-    level: QualityLevel,
-    network: IntegerNetwork,
-    out: Path,
-    force: bool,
-    ask: AskPassphrase | None = None,
-) -> Fetched:
+def fetch(session: Session, book: JobBook, out: Path, force: bool) -> Fetched:
     """Decrypt what is ready of a job into PNG files named after the pairs, and a gallery.
 
-    A pair whose result cannot be decrypted counts as failed; the others are written. `ask` is
-    called for the passphrase of a key set that has one.
+    A pair whose result cannot be decrypted counts as failed; the others are written.
 
     Raises:
         InputError: if the output folder cannot be written or holds pictures already, or the key
             set's passphrase is wrong or missing.
-        CircuitError: if this installation's circuits are not the job's.
+        CircuitError: if the job's model is neither this installation's nor cached.
     """
     make_folder(out)
     refuse_overwriting(out, [pair.name for pair in book.pairs], force)
-    state, results = decrypted(home, store, book, level, network, ask)
-    report, entries = Fetched(gallery=out / GALLERY), []
-    for entry in results:
-        entries.append(entry)
-        if entry.status == "waiting":
-            report.waiting.append(entry.name)
-        elif entry.result is None:
-            report.failed[entry.name] = entry.note
-        else:
-            write_png(entry.result, out / f"{entry.name}.png", force=True)
-            report.done.append(entry.name)
-    write_gallery(entries, job_summary(book, level, state), report.gallery)
-    write_contact_sheet(entries, out / SHEET)
+    state, entries = decrypted(session, book)
+    return _write(entries, job_summary(book, state), out)
+
+
+def preview(
+    pairs: list[Pair], skipped: Iterable[Skipped], model: Model, fit: Fit, out: Path, force: bool
+) -> Fetched:
+    """Compute in the clear what a job of pairs will produce, and write it as `fetch` does.
+
+    Args:
+        pairs: What the user asked for.
+        skipped: What of it could not be used, to be shown in the gallery.
+        model: Which network, and the size of contents and results.
+        fit: How contents of other proportions are brought to that size.
+        out: Where to.
+        force: Replace pictures that are there.
+
+    Raises:
+        InputError: if the output folder cannot be written or holds pictures already.
+    """
+    make_folder(out)
+    refuse_overwriting(out, [pair.name for pair in pairs], force)
+
+    def entries() -> Iterator[Entry]:
+        for item in chain(prepared_pairs(pairs, model, fit), skipped):
+            if isinstance(item, Skipped):
+                yield Entry.skipped(item.name, item.reason)
+                continue
+            content = cut_out(item.content.input.picture.rgb, item.box)
+            result = cut_out(item.preview(model), item.box)
+            yield Entry(item.name, "succeeded", content, item.style.input.picture.rgb, result)
+
+    quality = ("quality", quality_fact(model.level.name, model.size))
+    return _write(entries(), Summary("Previews, computed in the clear", (quality,)), out)
+
+
+def _write(entries: Iterable[Entry], summary: Summary, out: Path) -> Fetched:
+    """Pictures of entries as they come, then gallery and contact sheet."""
+    report = Fetched()
+
+    def written() -> Iterator[Entry]:
+        for entry in entries:
+            if entry.status == "waiting":
+                report.waiting.append(entry.name)
+            elif entry.result is None:
+                report.failed[entry.name] = entry.note
+            else:
+                write_png(entry.result, out / f"{entry.name}.png", force=True)
+                report.done.append(entry.name)
+            yield entry
+
+    report.gallery = write_gallery(written(), summary, out)
     return report
 
 
-def decrypted(
-    home: Home,
-    store: Store,
-    book: JobBook,
-    level: QualityLevel,
-    network: IntegerNetwork,
-    ask: AskPassphrase | None = None,
-) -> tuple[JobState, Iterator[Entry]]:
+def decrypted(session: Session, book: JobBook) -> tuple[JobState, Iterator[Entry]]:
     """A job's state, and its pairs one after the other: decrypted, failed, or waiting.
 
     Raises:
         InputError: if the key set's passphrase is wrong or missing.
-        CircuitError: if this installation's circuits are not the job's.
+        CircuitError: if the job's model is neither this installation's nor cached.
     """
-    circuits, plan = build_level(level, network, home.circuits, book.canvas)
-    if circuits.name != book.model_id:
-        raise CircuitError(
-            f"job {book.job_id} ran on circuits {book.model_id}, this version has "
-            f"{circuits.name}; fetch it with the version that submitted it"
-        )
-    cipher = KeyRing(home.keys).cipher(book.key_id, circuits, ask)
+    home, store = session.home, session.store
+    latest = Model.load(book.quality, home.models, book.size, book.engine)
+    model = latest.as_submitted(book.model_id)
+    cipher = model.cipher(session.ring, book.key_id, session.ask)
     # The state first: pairs that end in between are shown as what they are.
     state = read_state(store, book.job_id)
     ended = read_marks(store, read_job(store, book.job_id)).ended
     states = pair_states([pair.pair_id for pair in book.pairs], state, ended)
-    costs = pair_costs(store, book.job_id, plan, book.pairs)
+    costs = pair_costs(_trace(store, book.job_id), model.plan, book.pairs)
     pictures = home.pictures(book.job_id)
 
     def entry_of(pair: BookPair) -> Entry:
-        content, style = pictures[pair.content], pictures[pair.style]
-        box = box_of(pair)
-        shown = (cut_out(content.rgb, box), style.rgb)
-        record = ended.get(pair.pair_id)
-        if record is None:
+        try:
+            content, style = pictures[pair.content], pictures[pair.style]
+        except InputError as error:
+            return Entry.skipped(pair.name, str(error))
+        shown = cut_out(content.rgb, pair.box), style.rgb
+        end = ended.get(pair.pair_id)
+        if end is None:
             note = waiting_note(book, states[pair.pair_id])
             return Entry(pair.name, "waiting", *shown, None, note)
         try:
-            result = _result(store, book, pair, record, cipher, network, content, style)
+            features = cipher.decrypt_result(_parts(store, book, pair, end, model), pair.name)
+            result = model.finish(content, style, features)
         except NstBatchError as error:
             return Entry(pair.name, "failed", *shown, None, str(error))
-        facts = pair_facts(costs[pair.pair_id])
-        return Entry(pair.name, "succeeded", *shown, cut_out(result, box), facts=facts)
+        facts = pair_facts(costs.get(pair.pair_id))
+        return Entry(pair.name, "succeeded", *shown, cut_out(result, pair.box), facts=facts)
 
-    skipped = [Entry(s.name, "failed", None, None, None, s.reason) for s in book.skipped]
+    skipped = (Entry.skipped(s.name, s.reason) for s in book.skipped)
     return state, chain(map(entry_of, book.pairs), skipped)
 
 
-def _result(
-    store: Store,
-    book: JobBook,
-    pair: BookPair,
-    record: PairEnd,
-    cipher: Cipher,
-    network: IntegerNetwork,
-    content: Picture,
-    style: Picture,
-) -> Floats:
-    if record.status == "failed":
-        raise InputError(record.reason)
-    rows, cells = (side // CELL for side in content.rgb.shape[1:])
-    if record.rows != rows:
+def _trace(store: Store, job_id: str) -> list[TaskTrace]:
+    """When a job's tasks ran; no result depends on it."""
+    try:
+        return read_trace(store, job_id)
+    except StoreError as error:
+        log.warning("%s", error)
+        return []
+
+
+def _parts(
+    store: Store, book: JobBook, pair: BookPair, end: PairEnd, model: Model
+) -> Iterator[bytes]:
+    """The packed parts of a pair's result; raises InputError or CircuitError if there is none."""
+    if end.status == "failed":
+        raise InputError(end.reason)
+    wanted = model.plan.stored.result_parts
+    if end.parts != wanted:
         raise CircuitError(
-            f"result of {pair.name} has {record.rows} rows, not {rows}; submit the pair again"
+            f"result of {pair.name} has {end.parts} parts, not {wanted}; submit the pair again"
         )
-    blobs = (
-        store.read(layout.result_row(book.job_id, record.attempt, pair.pair_id, row))
-        for row in range(record.rows)
-    )
-    levels = cipher.decrypt_result(blobs, pair.name)
-    if levels.shape[1:] != (rows, cells):
-        raise CircuitError(f"result of {pair.name} has another size; submit the pair again")
-    return finish(network, content, style, levels)
+    for part in range(wanted):
+        yield store.read(layout.result_part(book.job_id, end.attempt, pair.pair_id, part))
 
 
 def make_folder(out: Path) -> None:

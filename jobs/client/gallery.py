@@ -1,32 +1,36 @@
-"""Shows results side by side: one HTML file without external resources, or one PNG."""
+"""Shows results side by side: one HTML file without external resources, and a contact sheet."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import io
+import secrets
+import shutil
+import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 
-from jobs.client.pictures import Floats, encode_png, write_file
-from nst.stylize import to_image
+from jobs.client.pictures import Floats, png_bytes, write_image, writing
+from nst.pictures.picture import to_image
+from nst.pictures.sheet import Shown, contact_sheet, fitted
+from nst.pictures.size import Size
 
+GALLERY, SHEET = "gallery.html", "contact-sheet.png"
 TEMPLATES = Path(__file__).parent / "templates"
 
 SMALL = 64
 """Up to this side a picture is enlarged with hard pixels: smoothed it would look out of focus."""
-CELL = 192
-"""Side of a picture's place on the contact sheet."""
+CELL = Size.square(192)
+"""A picture's place on the contact sheet."""
 COLUMNS = 3
 """Triples of content, style and result beside each other on the contact sheet."""
-GAP = 8
-"""Between the pictures of a triple; triples stand three times as far apart."""
-BACKGROUND = (24, 24, 27)
+MOST_ON_SHEET = 150
+"""Triples on the contact sheet: more make a picture that no program shows."""
 VACANT = {"succeeded": (39, 39, 42), "waiting": (39, 39, 42), "failed": (76, 29, 29)}
 """Colour of the place of a picture that is not there, by the entry's status."""
 
@@ -52,6 +56,11 @@ class Entry:
     note: str = ""
     facts: tuple[str, ...] = ()
 
+    @staticmethod
+    def skipped(name: str, reason: str) -> Entry:
+        """A pair of which there is nothing to show."""
+        return Entry(name, "failed", None, None, None, reason)
+
     def pictures(self) -> list[tuple[str, Floats | None]]:
         """Roles and pictures in the order in which they are shown."""
         return [("content", self.content), ("style", self.style), ("result", self.result)]
@@ -73,51 +82,64 @@ class _Tile:
     is_small: bool
 
 
-def write_gallery(entries: list[Entry], summary: Summary, path: Path) -> None:
-    """Writes one self-contained HTML file; raises InputError if it cannot be written."""
+def write_gallery(entries: Iterable[Entry], summary: Summary, out: Path) -> Path:
+    """Write a self-contained HTML file, and a contact sheet of the first entries beside it.
+
+    Args:
+        entries: Taken one after the other: all their pictures may not fit into memory.
+        summary: What stands above them.
+        out: Folder of both files; what is there is replaced.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        InputError: if a file cannot be written.
+    """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     style, script = ((TEMPLATES / f"gallery.{kind}").read_text() for kind in ("css", "js"))
-    html = environment.get_template("gallery.html.j2").render(
-        summary=summary,
-        policy=_policy(style, script),
-        style=style,
-        script=script,
-        counts=Counter(entry.status for entry in entries),
-        rows=[
-            (entry, [(role, _tile(picture)) for role, picture in entry.pictures()])
-            for entry in entries
-        ],
-    )
+    page, article = (environment.get_template(f"{n}.html.j2") for n in ("gallery", "pair"))
+    counts, groups, path = Counter[str](), list[list[Shown]](), out / GALLERY
+    # The page begins with counts that are known at its end.
+    with writing(path) as file, tempfile.TemporaryFile(dir=out) as articles:
+        for number, entry in enumerate(entries, 1):
+            counts[entry.status] += 1
+            tiles = [(role, _tile(picture)) for role, picture in entry.pictures()]
+            articles.write(_encoded(article.render(number=number, entry=entry, tiles=tiles)))
+            if number <= MOST_ON_SHEET:
+                groups.append([_shown(p, entry.status) for _, p in entry.pictures()])
+        place = secrets.token_hex(16)
+        html = page.render(
+            summary=summary,
+            policy=_policy(style, script),
+            style=style,
+            script=script,
+            counts=counts,
+            articles=place,
+        )
+        head, _, foot = html.partition(place)
+        file.write(_encoded(head))
+        articles.seek(0)
+        shutil.copyfileobj(articles, file)
+        file.write(_encoded(foot))
+    write_image(contact_sheet(groups, CELL, COLUMNS), out / SHEET)
+    return path
+
+
+def _encoded(html: str) -> bytes:
     # File names that are not UTF-8 reach Python as surrogates, which cannot be encoded.
-    write_file(html.encode(errors="replace"), path)
+    return html.encode(errors="replace")
 
 
-def write_contact_sheet(entries: list[Entry], path: Path) -> None:
-    """Writes a PNG with a few triples in each row; raises InputError if it cannot be written."""
-    columns = max(1, min(COLUMNS, len(entries)))
-    rows = -(-len(entries) // columns)
-    step_x, step_y = 3 * CELL + 5 * GAP, CELL + 3 * GAP
-    sheet = Image.new("RGB", (columns * step_x + 3 * GAP, rows * step_y + 3 * GAP), BACKGROUND)
-    for index, entry in enumerate(entries):
-        top = 3 * GAP + index // columns * step_y
-        for place, (_, picture) in enumerate(entry.pictures()):
-            left = 3 * GAP + index % columns * step_x + place * (CELL + GAP)
-            if picture is None:
-                box = (left, top, left + CELL, top + CELL)
-                sheet.paste(VACANT[entry.status], box)
-            else:
-                image = _fit_cell(picture)
-                corner = (left + (CELL - image.width) // 2, top + (CELL - image.height) // 2)
-                sheet.paste(image, corner)
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
-    write_file(buffer.getvalue(), path)
+def _shown(picture: Floats | None, status: str) -> Shown:
+    return VACANT[status] if picture is None else fitted(to_image(picture), CELL)
 
 
 def _policy(style: str, script: str) -> str:
@@ -141,17 +163,5 @@ def _tile(picture: Floats | None) -> _Tile | None:
     if picture is None:
         return None
     _, height, width = picture.shape
-    uri = "data:image/png;base64," + base64.b64encode(encode_png(picture)).decode()
+    uri = "data:image/png;base64," + base64.b64encode(png_bytes(to_image(picture))).decode()
     return _Tile(uri, width, height, max(height, width) <= SMALL)
-
-
-def _fit_cell(picture: Floats) -> Image.Image:
-    """Enlarged a whole number of times with hard pixels, or reduced, to fit a cell."""
-    image = to_image(picture)
-    longest = max(image.size)
-    if longest > CELL:
-        image.thumbnail((CELL, CELL), Image.Resampling.BICUBIC)
-        return image
-    factor = CELL // longest
-    size = (image.width * factor, image.height * factor)
-    return image.resize(size, Image.Resampling.NEAREST)

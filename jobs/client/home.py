@@ -1,26 +1,33 @@
-"""The user's data directory: keys, compiled circuits, and what only the client knows of its jobs.
+"""The user's data directory: keys, published models, and what only the client knows of its jobs.
 
 Names, plain pictures and secret keys are here and nowhere else; folders are 0700, files 0600.
 """
 
 from __future__ import annotations
 
-import io
 import json
+import logging
 import os
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from jobs.client.pictures import Box
-from nst.pictures.size import Size
 from nst.errors import InputError
 from nst.folders import HOME_VARIABLE, Folders, default_folder
-from nst.stylize import Picture
+from nst.pictures.picture import Picture
+from nst.pictures.size import Size
 
-FORMAT = 1
-BOOK = "book.json"
+FORMAT = 2
+BOOK, PICTURES = "book.json", "pictures.npz"
+
+log = logging.getLogger("nst-batch")
 
 
 class BookPair(BaseModel):
@@ -30,7 +37,7 @@ class BookPair(BaseModel):
     name: str
     content: int
     style: int
-    box: list[int]
+    box: Box
 
 
 class BookSkipped(BaseModel):
@@ -41,10 +48,10 @@ class BookSkipped(BaseModel):
 
 
 class JobBook(BaseModel):
-    """What the client must remember of a job: names, key, circuits, and its last driver.
+    """What the client must remember of a job: names, key set, model, and its last driver.
 
     That is a process of this machine, or a submission to a cluster's Jobs API. `width` and `height`
-    are those of the results in pixels, 0 in a job whose results are squares of its level's size.
+    are those of the results in pixels.
     """
 
     format: int = FORMAT
@@ -52,22 +59,49 @@ class JobBook(BaseModel):
     created: str
     store: str
     quality: str
-    width: int = 0
-    height: int = 0
+    width: int
+    height: int
+    engine: str
     key_id: str
     model_id: str
     pairs: list[BookPair]
     skipped: list[BookSkipped]
-    keep_until: str = ""
     driver_pid: int = 0
     cluster: str = ""
     cluster_python: str = ""
     submission: str = ""
 
     @property
-    def canvas(self) -> Size | None:
-        """Size of contents and results, None for that of the level."""
-        return Size(self.width, self.height) if self.width else None
+    def size(self) -> Size:
+        """Of contents and results."""
+        return Size(self.width, self.height)
+
+
+class JobPictures:
+    """The prepared pictures of a job by position; each is read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file; raises InputError if it is missing or damaged."""
+        self._path = path
+        try:
+            self._file = np.load(path)
+            self._count = len(self._file)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise self._damaged(error) from error
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, position: int) -> Picture:
+        """A picture; raises InputError if it is missing or damaged."""
+        try:
+            levels = self._file[f"arr_{position}"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise self._damaged(error) from error
+        return Picture(levels.astype(np.float32) / np.float32(255))
+
+    def _damaged(self, error: Exception) -> InputError:
+        return InputError(f"{self._path} is missing or damaged ({error}); submit the pairs again")
 
 
 class Home(Folders):
@@ -87,17 +121,17 @@ class Home(Folders):
         """What a local driver printed."""
         return self._job(job_id) / "driver.log"
 
-    def save_job(self, book: JobBook, pictures: list[Picture]) -> None:
+    def save_job(self, book: JobBook, pictures: Sequence[Picture]) -> None:
         """Remember a job and its prepared pictures, so that the originals may move or go."""
         levels = [np.rint(p.rgb * 255).astype(np.uint8) for p in pictures]
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, *levels)
-        self._write(self._job(book.job_id) / "pictures.npz", buffer.getvalue())
+        with self._writing(self._job(book.job_id) / PICTURES) as file:
+            np.savez_compressed(file, *levels)
         self.save_book(book)
 
     def save_book(self, book: JobBook) -> None:
         """Remember a changed book."""
-        self._write(self._job(book.job_id) / BOOK, book.model_dump_json().encode())
+        with self._writing(self._job(book.job_id) / BOOK) as file:
+            file.write(book.model_dump_json().encode())
 
     def forget(self, job_id: str) -> None:
         """Remove all that is known of a job; raises InputError if something stays."""
@@ -114,15 +148,20 @@ class Home(Folders):
             ) from error
 
     def books(self) -> list[JobBook]:
-        """All jobs, oldest first."""
-        found = [self._read_book(p) for p in (self.root / "jobs").glob(f"*/{BOOK}")]
+        """All jobs, oldest first; one whose book is damaged is named in a warning and left out."""
+        found = []
+        for path in sorted((self.root / "jobs").glob(f"*/{BOOK}")):
+            try:
+                found.append(self._read_book(path))
+            except InputError as error:
+                log.warning("%s", error)
         return sorted(found, key=lambda book: book.created)
 
     def book(self, job_id: str) -> JobBook:
         """One job.
 
         Raises:
-            InputError: if this client never submitted it.
+            InputError: if this client never submitted it, or its book is damaged.
         """
         path = self._job(job_id) / BOOK
         if not path.is_file():
@@ -131,23 +170,9 @@ class Home(Folders):
             )
         return self._read_book(path)
 
-    def pictures(self, job_id: str) -> list[Picture]:
-        """The prepared pictures of a job.
-
-        Raises:
-            InputError: if they are missing or damaged.
-        """
-        path = self._job(job_id) / "pictures.npz"
-        try:
-            with np.load(path) as file:
-                # Earlier versions, whose pictures were all of one size, wrote one array.
-                known = "pictures" in file
-                found = file["pictures"] if known else [file[f"arr_{i}"] for i in range(len(file))]
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"{path} is missing or damaged ({error}); submit the pairs again"
-            ) from error
-        return [Picture(p.astype(np.float32) / np.float32(255)) for p in found]
+    def pictures(self, job_id: str) -> JobPictures:
+        """The prepared pictures of a job; raises InputError if they are missing or damaged."""
+        return JobPictures(self._job(job_id) / PICTURES)
 
     def _job(self, job_id: str) -> Path:
         return self.root / "jobs" / job_id
@@ -155,30 +180,30 @@ class Home(Folders):
     @staticmethod
     def _read_book(path: Path) -> JobBook:
         try:
-            book = JobBook.model_validate_json(path.read_text())
-        except (OSError, ValidationError, json.JSONDecodeError) as error:
-            raise InputError(f"{path} is damaged; submit the pairs again") from error
-        if book.format != FORMAT:
+            text = path.read_bytes()
+            form = json.loads(text)["format"]
+            if form == FORMAT:
+                return JobBook.model_validate_json(text)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
-                f"{path} has format {book.format}, this version reads {FORMAT}; "
-                "use the version that submitted the job"
-            )
-        return book
+                f"{path} is damaged; restore it from your backup, or delete {path.parent}"
+            ) from error
+        raise InputError(
+            f"{path} has format {form}, this version reads {FORMAT}; "
+            "use the version that submitted the job"
+        )
 
-    def _write(self, path: Path, data: bytes) -> None:
+    @contextmanager
+    def _writing(self, path: Path) -> Iterator[BinaryIO]:
+        """A file that only its owner may read, whole or not there; raises InputError."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             partial = path.with_suffix(".partial")
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
+            descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "w+b") as file:
+                yield file
             partial.replace(path)
         except OSError as error:
             raise InputError(
                 f"cannot write {path} ({error.strerror}); set {HOME_VARIABLE} to another folder"
             ) from error
-
-
-def box_of(pair: BookPair) -> Box:
-    """The region of the canvas that holds a pair's content."""
-    return Box.from_list(pair.box)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
-from jobs.client.drivers import Driver, driver_of
-from jobs.client.home import Home, JobBook
+from jobs.client.drivers import Driver, Place, driver_of, require_reachable
+from jobs.client.home import JobBook
+from jobs.client.session import Session
 from jobs.client.submit import upload_shared
 from jobs.storage import layout
 from jobs.storage.records import (
@@ -40,7 +41,7 @@ def at_work(store: Store, book: JobBook, state: JobState, driver: Driver) -> boo
     return driver.alive() and not (book.cluster and state.stale(store.clock()))
 
 
-def cancel(home: Home, store: Store, book: JobBook, patience: float = PATIENCE) -> JobState:
+def cancel(session: Session, book: JobBook, patience: float = PATIENCE) -> JobState:
     """Stop a job; pairs that are done stay done. Returns its last state.
 
     The driver gets a wish and so many seconds, then it is ended from outside.
@@ -49,12 +50,13 @@ def cancel(home: Home, store: Store, book: JobBook, patience: float = PATIENCE) 
         ClusterError: if that is needed and the cluster does not answer.
         StoreError: if the store does not answer.
     """
+    store = session.store
     state = read_state(store, book.job_id)
     if state.finished:
         return state
     wish = Cancellation(asked=store.clock())
     store.create(layout.cancellation(book.job_id), wish.model_dump_json().encode())
-    driver = driver_of(home, book)
+    driver = driver_of(session.home, book)
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline and at_work(store, book, state, driver):
         time.sleep(POLL)
@@ -73,21 +75,24 @@ def cancel(home: Home, store: Store, book: JobBook, patience: float = PATIENCE) 
     return state
 
 
-def prepare_retry(home: Home, store: Store, book: JobBook, failed_too: bool) -> int:
+def prepare_retry(session: Session, book: JobBook, failed_too: bool, place: Place) -> int:
     """Make a job ready for another driver; returns how many pairs it will find to do.
 
-    Circuits and evaluation keys that are missing or damaged in the store are uploaded again.
+    Nothing is changed before the place is known to answer. A model and evaluation keys that are
+    missing or damaged in the store are uploaded again.
 
     Args:
-        home: The user's data directory.
-        store: Where the job is.
+        session: Where the job is.
         book: Which job.
         failed_too: Whether pairs that failed get another chance.
+        place: Where the driver is to run.
 
     Raises:
         InputError: if a driver is at work, or the job never got into the store as a whole.
+        ClusterError: if the cluster does not answer.
     """
-    require_idle(home, store, book, "wait for it, or cancel it first")
+    require_idle(session, book, "wait for it, or cancel it first")
+    store = session.store
     if not uploaded(store, book):
         raise InputError(
             f"job {book.job_id} was not uploaded to its end; nst-batch delete {book.job_id}, "
@@ -99,7 +104,8 @@ def prepare_retry(home: Home, store: Store, book: JobBook, failed_too: bool) -> 
     left = len(job.pairs) - len(marks.ended) + len(failed)
     if not left:
         return 0
-    upload_shared(home, store, book.model_id, book.key_id, mend=True)
+    require_reachable(place)
+    upload_shared(session, book, mend=True)
     for pair_id in failed:
         store.delete(layout.pair_end(book.job_id, pair_id))
     if marks.cancelled:
@@ -109,36 +115,37 @@ def prepare_retry(home: Home, store: Store, book: JobBook, failed_too: bool) -> 
     return left
 
 
-def delete(home: Home, store: Store, book: JobBook) -> int:
+def delete(session: Session, book: JobBook) -> int:
     """Delete a job from its store and from this machine; returns the number of objects.
 
-    Circuits and evaluation keys go with the last job of the store that uses them.
+    Model and evaluation keys go with the last job of the store that uses them.
 
     Raises:
         InputError: if a driver is at work on it.
         StoreError: if something cannot be deleted; what is left can be deleted again.
     """
-    require_idle(home, store, book, "cancel it first")
+    require_idle(session, book, "cancel it first")
+    store = session.store
     count = store.delete_prefix(layout.whole_job(book.job_id))
-    circuits, keys = _used_by_others(store, book.job_id)
-    if circuits is not None and book.model_id not in circuits:
-        count += store.delete_prefix(layout.circuits(book.model_id))
+    models, keys = _used_by_others(store, book.job_id)
+    if models is not None and book.model_id not in models:
+        count += store.delete_prefix(layout.model(book.model_id))
     if keys is not None and book.key_id not in keys:
         count += store.delete_prefix(layout.keys(book.key_id))
-    home.forget(book.job_id)
+    session.home.forget(book.job_id)
     return count
 
 
-def require_idle(home: Home, store: Store, book: JobBook, advice: str) -> None:
+def require_idle(session: Session, book: JobBook, advice: str) -> None:
     """Raise InputError if a driver is at work on a job."""
-    state = read_state(store, book.job_id)
-    if at_work(store, book, state, driver_of(home, book)):
+    state = read_state(session.store, book.job_id)
+    if at_work(session.store, book, state, driver_of(session.home, book)):
         raise InputError(f"job {book.job_id} is {state.status}; {advice}")
 
 
 def _used_by_others(store: Store, job_id: str) -> tuple[set[str] | None, set[str] | None]:
-    """Circuits and key sets of all other jobs; None if a record does not tell."""
-    circuits, keys = set(), set()
+    """Models and key sets of all other jobs; None if a record does not tell."""
+    models, keys = set(), set()
     for other in store.children(layout.JOBS):
         if other == job_id:
             continue
@@ -149,6 +156,6 @@ def _used_by_others(store: Store, job_id: str) -> tuple[set[str] | None, set[str
             if store.exists(layout.job(other)):
                 return None, None
             continue
-        circuits.add(job.model_id)
+        models.add(job.model_id)
         keys.add(job.key_id)
-    return circuits, keys
+    return models, keys

@@ -17,9 +17,12 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 NAME_BYTES = 200
 """Longest pair name: leaves room for a number and a suffix in the 255 bytes of a file name."""
 
+RESERVED = ("contact-sheet", "evaluation", "gallery")
+"""Names, without suffix, of what stands beside the results."""
+
 SIDES = ("content", "style")
 LAYOUTS = (
-    "give a folder with content/ and style/, a folder with one sub-folder a pair that holds a "
+    "give a folder with content/ and style/, a folder with one sub-folder per pair that holds a "
     "content and a style picture, or a .csv file"
 )
 
@@ -49,7 +52,7 @@ def find_pairs(source: Path, grid: bool = False) -> Found:
 
     Args:
         source: A folder with `content/` and `style/` (pictures matched by name without suffix),
-            a folder with one sub-folder a pair, or a CSV file with the header
+            a folder with one sub-folder per pair, or a CSV file with the header
             `content,style[,name]` and paths relative to its own folder.
         grid: Take every content with every style.
 
@@ -77,7 +80,7 @@ def find_pairs(source: Path, grid: bool = False) -> Found:
 
 
 def named_pairs(pairs: Iterable[Pair]) -> list[Pair]:
-    """Pairs that somebody has made, under names that are safe for files and differ."""
+    """Pairs of a caller's, under names that are safe for files and differ."""
     return _with_distinct_names([Pair(safe_name(p.name), p.content, p.style) for p in pairs])
 
 
@@ -224,7 +227,7 @@ def _cross(contents: Iterable[tuple[str, Path]], styles: Iterable[tuple[str, Pat
 
 
 def _with_distinct_names(pairs: list[Pair]) -> list[Pair]:
-    taken: set[str] = set()
+    taken = set(RESERVED)
     distinct = []
     for pair in sorted(pairs, key=lambda pair: (pair.name, pair.content, pair.style)):
         name, number = pair.name, 1

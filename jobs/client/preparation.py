@@ -2,109 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
 
 from jobs.client.pairs import Pair, Skipped
-from jobs.client.pictures import Box, Fit, read_picture
-from nst.pictures.size import Size
+from jobs.client.pictures import Box, Fit, Floats, read_picture
+from nst.engines.base import PreparedContent, PreparedStyle
 from nst.errors import InputError
-from nst.network.integers import IntegerNetwork
-from nst.stylize import Picture, StylePlan, finish, plan_content, plan_style
-
-Floats = NDArray[np.float32]
-Plan = TypeVar("Plan")
+from nst.model import Model
+from nst.pictures.picture import Picture
 
 
 @dataclass(frozen=True)
 class PreparedPair:
-    """A pair whose pictures are in memory.
+    """A pair whose pictures are in memory; pairs that share a file share the `Picture`.
 
     Attributes:
         name: As the user knows it.
-        content: Prepared content; the same object for every pair that shares the file.
-        style: Prepared style; likewise.
-        box: The part of the canvas that the content fills.
-        content_gain: Contrast at which the content is encrypted.
-        style_gain: Contrast at which the style is encrypted.
-        features: What the encrypted network will give, `[C, H, W]` int8.
+        content: Ready to encrypt, with the features that the encrypted network will give.
+        style: Ready to encrypt.
+        box: The part of the content, and of the result, that holds the picture.
     """
 
     name: str
-    content: Picture
-    style: Picture
+    content: PreparedContent
+    style: PreparedStyle
     box: Box
-    content_gain: float
-    style_gain: float
-    features: NDArray[np.int8]
 
-    def preview(self, network: IntegerNetwork) -> Floats:
-        """The result to expect, `[3, H, W]` in [0, 1]."""
-        return finish(network, self.content, self.style, self.features.astype(np.int64))
+    def preview(self, model: Model) -> Floats:
+        """The result to expect, `[3, H, W]` in [0, 1], of the content's size."""
+        content, style = self.content.input.picture, self.style.input.picture
+        return model.finish(content, style, self.content.features)
 
 
 class _Reader:
-    """Reads and plans every file once."""
+    """Reads every file once, and keeps it for as long as pairs to come need it."""
 
-    def __init__(self, network: IntegerNetwork, size: int, fit: Fit, canvas: Size) -> None:
-        self.network, self.size, self.fit, self.canvas = network, size, fit, canvas
+    def __init__(self, pairs: list[Pair], model: Model, fit: Fit) -> None:
+        self.model, self.fit = model, fit
+        self._left = Counter(path for pair in pairs for path in {pair.content, pair.style})
         self._contents: dict[Path, tuple[Picture, Box]] = {}
-        self._styles: dict[Path, tuple[Picture, StylePlan]] = {}
+        self._styles: dict[Path, PreparedStyle] = {}
 
-    def content(self, path: Path) -> tuple[Picture, Box]:
+    def prepare(self, pair: Pair) -> PreparedPair:
+        try:
+            content, box = self._content(pair.content)
+            style = self._style(pair.style)
+            with _named(pair.content):
+                prepared = self.model.prepare_content(content, style)
+            return PreparedPair(pair.name, prepared, style, box)
+        finally:
+            for path in {pair.content, pair.style}:
+                self._left[path] -= 1
+                if not self._left[path]:
+                    self._contents.pop(path, None)
+                    self._styles.pop(path, None)
+
+    def _content(self, path: Path) -> tuple[Picture, Box]:
         if path not in self._contents:
-            rgb, box = read_picture(path, self.canvas, self.fit)
-            self._contents[path] = (Picture(rgb), box)
+            rgb, box = read_picture(path, self.model.size, self.fit)
+            self._contents[path] = Picture(rgb), box
         return self._contents[path]
 
-    def style(self, path: Path) -> tuple[Picture, StylePlan]:
+    def _style(self, path: Path) -> PreparedStyle:
         if path not in self._styles:
             # A style is texture: its central square is as good as any, and letterbox bars are not.
-            rgb, _ = read_picture(path, self.size, "crop")
-            picture = Picture(rgb)
-            self._styles[path] = (picture, _named(path, plan_style, self.network, picture))
+            rgb, _ = read_picture(path, self.model.level.square, "crop")
+            with _named(path):
+                self._styles[path] = self.model.prepare_style(Picture(rgb))
         return self._styles[path]
 
 
-def prepare(
-    pairs: Iterable[Pair],
-    network: IntegerNetwork,
-    size: int,
-    fit: Fit,
-    canvas: Size | None = None,
-) -> tuple[list[PreparedPair], list[Skipped]]:
-    """Read and plan pairs; those that cannot be used are returned with their reason.
+def prepared_pairs(
+    pairs: Iterable[Pair], model: Model, fit: Fit
+) -> Iterator[PreparedPair | Skipped]:
+    """Read and prepare pairs one after the other; one that cannot be used gives its reason.
 
     Args:
         pairs: What the user asked for.
-        network: The level's network.
-        size: Side of the style in pixels.
-        fit: How contents are brought to their canvas.
-        canvas: Size of contents and results; None for a square like the style's.
+        model: Which network, and the size of contents and results.
+        fit: How contents of other proportions are brought to that size.
     """
-    reader = _Reader(network, size, fit, canvas or Size.of(size))
-    ready, skipped = [], []
-    for pair in pairs:
+    wanted = list(pairs)
+    reader = _Reader(wanted, model, fit)
+    for pair in wanted:
         try:
-            content, box = reader.content(pair.content)
-            style, plan = reader.style(pair.style)
-            chosen = _named(pair.content, plan_content, network, content, plan.code)
+            yield reader.prepare(pair)
         except InputError as error:
-            skipped.append(Skipped(pair.name, str(error)))
-            continue
-        features = chosen.features.astype(np.int8)
-        ready.append(PreparedPair(pair.name, content, style, box, chosen.gain, plan.gain, features))
+            yield Skipped(pair.name, str(error))
+
+
+def prepare(
+    pairs: Iterable[Pair], model: Model, fit: Fit
+) -> tuple[list[PreparedPair], list[Skipped]]:
+    """All pairs that can be used, and the others with their reasons; see `prepared_pairs`."""
+    ready: list[PreparedPair] = []
+    skipped: list[Skipped] = []
+    for item in prepared_pairs(pairs, model, fit):
+        if isinstance(item, Skipped):
+            skipped.append(item)
+        else:
+            ready.append(item)
     return ready, skipped
 
 
-def _named(path: Path, plan: Callable[..., Plan], *arguments: Any) -> Plan:
-    """Call a planner and put the file's name before what it has to say."""
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Put a file's name before what an engine says of its picture."""
     try:
-        return plan(*arguments)
+        yield
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

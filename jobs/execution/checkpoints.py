@@ -73,6 +73,10 @@ class Checkpoints(Callback[Handle]):
             with contextlib.suppress(queue.Full):
                 self._queue.put_nowait((task, completion.handle))
 
+    def on_end(self) -> None:
+        """See `Callback`; a checkpoint that is written later would outlive its job."""
+        self.close()
+
     def close(self) -> None:
         """Stop writing: what waits is forgotten, what is being written is finished if it can be."""
         self._closed.set()

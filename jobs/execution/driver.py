@@ -12,14 +12,14 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from cluster.types import Callback, Executor, Handle
 from jobs.execution.checkpoints import Checkpoints
 from jobs.execution.loading import EvaluatorLoader, job_plan
-from jobs.execution.notify import Hook, message, notify
+from jobs.execution.notify import URL_VARIABLE, message, notify
 from jobs.execution.recorder import Recorder, Tracer, log
 from jobs.execution.resume import copy_results, without_done
 from jobs.execution.scheduler import run_graph
@@ -32,7 +32,7 @@ from nst.errors import CircuitError, NstBatchError, StoreError, last_line
 from nst.sealing import seal
 
 if TYPE_CHECKING:
-    from cluster.executor import Held, RayExecutor
+    from cluster.executor import Held
 
 
 def run_job(store: Store, job: JobRecord, executor: Executor[Handle], actors: int) -> JobState:
@@ -85,20 +85,26 @@ def walk_job(
     return recorder.state
 
 
-def drive(recorder: Recorder[Held], on_cluster: bool) -> JobState:
-    """Run a job on Ray; one that cannot go on is left in state `failed` with the reason.
+Backend = tuple[Executor[Handle], Sequence[Callback[Handle]]]
+"""What runs the tasks of a job, and what else is told of it."""
+
+
+def drive(
+    recorder: Recorder[Handle],
+    connect: Callable[[Recorder[Handle]], AbstractContextManager[Backend[Handle]]],
+) -> JobState:
+    """Run a job; one that cannot go on is left in state `failed` with the reason.
 
     That is for a job that cannot be run at all (damaged model or keys, no Ray), or whose store
     fails in the middle. What is left of it can be taken up again.
 
     Args:
         recorder: Has taken up the job.
-        on_cluster: Whether to run on the cluster that started this process, and not on a Ray of
-            this machine alone.
+        connect: Brings up what runs it, and takes that down.
     """
     try:
-        with on_running_ray(recorder) if on_cluster else on_local_ray(recorder) as executor:
-            return walk_job(recorder, executor, [_metrics(recorder)])
+        with connect(recorder) as (executor, callbacks):
+            return walk_job(recorder, executor, callbacks)
     except Exception as error:
         # Of an actor's stack trace the last line says what happened, after the error's name.
         reason = re.sub(r"^nst\.errors\.\w+: ", "", last_line(error))
@@ -109,16 +115,16 @@ def drive(recorder: Recorder[Held], on_cluster: bool) -> JobState:
 
 
 @contextmanager
-def on_local_ray(recorder: Recorder[Held]) -> Iterator[RayExecutor]:
+def on_local_ray(recorder: Recorder[Held]) -> Iterator[Backend[Held]]:
     """Actors on this machine, on a Ray of their own."""
     from cluster.local import local_ray
 
     with local_ray(recorder.state.actors):
-        yield _ray_executor(recorder)
+        yield _on_ray(recorder)
 
 
 @contextmanager
-def on_running_ray(recorder: Recorder[Held]) -> Iterator[RayExecutor]:
+def on_running_ray(recorder: Recorder[Held]) -> Iterator[Backend[Held]]:
     """Actors on the cluster that started this process; if 0 were asked for, one per CPU."""
     from cluster.local import cpus, running_ray
 
@@ -126,29 +132,27 @@ def on_running_ray(recorder: Recorder[Held]) -> Iterator[RayExecutor]:
     with running_ray(os.environ.get("RAY_ADDRESS", "auto")):
         # A cluster that starts its workers on demand has none yet: the first actor brings one.
         recorder.state.actors = recorder.state.actors or max(cpus(), 1)
-        yield _ray_executor(recorder)
+        yield _on_ray(recorder)
 
 
-def _ray_executor(recorder: Recorder[Held]) -> RayExecutor:
+def _on_ray(recorder: Recorder[Held]) -> Backend[Held]:
     from cluster.executor import RayExecutor
+    from cluster.metrics import DriverMetrics
 
     job = recorder.job
     loader = EvaluatorLoader(recorder.store.url, job.model_id, job.key_id)
-    return RayExecutor(recorder.state.actors, loader)
-
-
-def _metrics(recorder: Recorder[Held]) -> Callback[Held]:
-    from cluster.metrics import DriverMetrics
-
-    return DriverMetrics(recorder.job.job_id, recorder.pair_counts)
+    executor = RayExecutor(recorder.state.actors, loader)
+    return executor, [DriverMetrics(job.job_id, recorder.pair_counts)]
 
 
 def tell_the_end(recorder: Recorder[Held]) -> None:
-    """Call the hook that this process was started with; what goes wrong is logged."""
-    if not recorder.state.finished:
-        return  # Another driver goes on with it.
-    for problem in notify(Hook.from_environment(), message(recorder.job.job_id, recorder.state)):
-        log.warning("%s", problem)
+    """Call the webhook that this process was started with; a problem is logged."""
+    url = os.environ.get(URL_VARIABLE)
+    # Another driver goes on with a job that has not ended.
+    if url and recorder.state.finished:
+        problem = notify(url, message(recorder.job.job_id, recorder.state))
+        if problem:
+            log.warning("%s", problem)
 
 
 def log_to_stderr() -> None:
@@ -177,7 +181,7 @@ def main() -> None:
         job = read_job(store, arguments.job_id)
         recorder: Recorder[Held] = Recorder(store, job, arguments.actors)
         try:
-            drive(recorder, arguments.cluster)
+            drive(recorder, on_running_ray if arguments.cluster else on_local_ray)
         finally:
             tell_the_end(recorder)
     except NstBatchError as error:

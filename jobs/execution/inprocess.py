@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from cluster.types import Completion
 from nst.engines.base import Evaluator
 from nst.engines.tasks import Task
-from nst.errors import NstBatchError
+from nst.errors import NstBatchError, first_line
 
 
 class InProcessExecutor:
@@ -38,7 +38,7 @@ class InProcessExecutor:
         try:
             handle = self.evaluator.run(task.stage, inputs)
         except NstBatchError as problem:
-            error = str(problem)
+            error = first_line(problem)
         spent = time.process_time() - cpu
         self._ended.append(Completion(task.index, handle, error, start, time.time(), spent))
 

@@ -59,6 +59,7 @@ class Recorder(Callback[Handle]):
         self._written = self._looked = 0.0
         self._started: set[str] = set()
         self._counted: set[int] = set()
+        self._depth: dict[str, int] = {}
         self._ended_elsewhere: set[str] = set()
         self.state = JobState(
             status="queued",
@@ -77,7 +78,6 @@ class Recorder(Callback[Handle]):
     def take_plan(self, plan: Plan) -> None:
         """Learn what the job's results look like; needed before the walk begins."""
         self._plan = plan
-        self._depth = {stage.name: depth for depth, stage in enumerate(plan.stages)}
 
     def control(self) -> Control:
         """What others want: the job cancelled, pairs that another driver has ended left out."""
@@ -140,10 +140,8 @@ class Recorder(Callback[Handle]):
             self._counted.add(task.index)
             state.seconds_done += task.seconds
         for pair_id in self.graph.pairs_of[task.group]:
-            reached = state.stages.get(pair_id)
-            if task.group == pair_group(pair_id) and (
-                reached is None or self._depth[task.stage] > self._depth[reached]
-            ):
+            if task.group == pair_group(pair_id) and task.depth > self._depth.get(pair_id, -1):
+                self._depth[pair_id] = task.depth
                 state.stages[pair_id] = task.stage
         state.first_task = min(state.first_task or completion.start, completion.start)
         state.last_task = max(state.last_task, completion.end)

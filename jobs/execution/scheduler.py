@@ -1,9 +1,12 @@
 """One loop that walks a task graph, shared by every executor.
 
-Ready tasks wait in a heap by priority; the executor is kept supplied with a little more than it
-can run, so that it never waits for this loop; results are released as soon as their last reader
-is done, which keeps a few results per stage alive and not whole pictures. A pair is admitted when
-all it could ever hold at once fits into the executor's memory beside the pairs that are in flight.
+**The policy** is two functions: `priority`, by which ready tasks wait in a heap, and `_Walk._admit`,
+which lets a pair begin when all it could ever hold at once fits into the executor's memory beside
+the pairs that are in flight. Engines know nothing of it.
+
+The executor is kept supplied with a little more than it can run, so that it never waits for this
+loop; results are released as soon as their last reader is done, which keeps a few results per stage
+alive and not whole pictures.
 
 Executors lose things: an actor is killed, a node goes and takes results with it. A task that was
 running is started again; a result that is gone and still needed is computed again, and before it
@@ -29,6 +32,14 @@ TICK = 1.0
 """Seconds between two ticks, at most."""
 
 Priority = tuple[int, int, int]
+
+
+def priority(task: Task) -> Priority:
+    """Lower runs first among the tasks that are ready: pairs in order, and in a pair the deepest.
+
+    So results are used up soon after they are made.
+    """
+    return task.rank, -task.depth, task.part
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,7 @@ def run_graph(
             again if that happens after its last reader was done. An exception of it fails the
             picture's pairs.
         callbacks: Told of everything, in this order; their exceptions end the walk.
-        control: Asked after every tick.
+        control: Asked before tasks are started.
     """
     _Walk(graph, executor, read_input, callbacks).run(control)
 
@@ -130,22 +141,16 @@ class _Walk(Generic[Handle]):
             callback.on_end()
 
     def _walk(self, control: Callable[[], Control]) -> None:
-        while True:
-            for callback in self.callbacks:
-                callback.on_tick(len(self.running), self.executor.nodes, self.live_bytes)
-            wanted = control()
-            if wanted.stop:
-                return
+        while not (wanted := control()).stop:
             for pair_id in wanted.drop:
                 self._close(pair_id)
-            while len(self.running) < self.executor.capacity:
-                task = self._next()
-                if task is None:
-                    break
+            while len(self.running) < self.executor.capacity and (task := self._next()):
                 self._start(task)
             left = self.ready or self.refused
             if not self.running and not (left and any(self.unstarted.values())):
                 return
+            for callback in self.callbacks:
+                callback.on_tick(len(self.running), self.executor.nodes, self.live_bytes)
             for completion in self.executor.wait(TICK):
                 given = self.running.pop(completion.index)
                 self._end(self.graph.tasks[completion.index], completion, given)
@@ -153,7 +158,7 @@ class _Walk(Generic[Handle]):
     def _offer(self, index: int) -> None:
         """Make a task ready if it waits for nothing."""
         if not self.missing[index]:
-            heapq.heappush(self.ready, (self.graph.tasks[index].priority, index))
+            heapq.heappush(self.ready, (priority(self.graph.tasks[index]), index))
 
     def _next(self) -> Task | None:
         """The ready task of highest priority whose group is admitted, or can be."""

@@ -46,7 +46,7 @@ class PairRecord(BaseModel):
 
 
 class JobRecord(BaseModel):
-    """What is to be done, by which model under which keys, and until when it is to be kept.
+    """What is to be done, by which model under which keys.
 
     `width` and `height` are those of the encrypted contents in pixels.
     """
@@ -54,7 +54,6 @@ class JobRecord(BaseModel):
     format: int = FORMAT
     job_id: str
     created: str
-    keep_until: str = ""
     quality: str
     width: int
     height: int

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from numpy import random
 from numpy.typing import NDArray
 
 from nst.ciphertext import Envelope
@@ -76,6 +77,21 @@ class StoredBytes:
         return self.result_part * self.result_parts
 
 
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a job takes for each of its actors or pairs.
+
+    Attributes:
+        call: What an actor's largest call reads and gives.
+        result: One result as tasks make it, all parts.
+        stored: A pair in the store: content, style and result.
+    """
+
+    call: int
+    result: int
+    stored: int
+
+
 class Plan(Protocol):
     """A published model as plain data: its identity, its costs, and the task graph of pairs."""
 
@@ -87,6 +103,11 @@ class Plan(Protocol):
     @property
     def model_id(self) -> str:
         """Hash of what the model computes, 16 hex digits."""
+        ...
+
+    @property
+    def runtime(self) -> str:
+        """Package and version that built it, and that it runs under; see `Engine.runtime`."""
         ...
 
     @property
@@ -123,7 +144,7 @@ class Plan(Protocol):
         ...
 
     def graph(self, pairs: Sequence[PairIds], seconds: Seconds) -> TaskGraph:
-        """Lay out the tasks of a job's pairs; earlier pairs get priority.
+        """Lay out the tasks of a job's pairs, whose order is their rank.
 
         Args:
             pairs: What is to be done.
@@ -253,6 +274,15 @@ class Engine(Protocol):
     client_modules: tuple[str, ...]
     """Modules that a server process must not be able to import."""
 
+    @property
+    def runtime(self) -> str:
+        """Package and version that this installation builds and runs models with."""
+        ...
+
+    def typical_needs(self, size: Size) -> Needs:
+        """About what a model of this size takes, where none is published that tells exactly."""
+        ...
+
     def model_id(self, network: IntegerNetwork, level: QualityLevel, size: Size) -> str:
         """Identity of the model of a network at a size."""
         ...
@@ -312,6 +342,25 @@ class Engine(Protocol):
 
         Raises:
             InputError: if it cannot be computed safely.
+        """
+        ...
+
+    def simulate(
+        self,
+        network: IntegerNetwork,
+        level: QualityLevel,
+        content: PreparedContent,
+        style: PreparedStyle,
+        rng: random.Generator,
+    ) -> Features:
+        """On the client, in the clear: features as an encrypted run gives them, noise included.
+
+        Args:
+            network: Integer weights.
+            level: Error probability.
+            content: What would be encrypted.
+            style: Likewise.
+            rng: Where the noise is drawn from; another call is another run.
         """
         ...
 

@@ -14,11 +14,14 @@ from nst.engines.base import CLIENT_FILE, PLAN_FILE, SERVER_FILE, Engine, Publis
 from nst.errors import CircuitError
 from nst.network.integers import IntegerNetwork
 from nst.network.levels import QualityLevel
+from nst.network.weights import save_weights
 from nst.pictures.size import Size
 
 MANIFEST = "sha256.json"
 """Digests of the other files, written last: without it a model is not there."""
-FILES = (PLAN_FILE, SERVER_FILE, CLIENT_FILE)
+WEIGHTS_FILE = "network.safetensors"
+"""The network, of which results need the last layer: the level may have other weights by then."""
+FILES = (PLAN_FILE, SERVER_FILE, CLIENT_FILE, WEIGHTS_FILE)
 
 log = logging.getLogger("nst-batch")
 
@@ -56,6 +59,7 @@ class ModelCache:
         partial = Path(tempfile.mkdtemp(dir=self.folder, prefix=".building-"))
         try:
             engine.publish(network, level, padded, partial)
+            save_weights(network, partial / WEIGHTS_FILE, {"model": identifier})
             digests = {name: _digest(partial / name) for name in FILES}
             (partial / MANIFEST).write_text(json.dumps(digests))
             partial.replace(folder)

@@ -50,8 +50,8 @@ class Task:
         sources: Its arguments in order.
         seconds: Of one core, at the rates that the graph was built with.
         output_bytes: Size of its result.
-        priority: Lower runs first among the tasks that are ready: pairs in order, and within a
-            pair the deepest stage, so that results are used up soon after they are made.
+        rank: Of its pair in the job; a style has that of its first pair.
+        depth: Of its stage in the network.
         checkpoint: Whether its result is worth storing for a driver that resumes the job.
     """
 
@@ -62,7 +62,8 @@ class Task:
     sources: tuple[Source, ...]
     seconds: float
     output_bytes: int
-    priority: tuple[int, int, int]
+    rank: int
+    depth: int
     checkpoint: bool = False
 
 

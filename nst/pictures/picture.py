@@ -60,8 +60,12 @@ def pad_to_grid(picture: Floats) -> Floats:
 
 def resized(image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int]) -> Floats:
     """The region `box` of an RGB image, scaled to a width and height, as `[3, H, W]` in [0, 1]."""
-    scaled = image.resize(size, Image.Resampling.BICUBIC, box=box)
-    return np.asarray(scaled, dtype=np.float32).transpose(2, 0, 1) / 255
+    return to_array(image.resize(size, Image.Resampling.BICUBIC, box=box))
+
+
+def to_array(image: Image.Image) -> Floats:
+    """An RGB image as `[3, H, W]` in [0, 1]."""
+    return np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 255
 
 
 def to_image(picture: Floats) -> Image.Image:

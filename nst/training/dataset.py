@@ -27,6 +27,7 @@ from torch import Tensor
 
 from nst.errors import InputError
 from nst.pictures.color import ColorStatistics, Floats, whiten
+from nst.pictures.reading import read_rgb
 from nst.training.losses import Statistics, statistics
 from nst.training.vgg import VGG16
 
@@ -37,8 +38,6 @@ SMALLEST_CROP = 0.6
 """Smallest crop side, as a share of the picture's short side."""
 MIN_SIDE = 16
 """Pictures with a shorter side in pixels are of no use: enlarged they show nothing."""
-MAX_PIXELS = 100_000_000
-"""Larger pictures are not decoded: a small file can fill all the memory."""
 MOST_MISSES = 200
 """So many unreadable pictures in a row mean that a folder, not a picture, is damaged."""
 
@@ -154,38 +153,11 @@ def random_square(path: Path, size: int, rng: random.Random) -> Floats:
 
 
 def _decode(path: Path, short_side: int | None = None) -> Image.Image:
-    """A picture as RGB; raises InputError.
-
-    Args:
-        path: An image file.
-        short_side: If given, JPEG files are decoded at a half, quarter or eighth of their size
-            as long as their short side stays at least this long: several times faster.
-    """
-    try:
-        with Image.open(path) as picture:
-            short = min(picture.size)
-            if short < MIN_SIDE:
-                raise ValueError(f"its short side has {short} pixels")
-            if short_side is not None:
-                width, height = (max(1, side * short_side // short) for side in picture.size)
-                picture.draft(None, (width, height))
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ValueError(f"it has {picture.width} x {picture.height} pixels")
-            return _to_rgb(picture)
-    except Exception as error:  # decoders raise nearly anything on damaged files
-        detail = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} cannot be used ({detail})") from error
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        # Pillow would clip at 255: nearly every pixel of 16-bit grey would be white.
-        raise ValueError(f"it has mode {picture.mode}")
-    if picture.has_transparency_data:
-        white = Image.new("RGBA", picture.size, "white")
-        white.alpha_composite(picture.convert("RGBA"))
-        return white.convert("RGB")
-    return picture.convert("RGB")
+    """See `read_rgb`; pictures that show nothing are refused as well."""
+    rgb = read_rgb(path, short_side)
+    if min(rgb.size) < MIN_SIDE:
+        raise InputError(f"{path} is too small: its short side has {min(rgb.size)} pixels")
+    return rgb
 
 
 def _resize(rgb: Image.Image, box: tuple[int, int, int, int], size: int) -> Floats:

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from nst.errors import InputError
 from nst.pictures.color import Floats
+from nst.pictures.picture import to_image
+from nst.pictures.sheet import contact_sheet
+from nst.pictures.size import Size
 from nst.training.dataset import Crop, center_square
 from nst.training.finishing import finished
 from nst.training.losses import Statistics, content_loss, grain, statistics, style_loss
@@ -21,8 +24,6 @@ from nst.training.vgg import VGG16
 
 PAIRS = 48
 SHEET_COLUMNS, SHEET_ROWS = 4, 6
-SHEET_GAP = 8
-"""Pixels between two pairs of the sheet."""
 PASS = 8
 """Pictures that go through the networks together."""
 CONTENT_ALLOWED = 0.75
@@ -106,15 +107,10 @@ class Validation:
 
     def sheet(self, results: Tensor) -> Image.Image:
         """Content, style and result of the first pairs, side by side."""
-        size = results.shape[-1]
-        width, height = 3 * size + SHEET_GAP, size + SHEET_GAP // 2
-        sheet = Image.new("RGB", (SHEET_COLUMNS * width, SHEET_ROWS * height))
-        for k in range(min(SHEET_COLUMNS * SHEET_ROWS, len(results))):
-            for j, picture in enumerate((self.content[k].rgb, self.style[k].rgb, results[k])):
-                array = (picture.permute(1, 2, 0) * 255).round().clamp(0, 255).byte().numpy()
-                place = ((k % SHEET_COLUMNS) * width + j * size, (k // SHEET_COLUMNS) * height)
-                sheet.paste(Image.fromarray(array), place)
-        return sheet
+        count = min(SHEET_COLUMNS * SHEET_ROWS, len(results))
+        rgb = [(self.content[k].rgb, self.style[k].rgb, results[k]) for k in range(count)]
+        groups = [[to_image(picture.cpu().numpy()) for picture in each] for each in rgb]
+        return contact_sheet(groups, Size.square(results.shape[-1]), SHEET_COLUMNS)
 
     def _stack(self, tensors: list[Tensor]) -> Tensor:
         return torch.stack(tensors).to(self.device)

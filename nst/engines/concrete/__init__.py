@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from numpy import random
 
 from nst.engines.base import (
     Cipher,
     Evaluator,
+    Features,
     Json,
     KeyPair,
+    Needs,
     Plan,
     PreparedContent,
     PreparedStyle,
@@ -24,6 +29,12 @@ if TYPE_CHECKING:
     from nst.pictures.picture import Picture
     from nst.pictures.size import Size
 
+PACKAGE = "concrete-python"
+CALL_BYTES_PER_PIXEL = 1_800_000
+"""What the largest call reads and gives, per pixel of width."""
+PAIR_BYTES_PER_PIXEL = 12_500
+"""Of a pair in the store, per pixel of the result."""
+
 
 class ConcreteEngine:
     """See `nst.engines.base.Engine`."""
@@ -37,6 +48,18 @@ class ConcreteEngine:
         "nst.engines.concrete.compilation",
         "nst.engines.concrete.preparation",
     )
+
+    @property
+    def runtime(self) -> str:
+        """See `Engine`."""
+        return f"{PACKAGE} {version(PACKAGE)}"
+
+    def typical_needs(self, size: Size) -> Needs:
+        """See `Engine`; as measured at low (benchmarks/low.json and benchmarks/bytes.json)."""
+        padded = size.padded
+        stored = PAIR_BYTES_PER_PIXEL * padded.width * padded.height
+        # In memory words are whole, in the store a quarter of them is left.
+        return Needs(CALL_BYTES_PER_PIXEL * padded.width, 4 * stored, stored)
 
     def model_id(self, network: IntegerNetwork, level: QualityLevel, size: Size) -> str:
         """See `Engine`."""
@@ -89,6 +112,19 @@ class ConcreteEngine:
         from nst.engines.concrete.preparation import prepare_content
 
         return prepare_content(network, content, style)
+
+    def simulate(
+        self,
+        network: IntegerNetwork,
+        level: QualityLevel,
+        content: PreparedContent,
+        style: PreparedStyle,
+        rng: random.Generator,
+    ) -> Features:
+        """See `Engine`."""
+        from nst.engines.concrete.simulation import rounding_noise, simulate
+
+        return simulate(network, content.input, style.input, rounding_noise(level.p_error, rng))
 
     def make_keys(self, client_bundle: Path) -> KeyPair:
         """See `Engine`."""

@@ -78,7 +78,8 @@ class _Builder:
                     sources=tuple(sources),
                     seconds=self.seconds[circuit.name],
                     output_bytes=circuit.output_bytes,
-                    priority=(rank, -depth, row),
+                    rank=rank,
+                    depth=depth,
                     # Some 2 MB, behind which lies a whole branch.
                     checkpoint=circuit.name == STYLE_CODE,
                 )

@@ -8,6 +8,7 @@ from typing import Any
 
 from nst.ciphertext import FULL_BITS, Envelope
 from nst.engines.base import Json, StoredBytes
+from nst.engines.concrete import PACKAGE
 from nst.engines.concrete.graph import build_graph
 from nst.engines.concrete.switching import switched, word_bits
 from nst.engines.tasks import PairIds, Seconds, StageShape, TaskGraph
@@ -117,6 +118,11 @@ class CircuitPlan:
     def engine(self) -> str:
         """See `Plan`."""
         return ENGINE
+
+    @property
+    def runtime(self) -> str:
+        """See `Plan`."""
+        return f"{PACKAGE} {self.concrete_version}"
 
     @property
     def size(self) -> Size:

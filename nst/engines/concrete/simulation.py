@@ -11,11 +11,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.random import Generator
 
-from nst.engines.base import PreparedInput
+from nst.engines.base import Features, PreparedInput
 from nst.engines.concrete.preparation import quantized
 from nst.network.architecture import LEVEL
-from nst.network.finishing import finish
-from nst.network.integers import Floats, IntegerNetwork, Noise
+from nst.network.integers import IntegerNetwork, Noise
 from nst.network.levels import noise_levels
 
 
@@ -32,8 +31,8 @@ def rounding_noise(p_error: float, rng: Generator) -> Noise:
 
 def simulate(
     network: IntegerNetwork, content: PreparedInput, style: PreparedInput, noise: Noise
-) -> Floats:
-    """A result `[3, H, W]` in [0, 1] as one encrypted run might give it.
+) -> Features:
+    """Features as one encrypted run might give them.
 
     Args:
         network: The level's network.
@@ -42,5 +41,4 @@ def simulate(
         noise: From `rounding_noise`; another call draws another run.
     """
     code = network.style_code(quantized(style), noise=noise)
-    features = network.content_features(quantized(content), code, noise=noise)
-    return finish(network, content.picture, style.picture, features.astype(np.float32))
+    return network.content_features(quantized(content), code, noise=noise).astype(np.float32)

@@ -1,0 +1,171 @@
+"""Commands that take pairs: `submit`, `preview` and `demo`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from jobs.cli.estimate import print_dry_run, say_choice
+from jobs.cli.examples import examples
+from jobs.cli.job import follow, out_of
+from jobs.cli.options import here_option, on_command_line, takes
+from jobs.cli.screen import Screen, exit_if
+from jobs.client.wording import many
+from jobs.options import AUTO, STORE_FIELDS, DemoOptions, PreviewOptions, SubmitCommand
+from nst.errors import InputError
+
+if TYPE_CHECKING:
+    from jobs.client.run import Batch
+    from jobs.client.session import Session
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "pairs"
+
+PAIRS = click.argument("pairs", type=click.Path(path_type=Path))
+
+
+@click.command(
+    epilog=examples(
+        "submit ./pairs --quality low --dry-run",
+        "submit ./pairs --quality auto --budget 8h --out ./stylized",
+        "submit ./pairs --quality low --size 192x128 --out ./stylized",
+        "submit ./pairs --store s3://bucket/prefix --profile studio --no-wait",
+        "submit ./pairs --store s3://bucket/prefix --cluster http://head:8265",
+    )
+)
+@PAIRS
+@takes(SubmitCommand)
+@here_option
+def submit(pairs: Path, options: SubmitCommand) -> None:
+    """Encrypt PAIRS and stylize them while encrypted.
+
+    PAIRS is a folder with content/ and style/ matched by stem, or with one sub-folder per pair, or
+    a CSV file with columns content,style[,name].
+
+    A cluster takes its credentials for the store from its own environment.
+    """
+    from jobs.client.fetch import make_folder, refuse_overwriting
+    from jobs.client.home import Home
+    from jobs.client.run import ready
+    from jobs.client.session import Session
+
+    if options.as_json and not options.dry_run:
+        raise click.UsageError("--json needs --dry-run")
+    if options.quality != AUTO and on_command_line("budget"):
+        raise click.UsageError("--budget needs --quality auto")
+    out, home, screen = out_of(options), Home.default(), Screen()
+    url = options.fold(options.store or str(home.store), on_command_line(*STORE_FIELDS))
+    with screen.working("finding pairs") as working:
+        batch = ready(pairs, options, home, url, working)
+    _say_what_is_left(batch)
+    if options.dry_run:
+        print_dry_run(batch, options, url)
+        exit_if(bool(batch.skipped))
+        return
+    _require_allowed(batch, options)
+    if out is not None:
+        make_folder(out)
+        refuse_overwriting(out, [pair.name for pair in batch.pairs], options.force)
+    session = Session.open(home, url, screen.passphrase, create=True)
+    _submit(batch, replace(options, out=out), session, screen)
+
+
+def _submit(batch: Batch, options: SubmitCommand, session: Session, screen: Screen) -> None:
+    """Encrypt, start a driver, and with `wait` follow it; exits 1 if pairs failed."""
+    from jobs.client.run import start
+
+    with screen.working("making keys") as working:
+        book, driver = start(
+            batch,
+            options,
+            session,
+            lambda done, total: working(f"encrypting picture {done} of {total}"),
+        )
+    screen.say(f"job {book.job_id}: {many(len(batch.pairs), 'pair')} encrypted at {book.quality}")
+    if options.wait:
+        follow(session, book, driver, screen, options.out)
+    else:
+        screen.say(f"running; see: nst-batch status {book.job_id}")
+        exit_if(bool(batch.skipped))
+
+
+def _say_what_is_left(batch: Batch) -> None:
+    """Name pairs that are skipped and the level that was chosen; InputError if none is left."""
+    for item in batch.skipped:
+        click.echo(f"skipped {item.name}: {item.reason}", err=True)
+    if batch.choice is not None:
+        say_choice(batch.choice)
+    batch.require_pairs()
+
+
+def _require_allowed(batch: Batch, options: SubmitCommand) -> None:
+    """Ask whether to submit pairs that take more core-hours than the limit.
+
+    Raises:
+        InputError: if the answer is no, or there is none.
+    """
+    excess = "" if options.yes else batch.excess(options.limit)
+    if not excess:
+        return
+    try:
+        agreed = click.confirm(f"{excess}. Submit them?", err=True)
+    except click.Abort as error:
+        click.echo(err=True)
+        raise InputError(f"{excess}: allow them with --yes or --limit") from error
+    if not agreed:
+        raise InputError("nothing was submitted")
+
+
+@click.command(
+    epilog=examples(
+        "preview ./pairs --quality low --out ./previews",
+        "preview ./pairs --quality mid --size 768x512 --out ./previews",
+        "preview ./pairs --grid --fit letterbox --out ./previews --force",
+    )
+)
+@PAIRS
+@takes(PreviewOptions)
+def preview(pairs: Path, options: PreviewOptions) -> None:
+    """Show what the encrypted run of PAIRS will produce: the same integers, in the clear."""
+    from jobs.client.fetch import preview as write_previews
+    from jobs.client.home import Home
+    from jobs.client.pairs import find_pairs
+    from jobs.client.run import load_model
+
+    screen = Screen()
+    model = load_model(options, Home.default())
+    found, skipped = find_pairs(pairs, options.grid)
+    with screen.working(f"computing {many(len(found), 'preview')}"):
+        report = write_previews(found, skipped, model, options.fit, options.out, options.force)
+    for name, reason in report.failed.items():
+        click.echo(f"skipped {name}: {reason}", err=True)
+    screen.say(f"{many(len(report.done), 'preview')} in {options.out}")
+    screen.say(f"gallery: {report.gallery.resolve()}")
+    exit_if(bool(report.failed))
+
+
+@click.command(epilog=examples("demo", "demo --pairs 1 --out ./trial"))
+@takes(DemoOptions)
+def demo(options: DemoOptions) -> None:
+    """Stylize bundled pairs at draft quality, encrypted, on this machine."""
+    from jobs.client.home import Home
+    from jobs.client.pairs import find_pairs
+    from jobs.client.run import ready
+    from jobs.client.session import Session
+
+    home, screen = Home(options.out / "home"), Screen()
+    out = options.out / "results"
+    chosen = SubmitCommand(quality="draft", actors=options.actors, out=out)
+    url = str(home.store)
+    with screen.working("finding pairs") as working:
+        batch = ready(find_pairs(EXAMPLES)[0][: options.count], chosen, home, url, working)
+    _say_what_is_left(batch)
+    size = batch.model.size
+    screen.say(
+        f"{many(len(batch.pairs), 'pair')} of {size} pixels: encrypted here, stylized by "
+        f"{many(chosen.place.actors(chosen.actors), 'Ray actor')}, which cannot decrypt, and "
+        "decrypted here."
+    )
+    _submit(batch, chosen, Session.open(home, url, screen.passphrase, create=True), screen)

@@ -1,0 +1,194 @@
+"""The way of a job from a user's pairs to its driver, for the command line and for Python alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jobs.client import drivers, lifecycle
+from jobs.client.auto import Choice, choose
+from jobs.client.drivers import PYTHON, Driver, Place
+from jobs.client.dry_run import core_hours, records_of_files, records_of_pictures
+from jobs.client.home import Home, JobBook
+from jobs.client.pairs import Pair, Skipped, find_pairs, named_pairs
+from jobs.client.preparation import PreparedPair, prepare
+from jobs.client.session import Session
+from jobs.client.submit import Progress, submit
+from jobs.client.wording import many
+from jobs.execution.forecast import Offer
+from jobs.execution.notify import require_url
+from jobs.options import AUTO, BudgetOptions, ModelOptions, RetryOptions, SubmitOptions
+from jobs.storage.records import PairRecord
+from jobs.storage.store import address_of
+from nst.engines.rates import Rates
+from nst.errors import InputError
+from nst.model import Model
+from nst.network.levels import QualityLevel
+
+Working = Callable[[str], None]
+"""Told what is being done."""
+
+
+def silent(what: str) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pairs that are ready to be submitted.
+
+    Attributes:
+        model: What they were prepared for.
+        pairs: Those that can be used.
+        skipped: The others, with their reasons.
+        choice: Why it is that level, if it was chosen.
+    """
+
+    model: Model
+    pairs: list[PreparedPair]
+    skipped: list[Skipped]
+    choice: Choice | None = None
+
+    @property
+    def records(self) -> list[PairRecord]:
+        """The pairs as the job will have them."""
+        return records_of_pictures(self.pairs)
+
+    def require_pairs(self) -> None:
+        """Raise InputError if no pair can be used."""
+        if not self.pairs:
+            reason = self.skipped[0].reason if self.skipped else "there is none"
+            raise InputError(f"no pair can be used: {reason}")
+
+    def excess(self, limit: float) -> str:
+        """What the job would take, if that is more core-hours than a limit; else nothing."""
+        hours = core_hours(self.model, self.records)
+        if hours <= limit:
+            return ""
+        return (
+            f"{many(len(self.pairs), 'pair')} at {named(self.model)}: about {hours:.3g} core-hours, "
+            f"more than the limit of {limit:g}"
+        )
+
+
+def ready(
+    source: Path | Iterable[Pair],
+    options: SubmitOptions,
+    home: Home,
+    url: str,
+    working: Working = silent,
+) -> Batch:
+    """Find pairs, choose the model, read and prepare the pictures.
+
+    Args:
+        source: A folder or CSV file, or pairs.
+        options: Everything else.
+        home: Where models are kept.
+        url: The store that the job is for.
+        working: Told what is being done.
+
+    Raises:
+        InputError: if options contradict each other, or a file or a level cannot be used.
+        CircuitError: if the model cannot be built.
+    """
+    if options.cluster and not options.store:
+        raise InputError(
+            "a cluster needs a store: give --store s3://bucket/prefix, or a shared folder"
+        )
+    if options.notify_url:
+        require_url(options.notify_url)
+    if isinstance(source, Path):
+        pairs, skipped = find_pairs(source, options.grid)
+    else:
+        pairs, skipped = named_pairs(source), []
+    choice = None
+    if options.quality == AUTO:
+        cores, records = cores_of(options), records_of_files(pairs)
+        remote = address_of(url).remote
+        choice = best_level(records, options, cores, Offer(cores), home, remote, working)
+        options = replace(options, quality=choice.level.name)
+    model = load_model(options, home)
+    working(f"reading {many(len(pairs), 'pair')}")
+    prepared, unreadable = prepare(pairs, model, options.fit)
+    return Batch(model, prepared, [*skipped, *unreadable], choice)
+
+
+def start(
+    batch: Batch, options: SubmitOptions, session: Session, progress: Progress
+) -> tuple[JobBook, Driver]:
+    """Encrypt a batch, upload it and start its driver.
+
+    Raises:
+        InputError: if the passphrase is wrong or missing.
+        CircuitError: if model or keys cannot be made.
+        StoreError: if the store cannot be written.
+        ClusterError: if the cluster does not answer: before anything is encrypted.
+    """
+    place = options.place
+    drivers.require_reachable(place)
+    book = submit(session, batch.model, batch.pairs, batch.skipped, progress)
+    driver = drivers.start(session, book, place, place.actors(options.actors), options.notify_url)
+    return session.home.book(book.job_id), driver
+
+
+def go_on(session: Session, book: JobBook, options: RetryOptions) -> tuple[int, Driver | None]:
+    """Start another driver for what is left of a job, where it ran unless the options say else.
+
+    Returns how many pairs are left, and the driver; none is started if nothing is left.
+
+    Raises:
+        InputError: if a driver is at work on it, or it was not uploaded to its end.
+        ClusterError: if its cluster does not answer: before anything is changed.
+    """
+    if options.notify_url:
+        require_url(options.notify_url)
+    place = Place(book.cluster, options.cluster_python or book.cluster_python or PYTHON)
+    if options.cluster is not None:
+        place = options.place
+    left = lifecycle.prepare_retry(session, book, options.failed, place)
+    if not left:
+        return 0, None
+    actors = place.actors(options.actors)
+    return left, drivers.start(session, book, place, actors, options.notify_url)
+
+
+def load_model(options: ModelOptions, home: Home) -> Model:
+    """The model of these options; see `Model.load` for errors."""
+    return Model.load(options.quality, home.models, options.size)
+
+
+def named(model: Model) -> str:
+    """A model's level, with the size of its results unless it is the level's own."""
+    own = model.size == model.level.square
+    return model.level.name if own else f"{model.level.name}, {model.size} pixels"
+
+
+def cores_of(options: SubmitOptions) -> int:
+    """Cores that a job would have.
+
+    Raises:
+        InputError: if only a cluster knows.
+    """
+    if options.cluster and options.actors is None:
+        raise InputError("how many cores a cluster gives is not known here; say it with --actors")
+    return options.place.actors(options.actors)
+
+
+def best_level(
+    pairs: Sequence[PairRecord],
+    options: BudgetOptions,
+    cores: int,
+    offer: Offer,
+    home: Home,
+    uploads: bool,
+    working: Working = silent,
+    rates: Rates | None = None,
+) -> Choice:
+    """The best level whose job fits the options' budget; see `choose`."""
+
+    def model_of(level: QualityLevel) -> Model:
+        working(f"building the model of {level.name}")
+        return load_model(replace(options, quality=level.name), home)
+
+    return choose(pairs, cores, options.budget, offer, model_of, uploads, rates)

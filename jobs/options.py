@@ -1,0 +1,327 @@
+"""What commands and the Python API can be told, each option in one place.
+
+`jobs.fields` says what a field's metadata means; `jobs.configuration` reads files and variables.
+Help shows the fields of the last base class first.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from jobs.fields import option
+from jobs.storage.store import StoreOptions
+from nst.errors import InputError
+from nst.folders import PASSPHRASE_VARIABLE
+from nst.network.levels import LEVELS, find_level
+from nst.pictures.size import Size
+
+if TYPE_CHECKING:
+    from jobs.client.drivers import Place
+
+AUTO = "auto"
+"""In place of a level's name: the best that a budget allows."""
+MOST_CORES = 20_000
+HOUR = 3600.0
+
+
+def _level(name: object) -> str:
+    return find_level(str(name)).name
+
+
+def _level_or_auto(name: object) -> str:
+    return AUTO if name == AUTO else _level(name)
+
+
+def _size(value: object) -> Size:
+    return Size(*value).checked() if isinstance(value, tuple) else Size.parse(str(value))
+
+
+def _span(text: object) -> float:
+    """Seconds out of 8h, 90min or 1h30m."""
+    parts = re.fullmatch(r"(?:([\d.]+) *h)? *(?:([\d.]+) *m(?:in)?)?", str(text).strip())
+    try:
+        given = [float(part or 0) for part in parts.groups()] if parts else [0.0, 0.0]
+    except ValueError:
+        given = [0.0, 0.0]
+    seconds = HOUR * given[0] + 60 * given[1]
+    if not seconds > 0:
+        raise InputError(f"{text!r} is no span of time such as 8h or 90min")
+    return seconds
+
+
+def _counts(text: object) -> tuple[int, ...]:
+    """Numbers of cores in a list with commas."""
+    try:
+        counts = tuple(int(part) for part in str(text).split(","))
+    except ValueError:
+        counts = ()
+    if not counts or not all(1 <= count <= MOST_CORES for count in counts):
+        raise InputError(
+            f"{text!r} is no list of numbers from 1 to {MOST_CORES:,}; write it like 16,96,1024"
+        )
+    return counts
+
+
+def _levels() -> Iterable[str]:
+    return LEVELS
+
+
+def _levels_and_auto() -> Iterable[str]:
+    return (*LEVELS, AUTO)
+
+
+SIDES = "draft 32, low 64, mid 128, high 192, ultra 256 pixels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model."""
+
+    quality: str = option(
+        f"{SIDES}.", "low", short="-q", metavar="LEVEL", parse=_level, complete=_levels
+    )
+    size: Size | None = option(
+        "Size of contents and results in pixels.",
+        None,
+        parse=_size,
+        metavar="WIDTHxHEIGHT",
+        shown="a square of the level's size",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetOptions(ModelOptions):
+    """Which model, or how long it may take."""
+
+    quality: str = option(
+        f"{SIDES}; auto: the best that --budget allows.",
+        "low",
+        short="-q",
+        metavar="LEVEL",
+        parse=_level_or_auto,
+        complete=_levels_and_auto,
+    )
+    budget: float = option(
+        "With --quality auto: how long the job may take, as 8h or 90min.",
+        8 * HOUR,
+        parse=_span,
+        above=0,
+        metavar="TIME",
+        shown="8h",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridOptions:
+    """Which pairs of the pictures that are found."""
+
+    grid: bool = option("Combine every content with every style.", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions(GridOptions):
+    """Which pairs, and how their contents are brought to the size of the result."""
+
+    fit: Literal["crop", "letterbox"] = option("How contents of other proportions fit.", "crop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorOptions:
+    """How many actors compute."""
+
+    actors: int | None = option(
+        "Ray actors, one core each.",
+        None,
+        least=1,
+        shown="all cores, or all CPUs of the cluster",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceOptions(ActorOptions):
+    """Where a job runs, and who is told of its end."""
+
+    cluster: str | None = option(
+        "Run on the Ray cluster at http://host:8265.", None, metavar="ADDRESS"
+    )
+    cluster_python: str | None = option(
+        "Interpreter of the cluster that has this package.", None, metavar="PATH", shown="python"
+    )
+    notify_url: str = option(
+        "Post job, state and counts to this address at the end.", "", metavar="URL", private=True
+    )
+
+    @property
+    def place(self) -> Place:
+        """This machine unless a cluster is named."""
+        from jobs.client.drivers import PYTHON, Place
+
+        return Place(self.cluster or "", self.cluster_python or PYTHON)
+
+
+STORE_FIELDS = tuple(field.name for field in fields(StoreOptions))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitOptions(StoreOptions, PlaceOptions, FitOptions, BudgetOptions):
+    """What a job is made with, whoever submits it."""
+
+    store: str | None = option(
+        "Folder or s3://bucket/prefix for ciphertexts and job records.",
+        None,
+        shown="a folder of yours",
+    )
+    limit: float = option(
+        "Core-hours up to which a job is submitted without asking.", 24.0, least=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForceOptions:
+    """What a folder of results may lose."""
+
+    force: bool = option("Replace pictures in the output folder.", False, once=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaitOptions:
+    """Whether a command stays until a job ends."""
+
+    wait: bool = option("Stay until the job ends.", True)
+    out: Path | None = option("Fetch the results into this folder.", None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriceOptions:
+    """What cores cost."""
+
+    core_price: float = option("Dollars per core-hour.", 0.04, least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonOptions:
+    """How a command answers."""
+
+    as_json: bool = option("Machine-readable.", False, name="json", once=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitCommand(ForceOptions, PriceOptions, WaitOptions, SubmitOptions):
+    """`submit`: a job's options, and those of one call."""
+
+    dry_run: bool = option("Say what the job would take; encrypt nothing.", False, once=True)
+    as_json: bool = option("With --dry-run: machine-readable.", False, name="json", once=True)
+    yes: bool = option("Do not ask about a job above --limit.", False, once=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryOptions(PlaceOptions):
+    """How another driver goes on with a job: where it ran, unless this call says otherwise."""
+
+    cluster: str | None = option(
+        "Run on the Ray cluster at http://host:8265.", None, metavar="ADDRESS", once=True
+    )
+    cluster_python: str | None = option(
+        "Interpreter of the cluster that has this package.",
+        None,
+        metavar="PATH",
+        shown="python",
+        once=True,
+    )
+    failed: bool = option("Compute pairs that failed, too.", False, once=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryCommand(WaitOptions, RetryOptions):
+    """`retry`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchOptions(ForceOptions):
+    """`fetch`: where results go."""
+
+    out: Path = option("Folder for the PNGs.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewOptions(FetchOptions, FitOptions, ModelOptions):
+    """`preview`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(ActorOptions):
+    """`demo`."""
+
+    out: Path = option(
+        "Folder for all that the demo makes: keys, store, pictures.", Path("demo-out")
+    )
+    count: int = option("How many of the bundled pairs.", 2, name="pairs", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateOptions(JsonOptions, PriceOptions, GridOptions, BudgetOptions):
+    """`estimate`."""
+
+    count: int | None = option(
+        "How many pairs.", None, name="pairs", least=1, shown="those of PAIRS, else 100"
+    )
+    cores: tuple[int, ...] = option(
+        "Numbers of cores to compare.",
+        (16, 96, 1024),
+        parse=_counts,
+        metavar="LIST",
+        shown="16,96,1024",
+    )
+    cores_per_node: int = option("Cores of a node.", 16, least=1)
+    bandwidth: float = option("MB/s of a node: to other nodes and to the store.", 1250.0, above=0)
+    uplink: float = option("MB/s between you and the store.", 12.5, above=0)
+    like: str | None = option("Take stage times from a job that has run.", None, metavar="JOB")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions(JsonOptions, StoreOptions, ModelOptions):
+    """`doctor`."""
+
+    actors: int = option(
+        "Ray actors at the same time.", os.cpu_count() or 1, least=1, shown="all cores"
+    )
+    cluster: str = option("Ray cluster to check, as for submit.", "", metavar="ADDRESS")
+    store: tuple[str, ...] = option(
+        "Folder or s3://bucket/prefix to check; repeatable.", (), shown="the store of submit"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyOptions(ModelOptions):
+    """`keys create`."""
+
+    passphrase: bool = option(
+        f"Encrypt the secret key under a passphrase (asked for, or {PASSPHRASE_VARIABLE}).",
+        False,
+        once=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions(JsonOptions, ModelOptions):
+    """`circuits inspect`."""
+
+
+COMMANDS: dict[str, type] = {
+    "circuits build": ModelOptions,
+    "circuits inspect": InspectOptions,
+    "demo": DemoOptions,
+    "doctor": DoctorOptions,
+    "estimate": EstimateOptions,
+    "fetch": FetchOptions,
+    "keys create": KeyOptions,
+    "preview": PreviewOptions,
+    "retry": RetryCommand,
+    "submit": SubmitCommand,
+}
+"""The commands that files and variables configure, and their options."""
