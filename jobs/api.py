@@ -8,41 +8,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import click
 from PIL.Image import Image
 
-from jobs.cli.configured import Standing, standing
-from jobs.cli.main import main
-from jobs.cli.options import place_of
 from jobs.client import drivers, lifecycle
-from jobs.client.auto import AUTO, choose
-from jobs.client.drivers import PYTHON, Driver, Place
-from jobs.client.dry_run import core_hours, records_of_files, records_of_pictures
+from jobs.client.drivers import Driver
 from jobs.client.fetch import Fetched, decrypted, fetch
 from jobs.client.home import Home, JobBook
-from jobs.client.pairs import Pair, find_pairs, named_pairs
-from jobs.client.pictures import Fit
-from jobs.client.preparation import PreparedPair, prepare
-from jobs.client.submit import submit
-from jobs.client.wording import many
-from jobs.execution.forecast import Offer
-from jobs.execution.notify import Hook
-from jobs.execution.stage_times import read_times
+from jobs.client.pairs import Pair
+from jobs.client.run import go_on, ready, start
+from jobs.client.session import Session
+from jobs.configuration import load
+from jobs.options import RetryOptions, SubmitOptions
 from jobs.storage.records import JobState, Status, read_state
-from jobs.storage.s3_address import SCHEME, S3Options
-from jobs.storage.store import FIRST_PATIENCE, Store, open_store
-from nst.pictures.size import Size
-from nst.engines.concrete.circuits import build_level
-from nst.engines.concrete.client import AskPassphrase
 from nst.errors import ClusterError, InputError
 from nst.folders import PASSPHRASE_VARIABLE
-from nst.network.integers import IntegerNetwork
-from nst.network.levels import QualityLevel, get_level
-from nst.engines.concrete.plan import CircuitPlan
-from nst.stylize import to_image
-from nst.network.weights import load_weights
+from nst.keyring import AskPassphrase
+from nst.pictures.picture import to_image
 
 __all__ = ["Client", "Job", "Pair", "Results"]
 
@@ -118,93 +100,48 @@ class Client:
             passphrase: Of the key set, if it has one; None takes it from the environment.
         """
         self.home = Home(home) if home else Home.default()
-        self._store = str(store) if store else None
-        self._cluster, self._cluster_python = cluster, cluster_python
+        self._given = {
+            "store": str(store) if store else None,
+            "cluster": cluster,
+            "cluster_python": cluster_python,
+        }
         self._passphrase = passphrase
 
     def submit(
         self,
         pairs: str | Path | Iterable[Pair],
         quality: str | None = None,
-        *,
-        grid: bool | None = None,
-        fit: Fit | None = None,
-        size: tuple[int, int] | None = None,
-        actors: int | None = None,
-        keep_days: int | None = None,
-        limit: float | None = None,
-        budget: float | None = None,
-        notify_command: str | None = None,
-        notify_url: str | None = None,
+        **options: object,
     ) -> Job:
-        """Encrypt pairs and start a job; returns when it is on its way.
-
-        None is what `nst-batch submit` would take: see `Client`.
+        """Encrypt pairs, upload them and start a driver; returns when that is done.
 
         Args:
-            pairs: A folder or CSV file as `nst-batch submit` takes it, or pairs of files.
-            quality: Name of the level; `auto` is the best that `budget` allows.
-            grid: Take every content of the folder or file with every style.
-            fit: How contents are brought to their size.
-            size: Width and height of contents and results in pixels; by default a square of the
-                level's size.
-            actors: Ray actors; by default one a core here, one a CPU of a cluster.
-            keep_days: When the job may be pruned; by default never.
-            limit: Core-hours above which nothing is submitted; `math.inf` allows everything.
-            budget: With `auto`: seconds there are.
-            notify_command: Run on this machine at the end; empty for none. Needs a driver here.
-            notify_url: Told at the end; empty for nobody.
+            pairs: A folder or CSV file in one of the forms that `nst-batch submit` takes, or pairs
+                of files.
+            quality: Name of a level, or `auto` for the best whose job takes at most `budget`
+                seconds.
+            options: Fields of `SubmitOptions`; None is not given.
 
         Raises:
             InputError: if no pair can be used, the job is over the limit, an option or what is
                 configured is wrong, or the passphrase is wrong or missing.
-            CircuitError: if circuits or keys cannot be made.
+            CircuitError: if the model or keys cannot be made.
             StoreError: if the store cannot be written.
             ClusterError: if the cluster does not answer; nothing is submitted then. If it refuses
                 the job, that is in the store, and `client.jobs()[-1].retry()` starts it.
+            TypeError: if there is no such option.
         """
-        options = _Options("submit")
-        place = self._place(options)
-        url = self._store or options.of("store")
-        if place.cluster and not url:
-            raise InputError("a cluster needs a store: s3://bucket/prefix, or a shared folder")
-        url = _with_options_of_s3(url or str(self.home.store), options)
-        hook = _hook(options, place, notify_command, notify_url)
-        actors, quality = options.of("actors", actors), options.of("quality", quality)
-        if quality != AUTO:
-            get_level(quality)  # before files are looked for
-        canvas = Size(*size).checked() if size else options.of("size")
-        if isinstance(pairs, str | Path):
-            found, skipped = find_pairs(Path(pairs), options.of("grid", grid))
-        else:
-            found, skipped = named_pairs(pairs), []
-        if quality == AUTO:
-            budget = options.of("budget", budget)
-            quality = self._best(found, place, actors, budget, url.startswith(SCHEME), canvas)
-        level, network = _level_and_network(quality)
-        prepared, unreadable = prepare(found, network, level.side, options.of("fit", fit), canvas)
-        skipped += unreadable
-        if not prepared:
-            reason = skipped[0].reason if skipped else "there is none"
-            raise InputError(f"no pair can be used: {reason}")
-        self._require_within(options.of("limit", limit), level, network, prepared, canvas)
-        store = open_store(url, FIRST_PATIENCE)
-        drivers.require_reachable(place)
-        days = options.of("keep-days", keep_days)
-        book = submit(
-            self.home,
-            store,
-            level,
-            network,
-            prepared,
-            skipped,
-            _silent,
-            self._ask(),
-            days,
-            canvas,
-        )
-        drivers.start(self.home, store, book, place.actors(actors), place, hook)
-        return self.job(book.job_id)
+        given = {**self._given, "quality": quality, **options}
+        chosen = load(SubmitOptions, "submit", given)
+        url = chosen.fold(chosen.store or str(self.home.store))
+        source = Path(pairs) if isinstance(pairs, str | Path) else pairs
+        batch = ready(source, chosen, self.home, url)
+        batch.require_pairs()
+        if excess := batch.excess(chosen.limit):
+            raise InputError(f"{excess}: allow them with limit=")
+        session = Session.open(self.home, url, self._ask(), create=True)
+        book, _ = start(batch, chosen, session)
+        return Job(session, book)
 
     def job(self, job_id: str) -> Job:
         """A job that was submitted from this data directory, by whatever means.
@@ -214,66 +151,11 @@ class Client:
             StoreError: if its store does not answer.
         """
         book = self.home.book(job_id)
-        return Job(self.home, open_store(book.store, FIRST_PATIENCE), book, self._ask())
+        return Job(Session.open(self.home, book.store, self._ask()), book)
 
     def jobs(self) -> list[Job]:
         """All jobs of this data directory, oldest first; see `job` for errors."""
         return [self.job(book.job_id) for book in self.home.books()]
-
-    def _place(self, options: _Options) -> Place:
-        """Where a new job is to run."""
-        cluster, python = options["cluster"], options.of("cluster-python", self._cluster_python)
-        if self._cluster is not None:
-            return Place(self._cluster, python or PYTHON)
-        here = options["here"]
-        try:
-            place = place_of(here.value, cluster.value, python, here.origin, cluster.origin)
-        except click.UsageError as error:
-            raise InputError(error.message) from error
-        return place or Place()
-
-    def _best(
-        self,
-        pairs: list[Pair],
-        place: Place,
-        actors: int | None,
-        budget: float,
-        uploads: bool,
-        canvas: Size | None,
-    ) -> str:
-        """Name of the best level whose job fits a number of seconds."""
-        if place.cluster and actors is None:
-            raise InputError("how many cores a cluster gives is not known here: give actors=")
-        cores, records = place.actors(actors), records_of_files(pairs)
-        times, offer = read_times(), Offer(cores)
-
-        def plan_of(level: QualityLevel) -> CircuitPlan:
-            return self._plan_of(level, load_weights(level.weights), canvas)
-
-        return choose(records, cores, budget, times, offer, plan_of, uploads).level.name
-
-    def _require_within(
-        self,
-        limit: float,
-        level: QualityLevel,
-        network: IntegerNetwork,
-        pairs: list[PreparedPair],
-        canvas: Size | None,
-    ) -> None:
-        """Raise InputError if these pairs take more core-hours than `limit`."""
-        plan = self._plan_of(level, network, canvas)
-        hours = core_hours(plan, read_times(), records_of_pictures(pairs))
-        if hours > limit:
-            raise InputError(
-                f"{many(len(pairs), 'pair')} at {level.name}: about {hours:.3g} core-hours, "
-                f"more than the limit of {limit:g}: allow them with limit="
-            )
-
-    def _plan_of(
-        self, level: QualityLevel, network: IntegerNetwork, canvas: Size | None
-    ) -> CircuitPlan:
-        """Circuits of a level, compiled if need be."""
-        return build_level(level, network, self.home.circuits, canvas)[1]
 
     def _ask(self) -> AskPassphrase | None:
         known = self._passphrase or os.environ.get(PASSPHRASE_VARIABLE)
@@ -283,11 +165,9 @@ class Client:
 class Job:
     """A job, in the manner of `concurrent.futures.Future`; it goes on without this object."""
 
-    def __init__(
-        self, home: Home, store: Store, book: JobBook, ask: AskPassphrase | None = None
-    ) -> None:
+    def __init__(self, session: Session, book: JobBook) -> None:
         """Not for direct use: `Client.submit` and `Client.job` make jobs."""
-        self._home, self._store, self._ask = home, store, ask
+        self._session = session
         self.id, self.quality = book.job_id, book.quality
         self.names = [pair.name for pair in book.pairs]
         """Names of the pairs that were submitted."""
@@ -306,8 +186,8 @@ class Job:
         return self.progress().status
 
     def progress(self) -> JobState:
-        """How far it is: pairs, PBS, times."""
-        return read_state(self._store, self.id)
+        """How far it is: pairs, core-seconds, times."""
+        return read_state(self._session.store, self.id)
 
     def done(self) -> bool:
         """Whether nothing more will happen by itself: it ended, was cancelled, or has stopped."""
@@ -325,7 +205,7 @@ class Job:
         """
         if self.progress().finished:
             return self.cancelled()
-        return lifecycle.cancel(self._home, self._store, self._book).status == "cancelled"
+        return lifecycle.cancel(self._session, self._book).status == "cancelled"
 
     def result(self, timeout: float | None = None) -> Results:
         """Wait for the end and decrypt the pictures.
@@ -354,8 +234,7 @@ class Job:
         if not state.finished or state.pairs_done + state.pairs_failed < len(self.names):
             reason = state.reason or "its driver is gone"
             raise ClusterError(f"job {self.id} stopped: {reason}; see logs() and retry()")
-        level, network = _level_and_network(self.quality)
-        _, entries = decrypted(self._home, self._store, self._book, level, network, self._ask)
+        _, entries = decrypted(self._session, self._book)
         pictures, failed = {}, {}
         for entry in entries:
             if entry.result is None:
@@ -376,44 +255,29 @@ class Job:
                 set's passphrase is wrong or missing.
             CircuitError: if this installation's circuits are not the job's.
         """
-        level, network = _level_and_network(self.quality)
-        out = Path(folder)
-        return fetch(self._home, self._store, self._book, level, network, out, force, self._ask)
+        return fetch(self._session, self._book, Path(folder), force)
 
-    def retry(
-        self,
-        failed: bool = False,
-        actors: int | None = None,
-        *,
-        notify_command: str | None = None,
-        notify_url: str | None = None,
-    ) -> int:
+    def retry(self, failed: bool = False, **options: object) -> int:
         """Go on with a job that has stopped or was cancelled; returns the number of pairs to do.
 
-        It runs where it ran before. None is what `nst-batch retry` would take: see `Client`.
+        It runs where it ran before unless `cluster` says otherwise.
 
         Args:
             failed: Whether pairs that failed get another chance.
-            actors: See `Client.submit`.
-            notify_command: See `Client.submit`.
-            notify_url: See `Client.submit`.
+            options: Other fields of `RetryOptions`; None is what `nst-batch retry` would take.
 
         Raises:
             InputError: if a driver is at work on it, or what is configured is wrong.
             ClusterError: if its cluster does not answer.
+            TypeError: if there is no such option.
         """
-        book, options = self._book, _Options("retry")
-        place = Place(book.cluster, book.cluster_python or PYTHON)
-        hook = _hook(options, place, notify_command, notify_url)
-        left = lifecycle.prepare_retry(self._home, self._store, book, failed)
-        if left:
-            actors = place.actors(options.of("actors", actors))
-            drivers.start(self._home, self._store, book, actors, place, hook)
+        chosen = load(RetryOptions, "retry", {"failed": failed, **options})
+        left, _ = go_on(self._session, self._book, chosen)
         return left
 
     def logs(self) -> str:
         """What its driver has printed."""
-        return drivers.driver_of(self._home, self._book).logs()
+        return drivers.driver_of(self._session.home, self._book).logs()
 
     def delete(self) -> None:
         """Delete its ciphertexts and records, and what this machine knows of it.
@@ -421,12 +285,12 @@ class Job:
         Raises:
             InputError: if a driver is at work on it.
         """
-        lifecycle.delete(self._home, self._store, self._book)
+        lifecycle.delete(self._session, self._book)
 
     @property
     def _book(self) -> JobBook:
         """Read afresh: it names the last driver."""
-        return self._home.book(self.id)
+        return self._session.home.book(self.id)
 
     def _ended(self, state: JobState) -> bool:
         if state.finished:
@@ -434,57 +298,5 @@ class Job:
         book = self._book
         if self._driver is None or self._driver[0] != book:
             # Kept as long as it is the last one: it does not ask a cluster too often.
-            self._driver = (book, drivers.driver_of(self._home, book))
-        return not lifecycle.at_work(self._store, book, state, self._driver[1])
-
-
-class _Options:
-    """What a command of `nst-batch` would take if it were called without flags."""
-
-    def __init__(self, command: str) -> None:
-        """Look the files and the environment through.
-
-        Raises:
-            InputError: if one of them says what an option does not take.
-        """
-        with click.Context(main, info_name="nst-batch") as root:
-            self._stands = standing(root, (command,), main.commands[command])
-
-    def __getitem__(self, key: str) -> Standing:
-        return self._stands[key]
-
-    def of(self, key: str, given: Any = None) -> Any:
-        """An option's value: what is given, else what is configured, else its default."""
-        return self._stands[key].value if given is None else given
-
-
-def _hook(options: _Options, place: Place, command: str | None, url: str | None) -> Hook:
-    """Whom the driver tells of the end, checked."""
-    hook = Hook(
-        options.of("notify-command", command) or "",
-        options.of("notify-url", url) or "",
-        str(Path.cwd()),
-    )
-    hook.check()
-    if hook.command and place.cluster:
-        raise InputError(
-            "a cluster's driver runs no command of yours: give notify_url=, or notify_command=''"
-        )
-    return hook
-
-
-def _with_options_of_s3(url: str, options: _Options) -> str:
-    """A store's URL with what is configured for stores in S3; a folder's as it is."""
-    if not url.startswith(SCHEME):
-        return url
-    keys = ("endpoint-url", "region", "profile", "sse", "sse-kms-key-id")
-    return S3Options(*(options.of(key) for key in keys)).fold(url)
-
-
-def _level_and_network(quality: str) -> tuple[QualityLevel, IntegerNetwork]:
-    level = get_level(quality)
-    return level, load_weights(level.weights)
-
-
-def _silent(done: int, total: int) -> None:
-    """Progress that nobody watches."""
+            self._driver = (book, drivers.driver_of(self._session.home, book))
+        return not lifecycle.at_work(self._session.store, book, state, self._driver[1])

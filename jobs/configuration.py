@@ -92,7 +92,8 @@ def load(kind: type[Options], command: str, given: Mapping[str, object]) -> Opti
         InputError: if a file, a variable or the caller says what an option does not take.
         TypeError: if there is no such field.
     """
-    options = options_of(kind)
+    of_kind: type = kind
+    options = options_of(of_kind)
     values: dict[str, Any] = {k: s.value for k, s in configured(command).items() if k in options}
     for name, value in given.items():
         if name not in options:

@@ -112,17 +112,17 @@ class Option:
         above, below = self.about.get("above"), self.about.get("below")
         # So written that what is no number is in no range.
         if least is not None and not value >= least:
-            raise InputError(f"{value:g} is less than {least:g}")
+            raise InputError(f"{value} is less than {least:g}")
         if most is not None and not value <= most:
-            raise InputError(f"{value:g} is more than {most:g}")
+            raise InputError(f"{value} is more than {most:g}")
         if above is not None and not value > above:
-            raise InputError(f"{value:g} is not above {above:g}")
+            raise InputError(f"{value} is not above {above:g}")
         if below is not None and not value < below:
-            raise InputError(f"{value:g} is not below {below:g}")
+            raise InputError(f"{value} is not below {below:g}")
 
 
 @cache
-def options_of(kind: type) -> dict[str, Option]:
+def options_of(kind: type[Any]) -> dict[str, Option]:
     """The options of a dataclass by the names of its fields, in their order."""
     hints = get_type_hints(kind)
     return {
@@ -130,11 +130,6 @@ def options_of(kind: type) -> dict[str, Option]:
         for field in dataclasses.fields(kind)
         if "help" in field.metadata
     }
-
-
-def by_key(kind: type) -> dict[str, Option]:
-    """The same by their long names."""
-    return {option.key: option for option in options_of(kind).values()}
 
 
 def _option(field: dataclasses.Field[Any], hint: Any) -> Option:

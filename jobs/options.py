@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from jobs.fields import option
+from jobs.fields import option, options_of
 from jobs.storage.store import StoreOptions
 from nst.errors import InputError
 from nst.folders import PASSPHRASE_VARIABLE
@@ -164,9 +164,6 @@ class PlaceOptions(ActorOptions):
         return Place(self.cluster or "", self.cluster_python or PYTHON)
 
 
-STORE_FIELDS = tuple(field.name for field in fields(StoreOptions))
-
-
 @dataclass(frozen=True, kw_only=True)
 class SubmitOptions(StoreOptions, PlaceOptions, FitOptions, BudgetOptions):
     """What a job is made with, whoever submits it."""
@@ -268,7 +265,12 @@ class EstimateOptions(JsonOptions, PriceOptions, GridOptions, BudgetOptions):
     """`estimate`."""
 
     count: int | None = option(
-        "How many pairs.", None, name="pairs", least=1, shown="those of PAIRS, else 100"
+        "How many pairs.",
+        None,
+        name="pairs",
+        least=1,
+        most=100_000,
+        shown="those of PAIRS, else 100",
     )
     cores: tuple[int, ...] = option(
         "Numbers of cores to compare.",
@@ -312,12 +314,87 @@ class InspectOptions(JsonOptions, ModelOptions):
     """`circuits inspect`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(FitOptions, ModelOptions):
+    """`evaluate`."""
+
+    content_dir: Path | None = option("Instead of PAIRS: photographs of the training.", None)
+    style_dir: Path | None = option("With --content-dir: paintings of the training.", None)
+    count: int = option("How many fixed pairs of held-out pictures of these folders.", 63, least=1)
+    vgg: Path = option("VGG16 or VGG19 weights.")
+    weights: Path | None = option("Weights to measure instead of the level's own.", None)
+    runs: int = option(
+        "How often each pair is computed with the circuits' noise.",
+        1,
+        name="simulate",
+        metavar="RUNS",
+        least=0,
+    )
+    p_error: float | None = option(
+        "Error probability of one PBS in the simulation.",
+        None,
+        above=0,
+        below=1,
+        shown="the level's",
+    )
+    results: Path | None = option("Folder written by fetch: measure its pictures, too.", None)
+    record: str | None = option(
+        "Write all figures to this file; - is standard output.", None, name="json", once=True
+    )
+    out: Path | None = option("Folder for the contact sheet.", None)
+    magnify: int = option("Pixels of the sheet per pixel, each way.", 2, least=1, most=8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """`export`."""
+
+    quality: str = option(
+        "Level that these weights are for.",
+        short="-q",
+        metavar="LEVEL",
+        parse=_level,
+        complete=_levels,
+    )
+    out: Path = option("Destination .safetensors.")
+    data: str | None = option(
+        "Description of the training pictures.", None, shown="that of the weights' card"
+    )
+    budget_pbs: float = option(
+        "Most PBS per pixel of output, style branch included.", 22.0, above=0
+    )
+    strength: float = option(
+        "Less than 1 gives back content for style, see evaluate; it costs nothing.",
+        1.0,
+        above=0,
+        most=2,
+    )
+    octaves: float | None = option(
+        "How far the client brings the contrast of a result's finest octaves to its style's.",
+        None,
+        least=0,
+        most=1,
+        shown="that of the weights or of the run",
+    )
+    lattice: float | None = option(
+        "How much the client takes out of what repeats from cell to cell of a result.",
+        None,
+        least=0,
+        most=1,
+        shown="that of the weights, 0 of a run",
+    )
+
+
+STORE_FIELDS = tuple(options_of(StoreOptions))
+
 COMMANDS: dict[str, type] = {
     "circuits build": ModelOptions,
     "circuits inspect": InspectOptions,
     "demo": DemoOptions,
     "doctor": DoctorOptions,
     "estimate": EstimateOptions,
+    "evaluate": EvaluateOptions,
+    "export": ExportOptions,
     "fetch": FetchOptions,
     "keys create": KeyOptions,
     "preview": PreviewOptions,

@@ -11,7 +11,6 @@ from jobs.cli.examples import examples
 from jobs.cli.options import on_command_line, takes
 from jobs.cli.screen import EXIT_UNREACHABLE, EXIT_USAGE
 from jobs.options import STORE_FIELDS, DoctorOptions
-from jobs.storage.store import address_of
 
 
 @click.command(
@@ -34,11 +33,13 @@ def doctor(options: DoctorOptions) -> None:
     """
     from jobs.client.doctor import diagnose
     from jobs.client.home import Home
+    from jobs.storage.store import address_of
 
-    home, flags = Home.default(), on_command_line(*STORE_FIELDS)
-    if any(address_of(url).takes for url in options.store):
-        flags = []  # They are for that one.
-    urls = [options.fold(url, flags) for url in options.store or (str(home.store),)]
+    home = Home.default()
+    stores = options.store or (str(home.store),)
+    taken = {name for url in stores for name in address_of(url).takes}
+    refused = [name for name in on_command_line(*STORE_FIELDS) if name not in taken]
+    urls = [options.fold(url, refused) for url in stores]
     checks = []
     for check in diagnose(
         home, urls, options.quality, options.actors, options.cluster, options.size

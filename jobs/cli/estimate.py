@@ -99,12 +99,7 @@ def estimate(pairs: Path | None, options: EstimateOptions) -> None:
 
 def say_choice(choice: Choice) -> None:
     """Say on standard error which level was chosen, and why."""
-    from jobs.client.auto import hours
-
-    why = f"about {hours(choice.seconds)} of {hours(choice.budget)} on {many(choice.cores, 'core')}"
-    if choice.better:
-        why += f"; {choice.better[0].name} would take {hours(choice.better[1])}"
-    click.echo(f"quality {choice.level.name}: {why}", err=True)
+    click.echo(f"quality {choice.level.name}: {choice.reason}", err=True)
 
 
 def print_dry_run(batch: Batch, options: SubmitCommand, url: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from jobs.client.wording import many
 from jobs.execution.forecast import Forecaster, Offer
 from jobs.storage.records import PairRecord
 from nst.engines.rates import Rates
@@ -21,11 +22,24 @@ class Choice:
         level: The best level that fits.
         seconds: What the job takes at it.
         better: The next better one and what it would take, if there is one.
+        budget: Seconds there are.
+        cores: Workers, one core each.
     """
 
     level: QualityLevel
     seconds: float
     better: tuple[QualityLevel, float] | None
+    budget: float
+    cores: int
+
+    @property
+    def reason(self) -> str:
+        """Why it is this level, in one line."""
+        cores = many(self.cores, "core")
+        why = f"about {hours(self.seconds)} of {hours(self.budget)} on {cores}"
+        if self.better:
+            why += f"; {self.better[0].name} would take {hours(self.better[1])}"
+        return why
 
 
 def choose(
@@ -61,7 +75,7 @@ def choose(
             wire = forecaster.wire(pairs)
             seconds += (wire.up + wire.down) / offer.uplink
         if seconds <= budget:
-            return Choice(level, seconds, better)
+            return Choice(level, seconds, better, budget, cores)
         better = level, seconds
     if better is None:
         raise InputError("no quality level has weights in this installation; reinstall it")

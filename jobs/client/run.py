@@ -66,10 +66,8 @@ class Batch:
         hours = core_hours(self.model, self.records)
         if hours <= limit:
             return ""
-        return (
-            f"{many(len(self.pairs), 'pair')} at {named(self.model)}: about {hours:.3g} core-hours, "
-            f"more than the limit of {limit:g}"
-        )
+        what = f"{many(len(self.pairs), 'pair')} at {named(self.model)}"
+        return f"{what}: about {hours:.3g} core-hours, more than the limit of {limit:g}"
 
 
 def ready(
@@ -115,7 +113,10 @@ def ready(
 
 
 def start(
-    batch: Batch, options: SubmitOptions, session: Session, progress: Progress
+    batch: Batch,
+    options: SubmitOptions,
+    session: Session,
+    progress: Progress = lambda done, total: None,
 ) -> tuple[JobBook, Driver]:
     """Encrypt a batch, upload it and start its driver.
 
@@ -133,7 +134,7 @@ def start(
 
 
 def go_on(session: Session, book: JobBook, options: RetryOptions) -> tuple[int, Driver | None]:
-    """Start another driver for what is left of a job, where it ran unless the options say else.
+    """Start another driver for what is left of a job, where it ran unless the options differ.
 
     Returns how many pairs are left, and the driver; none is started if nothing is left.
 

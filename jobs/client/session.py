@@ -25,9 +25,9 @@ class Session:
 
     @staticmethod
     def open(
-        home: Home, url: str, ask: AskPassphrase | None = None, create: bool = False
+        home: Home, url: str, ask: AskPassphrase | None = None, *, create: bool = False
     ) -> Session:
-        """Open a store for a user who waits; see `jobs.storage.store.open_store` for errors."""
+        """Open a store for a user who waits; see `open_store`."""
         return Session(home, open_store(url, FIRST_PATIENCE, create=create), ask)
 
     @property
