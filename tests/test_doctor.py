@@ -15,12 +15,12 @@ from click.testing import Result
 
 from jobs.client import doctor
 from jobs.client.doctor import BASE_BYTES, actor_bytes, check_memory, pair_bytes
-from jobs.storage.s3_store import S3Store
 from jobs.storage.local_store import LocalStore
+from jobs.storage.s3_store import S3Store
 from jobs.storage.store import open_store
-from nst.pictures.size import Size
 from nst.engines.concrete.circuits import load_plan
 from nst.engines.concrete.client import KeyCard, KeyRing
+from nst.pictures.size import Size
 from tests.command_line import run
 from tests.conftest import BUCKET
 from tests.s3_server import S3Server, free_ports
