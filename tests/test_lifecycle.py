@@ -13,6 +13,7 @@ from jobs.execution import recorder as recording
 from jobs.execution.driver import Backend, drive, on_running_ray, run_job
 from jobs.execution.recorder import Recorder
 from jobs.storage import layout
+from jobs.storage.local_store import LocalStore
 from jobs.storage.records import (
     Cancellation,
     JobRecord,
@@ -22,7 +23,6 @@ from jobs.storage.records import (
     read_state,
     write_record,
 )
-from jobs.storage.local_store import LocalStore
 from jobs.storage.store import Store, open_store
 from nst.errors import StoreError
 from tests.fakes import Meddling, fake_executor, fake_job
