@@ -151,7 +151,7 @@ def test_a_store_that_hangs_costs_checkpoints_and_nothing_else(
             assert answers.wait(60)
             super().write(key, blob)
 
-    job = fake_job(open_store(str(tmp_path)), pairs=grid_of_pairs(1, 20))
+    job = fake_job(open_store(str(tmp_path), create=True), pairs=grid_of_pairs(1, 20))
     store = Hanging(tmp_path)
     checkpoints: Checkpoints[bytes] = Checkpoints(store, job, lambda handle: handle)
     for task in (t for t in FakePlan().graph(job.pairs).tasks if t.checkpoint):
