@@ -14,7 +14,7 @@ from PIL import Image
 from nst.network import levels
 from nst.network.levels import QualityLevel
 from tests.command_line import refused, run
-from tests.toy import TOY_P_ERROR, TOY_SIZE, offer_toy, toy_weights
+from tests.toy import TOY_SIZE, offer_toy, toy_level, toy_weights
 from tests.user_pairs import folder_of, picture
 
 QUALITY = ["--quality", "toy"]
@@ -32,7 +32,7 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def toy_level(weights: Path, shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def toy(weights: Path, shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     offer_toy(monkeypatch, weights, shared_home)
 
 
@@ -122,7 +122,7 @@ def test_unusable_stores(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "store.json").write_text('{"format": 99}')
-    refused(run("submit", source, *QUALITY, "--store", other), "99", code=3)
+    refused(run("submit", source, *QUALITY, "--store", other), "99")
     refused(run("submit", source, *QUALITY, "--store", "gs://bucket"), "gs://bucket")
 
 
@@ -177,7 +177,7 @@ def test_keys_and_circuits(shared_home: Path) -> None:
     listed = json.loads(run("keys", "list", "--json").output)
     assert listed[-1]["quality"] == "toy"
     inspected = json.loads(run("circuits", "inspect", *QUALITY, "--json").output)
-    assert inspected["size"] == TOY_SIZE
+    assert inspected["width"] == inspected["height"] == TOY_SIZE
     assert inspected["pbs_per_pair"] == inspected["pbs_style"] + inspected["pbs_content"]
     assert inspected["pbs_per_pair"] == sum(s["pbs"] for s in inspected["stages"])
     assert inspected["model_id"] == listed[-1]["model_id"]
@@ -233,13 +233,18 @@ def test_submit_status_fetch(tmp_path: Path, shared_home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_result_of_other_circuits_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_job_is_fetched_with_the_model_that_it_was_made_with(
+    tmp_path: Path, shared_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = json.loads(run("status", "--json").output)
     if not jobs:
         pytest.skip("needs the job of test_submit_status_fetch")
+    book = json.loads((shared_home / "jobs" / jobs[0]["job"] / "book.json").read_text())
     other = toy_weights(tmp_path / "other.safetensors", seed=1)
-    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, other, TOY_P_ERROR))
-    result = run("fetch", jobs[0]["job"], "--out", tmp_path / "out")
-    refused(result, jobs[0]["job"], "circuits")
+    monkeypatch.setitem(levels.LEVELS, "toy", toy_level(other))
+    fetch = ["fetch", jobs[0]["job"], "--out"]
+    assert "1 picture in" in run(*fetch, tmp_path / "out").output
+    cached = shared_home / "models" / book["model_id"]
+    cached.rename(tmp_path / "away")
+    refused(run(*fetch, tmp_path / "again"), book["model_id"])
+    (tmp_path / "away").rename(cached)

@@ -123,7 +123,7 @@ def run_toy_job(folder: Path, model: Path, key: Path) -> ToyJob:
         patch.setitem(levels.LEVELS, "toy", level)
         loaded = Model.load("toy", home.models)
     prepared, skipped = prepare(find_pairs(folder / "pairs")[0], loaded, "crop")
-    session = Session.open(home, str(folder / "store"))
+    session = Session.open(home, str(folder / "store"), create=True)
     book = submit(session, loaded, prepared, skipped)
     loader = EvaluatorLoader(session.store.url, book.model_id, book.key_id)
     executor = RecordingExecutor(loader())
