@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from jobs.client import drivers
+from jobs.storage import layout
+from jobs.storage.records import PairEnd, read_job, write_record
+from jobs.storage.store import open_store
 from nst.network import levels
 from nst.network.levels import QualityLevel
 from tests.command_line import refused, run
@@ -185,6 +190,56 @@ def test_keys_and_circuits(shared_home: Path) -> None:
         assert inspected[key] > 0
     secret = shared_home / "keys" / listed[-1]["key_id"] / "secret.key"
     assert secret.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.fixture
+def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """Submits a pair whose driver does nothing; gives the job's id."""
+    monkeypatch.setattr(drivers, "start_here", lambda *_: None)
+    source = folder_of(tmp_path / "pairs", ("sea",))
+
+    def submit() -> str:
+        call = ["submit", source, *QUALITY, "--no-wait", "--store", tmp_path / "store"]
+        result = run(*call)
+        assert result.exit_code == 0, result.output
+        return json.loads(run("list", "--json").stdout)[-1]["job"]
+
+    return submit
+
+
+def test_what_is_damaged_is_named_and_stops_nothing_else(
+    submitted: Callable[[], str], shared_home: Path
+) -> None:
+    key, book = (shared_home / "keys" / "bad", shared_home / "jobs" / "bad")
+    for folder, name in ((key, "key.json"), (book, "book.json")):
+        folder.mkdir(parents=True)
+        (folder / name).write_text("{")
+    job = submitted()
+    try:
+        for command, damaged in (("keys", key / "key.json"), ("list", book / "book.json")):
+            result = run(command, *(["list"] if command == "keys" else []))
+            assert result.exit_code == 0
+            (line,) = result.stderr.splitlines()
+            assert line.startswith(f"warning: {damaged} is damaged")
+            assert "toy" in result.stdout
+    finally:
+        shutil.rmtree(key)
+        shutil.rmtree(book)
+    assert run("delete", job, "--yes").exit_code == 0
+
+
+def test_a_retry_changes_nothing_if_its_cluster_does_not_answer(
+    submitted: Callable[[], str], tmp_path: Path
+) -> None:
+    job, store = submitted(), open_store(str(tmp_path / "store"))
+    (pair,) = read_job(store, job).pairs
+    marker = layout.pair_end(job, pair.pair_id)
+    write_record(store, marker, PairEnd(pair_id=pair.pair_id, status="failed", reason="boom"))
+    refused(run("retry", job, "--failed", "--cluster", SILENT, "--no-wait"), SILENT, code=3)
+    assert store.exists(marker)
+    assert run("retry", job, "--failed", "--no-wait").exit_code == 0
+    assert not store.exists(marker)
+    assert run("delete", job, "--yes").exit_code == 0
 
 
 @pytest.mark.slow
