@@ -13,10 +13,11 @@ from click.testing import Result
 from PIL import Image
 
 from jobs.client.evaluation import held_out_pairs
-from nst.pictures.color import ColorStatistics, colored
-from nst.stylize import Picture
-from nst.training.vgg import LAYERS_16
 from nst.network.weights import save_weights
+from nst.pictures.color import ColorStatistics, colored
+from nst.pictures.picture import Picture
+from nst.pictures.sheet import GAP
+from nst.training.vgg import LAYERS_16
 from tests.command_line import refused, run
 from tests.toy import TOY_P_ERROR, TOY_SIZE, offer_toy, random_network, toy_network, toy_weights
 from tests.user_pairs import folder_of, picture
@@ -74,7 +75,8 @@ def test_report_table_and_sheet(vgg: Path, tmp_path: Path) -> None:
         # Two pairs beside each other, of four pictures each, enlarged twice.
         assert sheet.width > 2 * 4 * 2 * TOY_SIZE
         assert 2 * TOY_SIZE < sheet.height < 4 * TOY_SIZE
-        at = np.asarray(sheet)[4 : 4 + 2 * TOY_SIZE : 2, 8 : 8 + 2 * TOY_SIZE : 2]
+        first = slice(3 * GAP, 3 * GAP + 2 * TOY_SIZE, 2)
+        at = np.asarray(sheet)[first, first]
     with Image.open(source / "content" / "sea.png") as content:
         square = content.crop((4, 0, 44, 40)).resize((TOY_SIZE, TOY_SIZE), Image.Resampling.BICUBIC)
     # Cutting and scaling in two steps rounds otherwise than in one.

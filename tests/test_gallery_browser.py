@@ -43,9 +43,9 @@ def entries() -> list[Entry]:
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("browser")
     summary = Summary(HOSTILE, (("job", "0f3c9a"), ("state", HOSTILE)))
-    write_gallery(entries(), summary, folder / "gallery.html")
+    gallery = write_gallery(entries(), summary, folder)
     with browser(folder / "profile") as page:
-        page.address = (folder / "gallery.html").as_uri()
+        page.address = gallery.as_uri()
         yield page
 
 
@@ -134,7 +134,7 @@ def test_the_viewer_goes_through_what_is_shown(page: Any) -> None:
     assert "cat: style (2 of 6)" in page.find_element("id", "caption").text
     press(page, ESCAPE)
     assert enlarged(page) is None
-    # Whoever came by keyboard is where he was.
+    # The focus is where it was.
     assert page.switch_to.active_element == zoom(page, "style of cat")
 
 

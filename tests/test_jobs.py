@@ -13,27 +13,29 @@ from ray.exceptions import AuthenticationError
 
 from jobs.client import drivers, lifecycle
 from jobs.client.drivers import ClusterDriver, LocalDriver, Place
-from jobs.client.home import BookPair, Home, JobBook
+from jobs.client.home import BOOK, BookPair, Home, JobBook
+from jobs.client.pictures import Box
+from jobs.client.session import Session
 from jobs.execution.driver import run_job
 from jobs.storage import layout
 from jobs.storage.records import (
     STALE_AFTER,
     JobRecord,
     JobState,
+    read_job,
     read_marks,
-    read_record,
     read_state,
     write_record,
 )
-from jobs.storage.s3_address import without_profile
 from jobs.storage.store import Store, open_store
 from nst.errors import ClusterError
 from tests.command_line import refused, run
-from tests.fakes import PLAN, fake_executor, fake_job, plain_results  # noqa: F401
+from tests.fakes import PLAN, fake_executor, fake_job
 from tests.plans import grid_of_pairs
 
 NOBODY = "http://127.0.0.1:9"
 """A port that no Jobs API has."""
+BOX = Box(0, 0, PLAN.size.width, PLAN.size.height)
 
 
 @pytest.fixture
@@ -47,6 +49,11 @@ def store(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "store"), create=True)
 
 
+@pytest.fixture
+def session(home: Home, store: Store) -> Session:
+    return Session(home, store)
+
+
 def book_of(home: Home, store: Store, job: JobRecord) -> JobBook:
     """Remember a job as if it had been submitted from here."""
     book = JobBook(
@@ -54,10 +61,13 @@ def book_of(home: Home, store: Store, job: JobRecord) -> JobBook:
         created=job.created,
         store=store.url,
         quality=job.quality,
+        width=job.width,
+        height=job.height,
+        engine=PLAN.engine,
         key_id=job.key_id,
         model_id=job.model_id,
         pairs=[
-            BookPair(pair_id=p.pair_id, name=f"name of {p.pair_id}", content=0, style=0, box=[])
+            BookPair(pair_id=p.pair_id, name=f"name of {p.pair_id}", content=0, style=0, box=BOX)
             for p in job.pairs
         ],
         skipped=[],
@@ -78,8 +88,7 @@ def drive(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def start_here(_: Home, book: JobBook, actors: int, *__: object) -> None:
         started.append(actors)
-        job = read_record(store, layout.job(book.job_id), JobRecord)
-        run_job(store, job, fake_executor(), actors)
+        run_job(store, read_job(store, book.job_id), fake_executor(), actors)
 
     monkeypatch.setattr(drivers, "start_here", start_here)
     return started
@@ -149,12 +158,14 @@ def test_a_cancelled_job_can_be_taken_up(store: Store, book: JobBook, drive: lis
     assert not store.exists(layout.cancellation("job"))
 
 
-def test_a_driver_that_does_not_listen_is_ended(home: Home, store: Store, book: JobBook) -> None:
+def test_a_driver_that_does_not_listen_is_ended(
+    session: Session, home: Home, store: Store, book: JobBook
+) -> None:
     process = process_of("job")
     try:
         home.save_book(book.model_copy(update={"driver_pid": process.pid}))
         set_state(store, status="running")
-        assert lifecycle.cancel(home, store, home.book("job"), patience=0.2).status == "cancelled"
+        assert lifecycle.cancel(session, home.book("job"), patience=0.2).status == "cancelled"
         assert process.wait(20) != 0
     finally:
         process.kill()
@@ -192,7 +203,7 @@ def test_a_process_that_got_the_drivers_number_is_not_the_driver(home: Home, boo
 
 
 def test_a_silent_cluster_is_judged_by_the_sign_of_life(
-    home: Home, store: Store, book: JobBook
+    session: Session, home: Home, store: Store, book: JobBook
 ) -> None:
     book = book.model_copy(update={"cluster": NOBODY, "submission": "s"})
     home.save_book(book)
@@ -204,7 +215,7 @@ def test_a_silent_cluster_is_judged_by_the_sign_of_life(
     assert not lifecycle.at_work(store, book, late, driver)
     assert "driver gone" in run("status", "job").output
     # Nobody can stop it, and nobody need to.
-    assert lifecycle.cancel(home, store, book).status == "cancelled"
+    assert lifecycle.cancel(session, book).status == "cancelled"
     refused(run("logs", "job"), NOBODY, "--cluster", code=3)
 
 
@@ -214,11 +225,24 @@ def test_a_cluster_that_does_not_answer(
     refused(run("retry", "job", "--cluster", NOBODY), NOBODY, code=3)
     assert read_state(store, "job").status == "submitted" and not drive
     refused(run("retry", "job", "--cluster", "ftp://x"), "ftp://x", "http://host:8265")
-    assert run("retry", "job", "--cluster", NOBODY, "--here").exit_code == 2
+    # Of two places the last one counts.
+    assert run("retry", "job", "--cluster", NOBODY, "--here").exit_code == 0 and drive
+
+
+def test_a_retry_of_failed_pairs_asks_the_cluster_before_it_deletes_their_markers(
+    session: Session, drive: list[int]
+) -> None:
+    pairs = grid_of_pairs(2, 1)
+    book_of(session.home, session.store, fake_job(session.store, pairs=pairs, poisoned="c1"))
+    assert run("retry", "job").exit_code == 1
+    before = session.store.list("")
+    refused(run("retry", "job", "--failed", "--cluster", NOBODY), NOBODY, code=3)
+    assert session.store.list("") == before and "name of p10" in shown()
+    assert run("status", "job").exit_code == 1 and len(drive) == 1
 
 
 def test_what_a_cluster_is_told(
-    home: Home, store: Store, book: JobBook, monkeypatch: pytest.MonkeyPatch
+    session: Session, home: Home, store: Store, book: JobBook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Store and ids, and nothing of this machine."""
     told: list[dict[str, object]] = []
@@ -235,7 +259,7 @@ def test_what_a_cluster_is_told(
     monkeypatch.setenv("NST_BATCH_PASSPHRASE", "correct horse")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
     book = book.model_copy(update={"store": "s3://bucket/a?region=r&profile=mine"})
-    drivers.start(home, store, book, 0, Place("127.0.0.1:1", "/opt/the python"))
+    drivers.start(session, book, Place("127.0.0.1:1", "/opt/the python"), 0)
     ((entrypoint, submission),) = [(t.pop("entrypoint"), t.pop("submission_id")) for t in told]
     assert told == [{}]
     assert entrypoint == (
@@ -248,7 +272,7 @@ def test_what_a_cluster_is_told(
 
 
 def test_a_cluster_that_has_just_started_is_waited_for(
-    home: Home, store: Store, book: JobBook, monkeypatch: pytest.MonkeyPatch
+    session: Session, home: Home, book: JobBook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray's head answers before it knows of a node that could take a job."""
     says = "Request failed with status code 500: No available agent to submit job"
@@ -267,12 +291,12 @@ def test_a_cluster_that_has_just_started_is_waited_for(
     monkeypatch.setattr("ray.job_submission.JobSubmissionClient", Client)
     monkeypatch.setattr(drivers.socket, "create_connection", lambda *_: socket.socket())
     monkeypatch.setattr(drivers, "AGENT_EVERY", 0)
-    drivers.start(home, store, book, 0, Place("127.0.0.1:1"))
+    drivers.start(session, book, Place("127.0.0.1:1"), 0)
     assert len(asked) == 3 and home.book("job").submission
     monkeypatch.setattr(drivers, "AGENT_SECONDS", 0)
     asked.clear()
     with pytest.raises(ClusterError, match=says):
-        drivers.start(home, store, book, 0, Place("127.0.0.1:1"))
+        drivers.start(session, book, Place("127.0.0.1:1"), 0)
     assert len(asked) == 1
 
 
@@ -290,11 +314,6 @@ def test_a_token_that_is_missing_is_one_line(
         run("retry", "job", "--cluster", "h:1"), "h:1", "Missing authentication", "token", code=3
     )
     assert not drive
-
-
-def test_a_profile_stays_on_this_machine() -> None:
-    assert without_profile("s3://bucket?profile=x&sse=AES256") == "s3://bucket?sse=AES256"
-    assert without_profile("/a/folder") == "/a/folder"
 
 
 def test_logs_are_shown_without_what_steers_terminals(home: Home, book: JobBook) -> None:
@@ -317,7 +336,7 @@ def test_a_deleted_job_leaves_nothing(
     home: Home, store: Store, book: JobBook, drive: list[int]
 ) -> None:
     run("retry", "job")
-    store.write(layout.result_row("job", "dead", "p00", 0), b"an orphan")
+    store.write(layout.result_part("job", "dead", "p00", 0), b"an orphan")
     refused(run("delete", "job"), "--yes")
     assert home.books()
     result = run("delete", "job", "--yes")
@@ -331,8 +350,8 @@ def test_what_other_jobs_use_outlives_a_job(home: Home, store: Store, book: JobB
     book_of(home, store, fake_job(store, "other", grid_of_pairs(1, 1)))
     assert run("delete", "job", "--yes").exit_code == 0
     for key in (
-        layout.server_zip(PLAN.model_id),
-        layout.circuit_plan(PLAN.model_id),
+        layout.model_server(PLAN.model_id),
+        layout.model_plan(PLAN.model_id),
         layout.evaluation_keys("key"),
         layout.job("other"),
     ):
@@ -373,17 +392,31 @@ def test_a_store_that_is_away_hides_no_other_jobs(
 def test_missing_shared_objects_are_uploaded_again(
     home: Home, store: Store, book: JobBook, drive: list[int]
 ) -> None:
-    store.delete(layout.server_zip(book.model_id))
+    store.delete(layout.model_server(book.model_id))
     refused(run("retry", "job"), book.model_id)
-    folder = home.circuits / book.model_id
+    folder = home.models / book.model_id
     folder.mkdir(parents=True)
-    (folder / "server.zip").write_bytes(b"circuits")
+    (folder / "server.zip").write_bytes(b"model")
     (home.keys / "key").mkdir(parents=True)
     (home.keys / "key" / "evaluation.key").write_bytes(b"good keys")
     assert run("retry", "job").exit_code == 0
-    assert store.read(layout.server_zip(book.model_id)) == b"circuits"
+    assert store.read(layout.model_server(book.model_id)) == b"model"
     # What was there is replaced if it is not what this machine has.
     assert store.read(layout.evaluation_keys("key")) == b"good keys"
+
+
+def test_a_damaged_book_stops_no_other_job(
+    session: Session, book: JobBook, drive: list[int]
+) -> None:
+    session.home.save_book(book.model_copy(update={"job_id": "broken"}))
+    damaged = session.home.root / "jobs" / "broken" / BOOK
+    damaged.write_text("{")
+    listed = run("list", "--json")
+    assert listed.exit_code == 0 and [row["job"] for row in json.loads(listed.stdout)] == ["job"]
+    (warning,) = listed.stderr.splitlines()
+    assert warning.startswith("warning: ") and str(damaged) in warning
+    refused(run("status", "broken"), str(damaged))
+    assert run("retry", "job").exit_code == 0
 
 
 @pytest.mark.parametrize("command", [("retry",), ("cancel",), ("delete", "--yes"), ("logs",)])
@@ -408,7 +441,7 @@ def test_watching_needs_a_job(home: Home) -> None:
 
 
 def test_cancelling_waits_for_the_driver(
-    home: Home, store: Store, book: JobBook, monkeypatch: pytest.MonkeyPatch
+    session: Session, home: Home, store: Store, book: JobBook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = process_of("job")
     try:
@@ -422,7 +455,7 @@ def test_cancelling_waits_for_the_driver(
             set_state(store, status="cancelled", pairs_done=1)
 
         monkeypatch.setattr(lifecycle.time, "sleep", stops)
-        state = lifecycle.cancel(home, store, home.book("job"))
+        state = lifecycle.cancel(session, home.book("job"))
         assert (state.status, state.pairs_done) == ("cancelled", 1)
         assert len(waits) == 1 and process.poll() is None
     finally:
@@ -430,10 +463,10 @@ def test_cancelling_waits_for_the_driver(
 
 
 def test_a_driver_that_cannot_be_ended_is_not_called_cancelled(
-    home: Home, store: Store, book: JobBook
+    session: Session, store: Store, book: JobBook
 ) -> None:
     book = book.model_copy(update={"cluster": NOBODY, "submission": "s"})
     set_state(store, status="running")
     with pytest.raises(ClusterError):
-        lifecycle.cancel(home, store, book, patience=0.1)
+        lifecycle.cancel(session, book, patience=0.1)
     assert read_state(store, "job").status == "running"

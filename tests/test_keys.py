@@ -16,14 +16,15 @@ from PIL import Image
 
 from jobs.cli import keys as cli_keys
 from jobs.client import drivers
-from nst.engines.concrete import client as nst_client
-from nst.network.architecture import STYLE
-from nst.engines.concrete.client import EVALUATION_FILE, SECRET_FILE, KeyCard, KeyRing
+from nst import keyring
+from nst.engines.base import Published
 from nst.errors import InputError
-from nst.folders import PASSPHRASE_VARIABLE
+from nst.folders import PASSPHRASE_VARIABLE, Folders
+from nst.keyring import CARD_FILE, EVALUATION_FILE, SECRET_FILE, KeyCard, KeyRing
+from nst.network.architecture import STYLE
 from nst.secret_box import FORMAT, MAGIC, SHORTEST, is_box, lock, unlock
 from tests.command_line import refused, run
-from tests.toy import TOY_SIZE, noise_pixels, offer_toy, toy_weights
+from tests.toy import encrypt, noise_input, offer_toy, toy_weights
 
 PASSPHRASE = "correct horse bättery"
 SECRET = bytes(range(256)) * 4
@@ -115,7 +116,7 @@ def secret_file(ring: KeyRing, card: KeyCard) -> Path:
     return ring.folder / card.key_id / SECRET_FILE
 
 
-def test_protect_and_unprotect(ring: KeyRing, key_card: KeyCard, circuits: Path) -> None:
+def test_protect_and_unprotect(ring: KeyRing, key_card: KeyCard, published: Published) -> None:
     key_id, path = key_card.key_id, secret_file(ring, key_card)
     before = path.read_bytes()
     names = sorted(p.name for p in path.parent.iterdir())
@@ -140,7 +141,7 @@ def test_protect_and_unprotect(ring: KeyRing, key_card: KeyCard, circuits: Path)
 
     assert ring.secret(key_id, ask) == before
     assert asked == [key_id]
-    assert ring.cipher(key_id, circuits, ask).encrypt(noise_pixels(TOY_SIZE), STYLE).rows
+    assert encrypt(ring.cipher(key_id, published, ask), noise_input(STYLE)).parts
 
     ring.unprotect(key_id, ask)
     assert path.read_bytes() == before and not ring.is_protected(key_id)
@@ -149,15 +150,15 @@ def test_protect_and_unprotect(ring: KeyRing, key_card: KeyCard, circuits: Path)
 
 
 def test_a_protected_key_is_refused_without_its_passphrase(
-    ring: KeyRing, key_card: KeyCard, circuits: Path
+    ring: KeyRing, key_card: KeyCard, published: Published
 ) -> None:
     key_id, path = key_card.key_id, secret_file(ring, key_card)
     ring.protect(key_id, PASSPHRASE)
     stored = path.read_bytes()
     with pytest.raises(InputError, match=f"{key_id} has a passphrase"):
-        ring.cipher(key_id, circuits)
+        ring.cipher(key_id, published)
     for act in (
-        lambda: ring.cipher(key_id, circuits, lambda _: "something else"),
+        lambda: ring.cipher(key_id, published, lambda _: "something else"),
         lambda: ring.unprotect(key_id, lambda _: "something else"),
     ):
         with pytest.raises(InputError, match="wrong passphrase"):
@@ -168,13 +169,13 @@ def test_a_protected_key_is_refused_without_its_passphrase(
 
 
 def test_a_secret_of_another_key_set_does_not_open(
-    ring: KeyRing, key_card: KeyCard, circuits: Path
+    ring: KeyRing, key_card: KeyCard, published: Published
 ) -> None:
     ring.protect(key_card.key_id, PASSPHRASE)
     other = ring.folder / ("0" * 16)
     shutil.copytree(ring.folder / key_card.key_id, other)
     with pytest.raises(InputError, match="wrong passphrase"):
-        ring.cipher(other.name, circuits, lambda _: PASSPHRASE)
+        ring.cipher(other.name, published, lambda _: PASSPHRASE)
 
 
 @pytest.mark.parametrize("to_protected", [True, False])
@@ -185,13 +186,13 @@ def test_a_conversion_that_fails_changes_nothing(
     if not to_protected:
         ring.protect(key_id, PASSPHRASE)
     before = path.read_bytes()
-    real: Callable[[Path, bytes], None] = nst_client._write_private
+    real: Callable[[Path, bytes], None] = keyring._write_private
 
     def disk_full(path: Path, data: bytes) -> None:
         real(path, data[: len(data) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(nst_client, "_write_private", disk_full)
+    monkeypatch.setattr(keyring, "_write_private", disk_full)
     with pytest.raises(InputError, match="No space left") as caught:
         if to_protected:
             ring.protect(key_id, PASSPHRASE)
@@ -200,6 +201,18 @@ def test_a_conversion_that_fails_changes_nothing(
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
     assert not path.with_suffix(".partial").exists()
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}", b'{"key_id": 1}', b"\xff"])
+def test_a_damaged_card_is_left_out_and_named(
+    text: bytes, ring: KeyRing, key_card: KeyCard, caplog: pytest.LogCaptureFixture
+) -> None:
+    (ring.folder / "0f3c").mkdir()
+    (ring.folder / "0f3c" / CARD_FILE).write_bytes(text)
+    assert ring.list() == [key_card]
+    (record,) = caplog.records
+    assert "0f3c" in record.message and "\n" not in record.message
+    assert ring.find(key_card.model_id) == key_card
 
 
 def test_what_a_killed_conversion_left_is_no_obstacle(ring: KeyRing, key_card: KeyCard) -> None:
@@ -216,14 +229,15 @@ def test_what_a_killed_conversion_left_is_no_obstacle(ring: KeyRing, key_card: K
 def home(
     key_ring: KeyRing,
     key_card: KeyCard,
-    circuits: Path,
+    published: Published,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     """A data directory with the toy level, its circuits and a copy of the shared key set."""
     home = tmp_path / "home"
-    (home / "circuits").mkdir(parents=True)
-    (home / "circuits" / key_card.model_id).symlink_to(circuits)
+    models = Folders(home).models
+    models.mkdir(parents=True)
+    (models / key_card.model_id).symlink_to(published.folder)
     shutil.copytree(key_ring.folder / key_card.key_id, home / "keys" / key_card.key_id)
     weights = toy_weights(tmp_path / "toy.safetensors")
     offer_toy(monkeypatch, weights, home)
@@ -269,7 +283,7 @@ def test_a_mistyped_new_passphrase_is_asked_for_again(home: Path, key_card: KeyC
 
 
 def test_keys_create_with_a_passphrase(
-    home: Path, circuits: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, published: Published, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create = ("keys", "create", "--quality", "toy", "--passphrase")
     refused(run(*create), "no terminal", PASSPHRASE_VARIABLE)
@@ -286,7 +300,7 @@ def test_keys_create_with_a_passphrase(
     assert is_box((folder / SECRET_FILE).read_bytes())
     for path in (folder, *folder.iterdir()):
         assert path.stat().st_mode & 0o077 == 0, path
-    KeyRing(home / "keys").cipher(key_id, circuits, lambda _: PASSPHRASE)
+    KeyRing(home / "keys").cipher(key_id, published, lambda _: PASSPHRASE)
 
 
 @pytest.mark.parametrize("command", ["protect", "unprotect"])

@@ -16,29 +16,28 @@ from jobs.client import drivers
 from jobs.client.home import Home, JobBook
 from jobs.client.pictures import Box, read_picture
 from jobs.execution.driver import run_job
-from nst.engines.tasks import InputRow, build_graph
 from jobs.execution.inprocess import InProcessExecutor
 from jobs.execution.loading import EvaluatorLoader, job_plan
 from jobs.storage import layout
-from jobs.storage.records import JobRecord, read_record
+from jobs.storage.records import read_job
 from jobs.storage.store import open_store
-from nst.network import levels
-from nst.network.architecture import CONTENT, STYLE
-from nst.pictures.size import SMALLEST, TALLEST, WIDEST, Size
-from nst.engines.concrete.circuits import model_id
-from nst.pictures.color import dither
-from nst.errors import CircuitError, InputError
-from nst.network.integers import IntegerStage, Ints, is_style, space_to_depth
 from nst.engines.concrete.plan import CircuitPlan
+from nst.engines.tasks import InputPart
+from nst.errors import CircuitError, InputError
+from nst.model import Model
+from nst.network import levels
+from nst.network.architecture import COLUMNS, CONTENT, STYLE
+from nst.network.integers import IntegerStage, Ints, space_to_depth
+from nst.pictures.color import dither
+from nst.pictures.size import SMALLEST, TALLEST, WIDEST, Size
 from nst.training.quality import psnr
 from tests.command_line import refused, run
 from tests.plans import grid_of_pairs, made_up_plan
-from tests.toy import TOY, TOY_P_ERROR, TOY_SIZE, noise_pixels, random_network, toy_network
+from tests.toy import TOY, TOY_SIZE, noise_pixels, random_network
 from tests.toy_job import EXAMPLE, EXAMPLES, ToyJob
 
 SIZE = (36, 20)
 """Of the encrypted picture: wider than high, and both on no grid; 40 x 24 are encrypted."""
-WIRING = {"coarse": 4, "coarse_body": 2, "dense": TOY.dense, "reads_pixels": True, "code_layers": 2}
 
 
 def pixels(width: int, height: int) -> Ints:
@@ -82,14 +81,13 @@ def test_commands_refuse_a_wrong_size_in_one_line(monkeypatch: pytest.MonkeyPatc
 
 def in_the_clear(stage: IntegerStage, rows: list[Ints], code: Ints | None) -> Ints:
     """A row task as the circuit does it, written down once more: rows `[C, 1, W]` to one."""
-    if stage.stage.kind != "conv":
+    if COLUMNS in stage.stage.kind.summed:
         summed = sum(row.sum(2, keepdims=True) for row in rows)
         return stage.activate(
             np.tensordot(stage.weight[:, :, 0, 0], summed, 1) + stage.bias[:, None, None]
         )
     width = rows[0].shape[2]
-    tall = [np.concatenate(rows[i : i + 3], axis=1) for i in range(0, len(rows), 3)]
-    x = np.concatenate([t.repeat(width // t.shape[2], 2) for t in tall])
+    x = np.concatenate([np.concatenate(rows[i : i + 3], axis=1) for i in range(0, len(rows), 3)])
     x = np.concatenate([x[:, :, :1], x, x[:, :, -1:]], axis=2)
     stride = stage.stage.stride
     acc = np.stack(
@@ -111,14 +109,13 @@ def test_the_row_tasks_of_a_plan_at_another_height_make_the_whole_picture(
 ) -> None:
     network = random_network(TOY)
     content, style = pixels(width, height), noise_pixels(TOY_SIZE, 1)
-    plan = replace(made_up_plan(TOY_SIZE, body=TOY.body, **WIRING), width=width)
-    plan = plan.at_height(height)
-    graph = build_graph(plan, grid_of_pairs(1, 1))
+    plan = replace(made_up_plan(TOY_SIZE, body=TOY.body), width=width).at(Size(width, height))
+    graph = plan.graph(grid_of_pairs(1, 1), {circuit.name: 1.0 for circuit in plan.circuits})
     inputs = {"c0": space_to_depth(content), "s0": space_to_depth(style)}
     made: list[Ints] = []
     for task in graph.tasks:
         rows = [
-            inputs[s.input_id][:, s.row : s.row + 1] if isinstance(s, InputRow) else made[s]
+            inputs[s.input_id][:, s.part : s.part + 1] if isinstance(s, InputPart) else made[s]
             for s in task.sources
         ]
         stage = network.stages[task.stage]
@@ -144,50 +141,21 @@ def test_a_part_of_a_picture_becomes_what_it_is_in_the_whole() -> None:
 
 
 def test_a_plan_at_another_height_costs_by_its_rows() -> None:
-    plan = made_up_plan(64, coarse=4, coarse_body=2)
-    twice = plan.at_height(2 * plan.height)
+    plan = replace(made_up_plan(64), width=192, input_ciphertext_bytes=3 * 64 * 64 * 24)
+    twice = plan.at(Size(192, 128))
     assert twice.pbs_content == 2 * plan.pbs_content and twice.pbs_style == plan.pbs_style
-    assert twice.content_rows == 2 * plan.content_rows and twice.style_rows == plan.style_rows
-    assert twice.at_height(plan.height) == plan
-    plan = replace(plan, width=192, input_ciphertext_bytes=3 * 64 * 64 * 24)
-    assert plan.style_ciphertext_bytes == 64 * 64 * 24
-    assert plan.at_height(128).style_ciphertext_bytes == plan.style_ciphertext_bytes
+    assert twice.stored.content == 2 * plan.stored.content
+    assert twice.stored.content_part == plan.stored.content_part
+    assert twice.stored.style == plan.stored.style == 64 * 64 * 24
+    assert twice.at(plan.size) == plan
+    for other in (Size(64, 64), Size(192, 60)):
+        with pytest.raises(CircuitError, match=f"192 pixels wide, not {other}"):
+            plan.at(other)
 
 
-def test_circuits_depend_on_the_width_and_on_no_height() -> None:
-    network = toy_network()
-    usual = model_id(network, TOY_SIZE, TOY_P_ERROR)
-    assert model_id(network, TOY_SIZE, TOY_P_ERROR, TOY_SIZE) == usual
-    assert model_id(network, TOY_SIZE, TOY_P_ERROR, 2 * TOY_SIZE) != usual
-
-
-def test_plans_and_records_of_squares_are_read_as_such() -> None:
-    plan = made_up_plan(64)
-    record = plan.to_dict()
-    assert CircuitPlan.from_dict(json.loads(json.dumps(record))) == plan
-    old = {key: value for key, value in record.items() if key not in ("width", "height")}
-    assert CircuitPlan.from_dict({**old, "format": 2}) == plan
-    with pytest.raises(CircuitError, match="format 1"):
-        CircuitPlan.from_dict({**old, "format": 1})
-
-
-def test_jobs_of_earlier_versions_are_squares(toy_job: ToyJob, tmp_path: Path) -> None:
-    written = json.loads(toy_job.book.model_dump_json())
-    assert (written["width"], written["height"]) == (TOY_SIZE, TOY_SIZE)
-    del written["width"], written["height"]
-    assert JobBook.model_validate(written).canvas is None
-    store, job_id = open_store(toy_job.book.store), toy_job.book.job_id
-    job = read_record(store, layout.job(job_id), JobRecord)
-    assert job.height == TOY_SIZE
-    old = JobRecord.model_validate(job.model_dump(exclude={"height"}))
-    assert job_plan(store, old) == job_plan(store, job)
-    assert job_plan(store, job.model_copy(update={"height": 64})).content_rows == 16
-    home = Home(tmp_path)
-    (tmp_path / "jobs" / "old").mkdir(parents=True)
-    stacked = np.arange(2 * 3 * 8 * 8, dtype=np.uint8).reshape(2, 3, 8, 8)
-    np.savez_compressed(tmp_path / "jobs" / "old" / "pictures.npz", pictures=stacked)
-    read = [np.rint(p.rgb * 255) for p in home.pictures("old")]
-    np.testing.assert_array_equal(read, stacked)
+def test_a_plan_comes_back_from_its_record() -> None:
+    plan = replace(made_up_plan(64), width=192)
+    assert CircuitPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
 
 
 def test_the_dither_of_squares_has_not_changed() -> None:
@@ -231,12 +199,12 @@ def test_another_size_is_encrypted_computed_and_cut_out(
     def start_here(_: Home, book: JobBook, actors: int, *__: object) -> None:
         store = open_store(book.store)
         loader = EvaluatorLoader(store.url, book.model_id, book.key_id)
-        record = read_record(store, layout.job(book.job_id), JobRecord)
+        record = read_job(store, book.job_id)
         state = run_job(store, record, InProcessExecutor(loader()), actors)
         plan = job_plan(store, record)
-        assert (plan.size, plan.width, plan.height) == (TOY_SIZE, 40, 24)
+        assert isinstance(plan, CircuitPlan)
+        assert (plan.style_size, plan.size) == (Size.square(TOY_SIZE), Size(40, 24))
         assert state.status == "succeeded"
-        assert state.pbs_done == plan.pbs_content + plan.pbs_style
 
     monkeypatch.setattr(drivers, "start_here", start_here)
     client = jobs.Client(tmp_path / "store", home=tmp_path / "home")
@@ -276,20 +244,21 @@ def test_dry_runs_and_estimates_are_those_of_the_size(
         return json.loads(result.stdout)
 
     # Of the level's own width: only rows are more, and nothing is compiled.
-    before = set(toy_job.home.circuits.iterdir())
+    before = set(toy_job.home.models.iterdir())
     usual, tall = (
         said("submit", pairs, "--dry-run", "--size", f"{TOY_SIZE}x{height}") for height in (32, 96)
     )
-    assert set(toy_job.home.circuits.iterdir()) == before
-    style = sum(
-        s.out_channels * {"style_stem": 64, "style_body": 16, "style_rows": 4}.get(s.name, 1)
-        for s in TOY.stages()
-        if is_style(s.name)
-    )
-    assert tall["pbs"] - style == 3 * (usual["pbs"] - style)
+    assert set(toy_job.home.models.iterdir()) == before
     assert (tall["width"], tall["height"]) == (TOY_SIZE, 96)
     assert tall["bytes_up"] == 2 * usual["bytes_up"]
     assert tall["bytes_down"] == 3 * usual["bytes_down"]
-    assert said("estimate", "--pairs", "1", "--size", "32x96")["pbs"] == tall["pbs"]
-    shown = said("circuits", "inspect", "--size", "32x96")
-    assert (shown["height"], shown["pbs_per_pair"]) == (96, tall["pbs"])
+    low, high = (said("circuits", "inspect", "--size", f"32x{height}") for height in (32, 96))
+    assert (high["height"], high["pbs_content"]) == (96, 3 * low["pbs_content"])
+    assert high["pbs_style"] == low["pbs_style"]
+    model = Model.load("toy", toy_job.home.models)
+    style_s = sum(s.tasks * model.seconds[s.name] for s in model.plan.stages if s.style)
+    less, more = (
+        3600 * said("estimate", "--pairs", "1", "--size", f"32x{height}")["work_core_hours"]
+        for height in (32, 96)
+    )
+    assert more - style_s == pytest.approx(3 * (less - style_s))

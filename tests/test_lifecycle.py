@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.execution import writer as writing
-from jobs.execution.driver import drive, on_running_ray, run_job
-from jobs.execution.inprocess import InProcessExecutor
-from jobs.execution.scheduler import Executor
-from jobs.execution.writer import JobWriter
+from jobs.execution import recorder as recording
+from jobs.execution.driver import Backend, drive, on_running_ray, run_job
+from jobs.execution.recorder import Recorder
 from jobs.storage import layout
+from jobs.storage.local_store import LocalStore
 from jobs.storage.records import (
     Cancellation,
     JobRecord,
@@ -24,10 +23,9 @@ from jobs.storage.records import (
     read_state,
     write_record,
 )
-from jobs.storage.local_store import LocalStore
 from jobs.storage.store import Store, open_store
 from nst.errors import StoreError
-from tests.fakes import Meddling, fake_executor, fake_job, plain_results  # noqa: F401
+from tests.fakes import Meddling, fake_executor, fake_job
 
 PAIRS = 6
 
@@ -44,7 +42,7 @@ def job(store: Store) -> JobRecord:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[bytes]]:
-    """Rows of all pairs of a run that nothing happened to."""
+    """Results of all pairs of a run that nothing happened to."""
     store = open_store(str(tmp_path_factory.mktemp("undisturbed")), create=True)
     job = fake_job(store)
     assert run_job(store, job, fake_executor(), 1).status == "succeeded"
@@ -52,17 +50,17 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[byte
 
 
 def results(store: Store, job: JobRecord) -> dict[str, list[bytes]]:
-    """Published rows by pair; every other row in the store is an orphan, and there is none."""
+    """Published parts by pair; every other part in the store is an orphan, and there is none."""
     ended = read_marks(store, job).ended
     published: dict[str, list[str]] = {}
     for end in ended.values():
         if end.status == "succeeded":
             published[end.pair_id] = [
-                layout.result_row(job.job_id, end.attempt, end.pair_id, row)
-                for row in range(end.rows)
+                layout.result_part(job.job_id, end.attempt, end.pair_id, part)
+                for part in range(end.parts)
             ]
-    rows = sorted(key for keys in published.values() for key in keys)
-    assert store.list(layout.results(job.job_id)) == rows
+    parts = sorted(key for keys in published.values() for key in keys)
+    assert store.list(layout.results(job.job_id)) == parts
     return {pair: [store.read(key) for key in keys] for pair, keys in published.items()}
 
 
@@ -98,7 +96,7 @@ def test_a_job_goes_through_its_states(store: Store, job: JobRecord) -> None:
 def test_the_state_tells_which_pairs_run(
     store: Store, job: JobRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "STATE_EVERY", 0.0)
+    monkeypatch.setattr(recording, "STATE_EVERY", 0.0)
     seen: list[tuple[str, set[str]]] = []
     run_job(
         store,
@@ -140,7 +138,7 @@ def test_a_second_driver_does_the_whole_job_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The first either notices, or finishes the pair at hand and finds its result unwanted."""
-    monkeypatch.setattr(writing, "LOOK_EVERY", looks)
+    monkeypatch.setattr(recording, "LOOK_EVERY", looks)
     first = Meddling(at, lambda: run_job(store, job, fake_executor(), 1))
     state = run_job(store, job, first, 1)
     assert (state.status, state.pairs_done) == ("succeeded", PAIRS)
@@ -173,7 +171,7 @@ def test_two_drivers_at_once(
 def test_a_cancelled_job_stops_and_keeps_what_is_done(
     store: Store, job: JobRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(recording, "LOOK_EVERY", 0.0)
     wish = Cancellation(asked=0.0)
     executor = Meddling(90, lambda: write_record(store, layout.cancellation("job"), wish))
     state = run_job(store, job, executor, 1)
@@ -217,11 +215,11 @@ def test_a_full_store_stops_the_job_and_not_the_pairs(
     full = FullStore(tmp_path / "store")
 
     @contextmanager
-    def connect(_: JobWriter) -> Iterator[Executor]:
-        yield InProcessExecutor(fake_executor().evaluator)
+    def connect(_: Recorder[bytes]) -> Iterator[Backend[bytes]]:
+        yield fake_executor(), ()
 
     with pytest.raises(StoreError):
-        drive(JobWriter(full, job, 1), connect)
+        drive(Recorder(full, job, 1), connect)
     state = read_state(store, "job")
     assert state.status == "failed" and "no space left" in state.reason
     assert statuses(store, job) == {"succeeded", "failed"}
@@ -231,7 +229,7 @@ def test_a_full_store_stops_the_job_and_not_the_pairs(
 
 
 def test_a_driver_that_cannot_start_leaves_another_alone(store: Store, job: JobRecord) -> None:
-    late = JobWriter(store, job, 1)
+    late: Recorder[bytes] = Recorder(store, job, 1)
 
     def fails() -> None:
         late.could_not_go_on("no Ray here")
@@ -255,7 +253,7 @@ def test_a_driver_joins_the_cluster_that_started_it(
     monkeypatch.setattr("cluster.local.running_ray", running_ray)
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
     with pytest.raises(StoreError):
-        drive(JobWriter(store, job, 0), on_running_ray)
+        drive(Recorder(store, job, 0), on_running_ray)
     assert seen == ["192.0.2.1:6379"]
     state = read_state(store, "job")
     assert (state.status, state.reason) == ("failed", "far enough")

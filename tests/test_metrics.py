@@ -17,12 +17,13 @@ import cluster
 from cluster import metrics
 from cluster.local import local_ray
 from cluster.metrics import DEFINITIONS, ActorMetrics, DriverMetrics
-from jobs.execution import writer as writing
+from cluster.types import Completion
+from jobs.execution import recorder as recording
 from jobs.execution.driver import walk_job
-from nst.engines.tasks import build_graph
-from jobs.execution.writer import JobWriter
+from jobs.execution.recorder import Recorder
 from jobs.storage.store import open_store
-from tests.fakes import PLAN, Meddling, fake_job, plain_results  # noqa: F401
+from tests.fakes import PLAN, Meddling, fake_job
+from tests.plans import grid_of_pairs
 
 DASHBOARD = Path(cluster.__file__).parent / "grafana" / "nst-batch.json"
 
@@ -34,7 +35,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Values]:
     """By metric, values by labels: what Ray would be told."""
     told: dict[str, Values] = defaultdict(dict)
 
-    class Recorder:
+    class Metric:
         def __init__(self, name: str, description: str, tag_keys: Any, **more: Any) -> None:
             assert description
             self.name, self.keys = name, tag_keys
@@ -53,7 +54,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Values]:
         observe = inc
 
     for kind in ("Counter", "Gauge", "Histogram"):
-        monkeypatch.setattr(f"ray.util.metrics.{kind}", Recorder)
+        monkeypatch.setattr(f"ray.util.metrics.{kind}", Metric)
     return told
 
 
@@ -67,32 +68,32 @@ def test_an_actor_counts_time_and_bytes_by_stage(recorded: dict[str, Values]) ->
     assert recorded["nst_batch_ciphertext_bytes_total"] == {("in",): 400, ("out",): 150}
 
 
-def test_a_driver_counts_pbs_pairs_and_what_was_in_vain(
+def test_a_driver_counts_work_pairs_and_what_was_in_vain(
     recorded: dict[str, Values], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "STATE_EVERY", 0.0)
+    monkeypatch.setattr(recording, "STATE_EVERY", 0.0)
+    monkeypatch.setattr(metrics, "EXPORT_EVERY", 0.0)
     monkeypatch.setattr(metrics, "RATE_SECONDS", 0.0)
     store = open_store(str(tmp_path), create=True)
     job = fake_job(store, poisoned="c0")
-    writer = JobWriter(store, job, 1)
-    writer.meter = DriverMetrics(job.job_id)
+    recorder: Recorder[bytes] = Recorder(store, job, 1)
     middle: dict[str, Values] = {}
     executor = Meddling(60, lambda: middle.update({k: dict(v) for k, v in recorded.items()}))
-    state = walk_job(writer, executor)
+    state = walk_job(recorder, executor, [DriverMetrics(job.job_id, recorder.pair_counts)])
     assert state.pairs_failed == 2
-    by_stage = recorded["nst_batch_pbs_total"]
-    assert sum(by_stage.values()) == state.pbs_done
-    whole = build_graph(PLAN, job.pairs)
-    assert by_stage["job", "up"] < sum(t.pbs for t in whole.tasks if t.stage == "up")
+    by_stage = recorded["nst_batch_work_seconds_total"]
+    assert sum(by_stage.values()) == state.seconds_done
+    whole = PLAN.graph(job.pairs)
+    assert by_stage["job", "up"] < sum(t.seconds for t in whole.tasks if t.stage == "up")
     assert recorded["nst_batch_attempts_failed_total"] == {("job",): state.attempts_failed}
     assert state.attempts_failed >= 1
     assert middle["nst_batch_pairs"]["job", "queued"] > 0
     ended = {state: count for (_, state), count in recorded["nst_batch_pairs"].items()}
     assert ended == {"succeeded": 4, "failed": 2, "running": 0, "queued": 0}
-    assert 0 < middle["nst_batch_pbs_left"]["job",] < whole.pbs
-    assert middle["nst_batch_pbs_per_second"]["job",] > 0
+    assert 0 < middle["nst_batch_work_seconds_left"]["job",] < whole.seconds
+    assert middle["nst_batch_work_rate"]["job",] > 0
     assert middle["nst_batch_live_bytes"]["job",] > 0
-    assert middle["nst_batch_tasks_under_way"]["job",] <= 1
+    assert middle["nst_batch_tasks_under_way"]["job",] == 1
 
 
 def test_labels_are_stages_ids_and_states() -> None:
@@ -125,11 +126,13 @@ def test_ray_exports_what_the_dashboard_asks_for(monkeypatch: pytest.MonkeyPatch
     with local_ray(1):
         (node,) = ray.nodes()
         url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        actor, driver = ActorMetrics(), DriverMetrics("0f3c")
-        actor.task_done("up", 2.0, 300, 100)
-        driver.task_done("up", 700)
-        driver.attempt_failed()
-        driver.progress(700, 1000, 1, 400, {"running": 1, "failed": 2})
+        driver: DriverMetrics[bytes] = DriverMetrics("0f3c", lambda: {"running": 1, "failed": 2})
+        ActorMetrics().task_done("up", 2.0, 300, 100)
+        graph = PLAN.graph(grid_of_pairs(1, 1))
+        driver.on_start(graph)
+        driver.on_task_end(graph.tasks[-1], Completion(graph.tasks[-1].index, b""), 400)
+        driver.on_attempt_failed(graph.tasks[-1], "boom")
+        driver.on_tick(1, 1, 400)
         page, deadline = "", time.monotonic() + 60
         while time.monotonic() < deadline and not asked <= set(samples_of(page)):
             time.sleep(0.5)
@@ -143,8 +146,8 @@ def test_ray_exports_what_the_dashboard_asks_for(monkeypatch: pytest.MonkeyPatch
         first = f"{name}_bucket" if definition.kind == "Histogram" else name
         assert set(definition.labels) <= set(re.findall(r'(\w+)="', samples[first]))
     # Counters count up and keep their names, and names are told apart by their labels.
-    assert samples["ray_nst_batch_pbs_total"].endswith(" 700.0")
-    assert 'job_id="0f3c"' in samples["ray_nst_batch_pbs_total"]
+    assert samples["ray_nst_batch_work_seconds_total"].endswith(" 5.0")
+    assert 'job_id="0f3c"' in samples["ray_nst_batch_work_seconds_total"]
     assert 'state="failed"' in page and 'le="2.5"' in page
 
 

@@ -21,6 +21,7 @@ from jobs.storage.records import (
     read_marks,
     read_record,
     read_state,
+    read_trace,
     write_record,
 )
 from jobs.storage.store import Store, open_store
@@ -30,6 +31,8 @@ JOB = JobRecord(
     job_id="j",
     created="2026-01-01T00:00:00+00:00",
     quality="low",
+    width=64,
+    height=64,
     model_id="c",
     key_id="k",
     pairs=[PairRecord(pair_id=p, content=f"c{p}", style="s") for p in ("1", "2", "3")],
@@ -70,7 +73,7 @@ def test_cut_off_records_are_refused(store: Store) -> None:
 
 @pytest.mark.parametrize(
     "changed",
-    [{"format": 1}, {"format": 3, "pairs": "elsewhere"}, {"format": 0, "job_id": None}],
+    [{"format": 1}, {"format": FORMAT + 1, "pairs": "elsewhere"}, {"format": 0, "job_id": None}],
 )
 def test_records_of_other_formats_are_told_from_damage(
     store: Store, changed: dict[str, object]
@@ -96,8 +99,8 @@ FAILED = PairEnd(pair_id="2", status="failed", reason="because")
 def test_pairs_that_have_ended_are_those_with_a_marker(store: Store) -> None:
     for end in (DONE, FAILED):
         write_record(store, layout.pair_end("j", end.pair_id), end)
-    # Rows without a marker, and the marker of a pair of no job, count for nothing.
-    store.write(layout.result_row("j", "a", "3", 0), b"row")
+    # Parts without a marker, and the marker of a pair of no job, count for nothing.
+    store.write(layout.result_part("j", "a", "3", 0), b"part")
     write_record(store, layout.pair_end("j", "9"), PairEnd(pair_id="9", status="succeeded"))
     marks = read_marks(store, JOB)
     assert marks.ended == {"1": DONE, "2": FAILED}
@@ -137,6 +140,23 @@ def test_the_end_marker_outweighs_a_late_state(store: Store) -> None:
     assert read_state(store, "j").status == "succeeded"
 
 
+@pytest.mark.parametrize("blob", [b"", b"[", b'{"a": 1}', b'[{"stage": "up"}]'])
+def test_a_damaged_trace_is_one_line_and_no_trace_is_empty(store: Store, blob: bytes) -> None:
+    assert read_trace(store, "j") == []
+    store.write(layout.trace("j"), blob)
+    with pytest.raises(StoreError, match="is damaged") as caught:
+        read_trace(store, "j")
+    assert "\n" not in str(caught.value) and layout.trace("j") in str(caught.value)
+
+
+def test_progress_and_eta_are_those_of_the_work_that_is_done() -> None:
+    state = JobState(status="running", seconds_total=400.0, first_task=1000.0)
+    assert state.share == 0 and state.eta(1010.0) is None
+    state.seconds_done = 100.0
+    assert state.share == 0.25 and state.eta(1010.0) == pytest.approx(30.0)
+    assert state.eta(1000.0) is None and JobState().share == 0
+
+
 def test_a_driver_without_a_sign_of_life_is_gone() -> None:
     state = JobState(status="running", heartbeat=1000.0)
     assert not state.stale(1000.0 + STALE_AFTER) and state.stale(1001.0 + STALE_AFTER)
@@ -146,7 +166,7 @@ def test_a_driver_without_a_sign_of_life_is_gone() -> None:
 
 @pytest.mark.parametrize("blob", [b"", b"{", b"\xff\xfe", b"[]", b"3", b"{}", b'{"format": 99}'])
 def test_damaged_plans_are_refused(store: Store, blob: bytes) -> None:
-    store.write(layout.circuit_plan("c"), blob)
+    store.write(layout.model_plan("c"), blob)
     with pytest.raises(CircuitError) as caught:
         read_plan(store, "c")
     assert "\n" not in str(caught.value)

@@ -473,7 +473,7 @@ def test_a_sealed_process_reads_it(store: S3Store) -> None:
     open_store(store.url, create=True).write("a", b"1")
     code = """
 import sys
-from nst.engines.concrete.server import seal
+from nst.sealing import seal
 import jobs.execution.driver, jobs.execution.loading
 seal()
 from jobs.storage.store import open_store

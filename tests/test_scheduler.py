@@ -516,10 +516,8 @@ def test_a_walk_waits_for_actors_to_come() -> None:
 class Diary(Callback[Box]):
     """Every call, in order; `dies` is the one that raises."""
 
-    def __init__(
-        self, cluster: FakeCluster, pages: list[str], name: str, dies_of: str = ""
-    ) -> None:
-        self.cluster, self.pages, self.name, self.dies = cluster, pages, name, dies_of
+    def __init__(self, cluster: FakeCluster, pages: list[str], name: str, dies: str = "") -> None:
+        self.cluster, self.pages, self.name, self.dies = cluster, pages, name, dies
 
     def _write(self, what: str) -> None:
         self.pages.append(f"{self.name} {what}")

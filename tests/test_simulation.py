@@ -8,25 +8,22 @@ from dataclasses import replace
 import pytest
 
 from cluster import executor
-from nst.engines.tasks import InputRow, Source, Task, TaskGraph, build_graph
 from jobs.execution.simulation import (
     QUEUED_AHEAD,
     LeastLoaded,
     Machines,
-    Simulated,
-    Sizes,
     critical_path,
     simulate,
 )
-from tests.plans import grid_of_pairs, made_up_plan
+from nst.engines.base import StoredBytes
+from nst.engines.tasks import InputPart, Source, Task, TaskGraph
+from tests.fakes import PLAN
+from tests.plans import grid_of_pairs
 
 MB = 1_000_000
-NOTHING = Sizes(content_row=0, style_row=0, result_row=0, content_rows=1, style_rows=1)
+NOTHING = StoredBytes(0, 0, 0, content_parts=1, style_parts=1, result_parts=1)
 ONE_NODE = Machines(cores=1, cores_per_node=1000, bandwidth=MB, latency_s=0)
-SECONDS = {"work": 1.0, "long": 5.0}
-PLAN = made_up_plan()
-OF_PLAN = replace(NOTHING, content_rows=PLAN.content_rows, style_rows=PLAN.style_rows)
-STAGE_SECONDS = {stage.name: 0.5 + stage.pbs_per_row / 500 for stage in PLAN.stages}
+FREE = replace(PLAN, part_bytes=0, result_bytes=0).stored
 
 
 def graph_of(sources: Sequence[Sequence[Source]], long: Sequence[int] = ()) -> TaskGraph:
@@ -34,27 +31,24 @@ def graph_of(sources: Sequence[Sequence[Source]], long: Sequence[int] = ()) -> T
     tasks = tuple(
         Task(
             index=index,
-            stage="long" if index in long else "work",
+            stage="work",
             group="pair:p",
-            row=0,
+            part=index,
             sources=tuple(each),
-            pbs=1,
+            seconds=5.0 if index in long else 1.0,
             output_bytes=MB,
-            priority=(0, 0, index),
+            rank=0,
+            depth=0,
         )
         for index, each in enumerate(sources)
     )
     return TaskGraph(tasks, {"p": (len(tasks) - 1,)}, {"pair:p": ("p",)})
 
 
-def run(graph: TaskGraph, machines: Machines, sizes: Sizes = NOTHING) -> Simulated:
-    return simulate(graph, machines, SECONDS, sizes)
-
-
 @pytest.mark.parametrize("cores", [1, 3, 50])
 def test_a_chain_takes_the_sum_of_its_tasks(cores: int) -> None:
     chain = graph_of([[], [0], [1], [2]], long=[2])
-    report = run(chain, replace(ONE_NODE, cores=cores))
+    report = simulate(chain, replace(ONE_NODE, cores=cores), NOTHING)
     assert report.wall_s == pytest.approx(1 + 1 + 5 + 1)
     assert report.busy_s == pytest.approx(8)
     assert report.pair_done_s == [report.wall_s]
@@ -64,30 +58,30 @@ def test_a_chain_takes_the_sum_of_its_tasks(cores: int) -> None:
 def test_independent_tasks_run_in_waves(cores: int, wall: float) -> None:
     # Ten tasks, and one that reads them all.
     wide = graph_of([[]] * 10 + [list(range(10))])
-    assert run(wide, replace(ONE_NODE, cores=cores)).wall_s == pytest.approx(wall)
+    assert simulate(wide, replace(ONE_NODE, cores=cores), NOTHING).wall_s == pytest.approx(wall)
 
 
 def test_a_task_waits_behind_a_long_one_no_longer_than_another_worker_has_less_to_do() -> None:
     # The long one is first; the other worker takes what is ready meanwhile, one by one.
     graph = graph_of([[], [], [], [], [], [0, 1, 2, 3, 4]], long=[0])
-    report = run(graph, replace(ONE_NODE, cores=2))
+    report = simulate(graph, replace(ONE_NODE, cores=2), NOTHING)
     # 5 s for the long one, then one short that had been queued behind it, then the last.
     assert report.wall_s == pytest.approx(5 + 1 + 1)
 
 
 def test_a_driver_that_hands_out_slowly_is_what_many_cores_wait_for() -> None:
     wide = graph_of([[]] * 1000 + [list(range(1000))])
-    report = run(wide, replace(ONE_NODE, cores=1000, dispatch_s=0.01))
+    report = simulate(wide, replace(ONE_NODE, cores=1000, dispatch_s=0.01), NOTHING)
     assert report.wall_s == pytest.approx(1000 * 0.01 + 1 + 0.01 + 1)
     assert report.driver_s == pytest.approx(1001 * 0.01)
-    few = run(wide, replace(ONE_NODE, cores=10, dispatch_s=0.01))
+    few = simulate(wide, replace(ONE_NODE, cores=10, dispatch_s=0.01), NOTHING)
     # Beside a hundred tasks a core, handing them out is as good as free.
     assert few.wall_s == pytest.approx(101, rel=0.01)
 
 
 def test_a_worker_rests_between_two_tasks() -> None:
     chain = graph_of([[], [], []])
-    report = run(chain, replace(ONE_NODE, overhead_s=0.25))
+    report = simulate(chain, replace(ONE_NODE, overhead_s=0.25), NOTHING)
     assert report.wall_s == pytest.approx(3 + 2 * 0.25)
 
 
@@ -95,7 +89,7 @@ def test_ciphertexts_travel_between_nodes_once_each() -> None:
     # Tasks 0 and 1 on one node each; 2 and 3 read both; 4 reads these.
     graph = graph_of([[], [], [0, 1], [0, 1], [2, 3]])
     machines = replace(ONE_NODE, cores=2, cores_per_node=1)
-    report = run(graph, machines, replace(NOTHING, result_row=2 * MB))
+    report = simulate(graph, machines, replace(NOTHING, result_part=2 * MB))
     # Each node fetches the other's, one fetches the other's second, the driver the result.
     assert report.bytes_between_nodes == (1 + 1 + 1 + 1) * MB
     assert report.bytes_written == 2 * MB
@@ -103,7 +97,7 @@ def test_ciphertexts_travel_between_nodes_once_each() -> None:
     assert report.wall_s == pytest.approx(1 + 1 + 1 + 1 + 1 + 1 + 2)
     # In the first fetch both workers waited, in the second one.
     assert report.waited_s == pytest.approx(3)
-    together = run(graph, replace(machines, cores_per_node=2))
+    together = simulate(graph, replace(machines, cores_per_node=2), NOTHING)
     assert together.bytes_between_nodes == 0
     assert together.wall_s == pytest.approx(3)
 
@@ -113,13 +107,13 @@ def test_a_wire_passes_one_ciphertext_after_the_other() -> None:
     graph = graph_of([[], [0], [0], [0], [0], [1, 2, 3, 4]])
     machines = replace(ONE_NODE, cores=4, cores_per_node=1)
     # Compute, send three times, compute, receive three times, compute, send the result.
-    assert run(graph, machines).wall_s == pytest.approx(1 + 3 + 1 + 3 + 1 + 1)
+    assert simulate(graph, machines, NOTHING).wall_s == pytest.approx(1 + 3 + 1 + 3 + 1 + 1)
 
 
 def test_inputs_are_read_once_by_the_driver() -> None:
-    rows: list[Source] = [InputRow("c", 0)]
-    graph = graph_of([rows, rows, [0, 1]])
-    report = run(graph, replace(ONE_NODE, cores=2), replace(NOTHING, content_row=3 * MB))
+    parts: list[Source] = [InputPart("c", 0)]
+    graph = graph_of([parts, parts, [0, 1]])
+    report = simulate(graph, replace(ONE_NODE, cores=2), replace(NOTHING, content_part=3 * MB))
     assert report.bytes_read == 3 * MB
     assert report.wall_s == pytest.approx(3 + 1 + 1)
 
@@ -127,45 +121,35 @@ def test_inputs_are_read_once_by_the_driver() -> None:
 @pytest.mark.parametrize("cores", [1, 2, 7, 16, 64])
 @pytest.mark.parametrize("pairs", [(1, 1), (3, 2), (8, 1)])
 def test_no_job_beats_its_critical_path_or_its_work(cores: int, pairs: tuple[int, int]) -> None:
-    graph = build_graph(PLAN, grid_of_pairs(*pairs))
-    work = sum(STAGE_SECONDS[task.stage] for task in graph.tasks)
-    path = critical_path(graph, STAGE_SECONDS).seconds
+    graph = PLAN.graph(grid_of_pairs(*pairs))
+    path = critical_path(graph).seconds
     machines = replace(ONE_NODE, cores=cores)
-    report = simulate(graph, machines, STAGE_SECONDS, OF_PLAN)
-    assert report.busy_s == pytest.approx(work)
-    assert report.wall_s >= max(path, work / cores) * (1 - 1e-9)
+    report = simulate(graph, machines, FREE)
+    assert report.busy_s == pytest.approx(graph.seconds)
+    assert report.wall_s >= max(path, graph.seconds / cores) * (1 - 1e-9)
     # Nor does a scheduler that never lets a core rest take longer than both together.
-    assert report.wall_s <= path + work / cores + max(STAGE_SECONDS.values())
+    assert report.wall_s <= path + graph.seconds / cores + max(t.seconds for t in graph.tasks)
     assert len(report.pair_done_s) == pairs[0] * pairs[1]
     if cores == 1:
-        assert report.wall_s == pytest.approx(work)
+        assert report.wall_s == pytest.approx(graph.seconds)
 
 
 def test_with_cores_enough_one_pair_takes_its_critical_path() -> None:
-    graph = build_graph(PLAN, grid_of_pairs(1, 1))
+    graph = PLAN.graph(grid_of_pairs(1, 1))
     machines = replace(ONE_NODE, cores=len(graph.tasks))
-    report = simulate(graph, machines, STAGE_SECONDS, OF_PLAN)
-    path = critical_path(graph, STAGE_SECONDS)
+    report = simulate(graph, machines, FREE)
+    path = critical_path(graph)
     assert report.wall_s == pytest.approx(path.seconds)
     stages = [graph.tasks[i].stage for i in path.tasks]
-    assert stages == [
-        "style_stem",
-        "style_body",
-        "style_rows",
-        "style_code",
-        "stem",
-        "body1",
-        "body2",
-        "up",
-    ]
+    assert stages == ["look", "code", "stem", "blur", "detail", "up"]
 
 
 def test_the_critical_path_takes_the_longer_way() -> None:
     diamond = graph_of([[], [0], [0], [1, 2]], long=[2])
-    path = critical_path(diamond, SECONDS)
+    path = critical_path(diamond)
     assert path.tasks == (0, 2, 3)
     assert path.seconds == pytest.approx(7)
-    assert critical_path(TaskGraph((), {}, {}), SECONDS).tasks == ()
+    assert critical_path(TaskGraph((), {}, {})).tasks == ()
 
 
 def test_workers_queue_as_many_tasks_as_real_ones() -> None:

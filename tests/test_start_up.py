@@ -49,9 +49,7 @@ def test_help_is_there_at_once() -> None:
 
 def test_encrypting_needs_no_compiler() -> None:
     """What `submit` and `fetch` import brings neither Concrete's frontend nor PyTorch."""
-    code = (
-        "import json, sys, jobs.client.submit, jobs.client.fetch; print(json.dumps([*sys.modules]))"
-    )
-    modules = json.loads(run(code))
+    used = "jobs.client.submit, jobs.client.fetch, nst.engines.concrete.client"
+    modules = json.loads(run(f"import json, sys, {used}; print(json.dumps([*sys.modules]))"))
     assert "concrete.compiler" in modules
     assert {"concrete.fhe", "torch", "ray", "boto3"}.isdisjoint(modules)

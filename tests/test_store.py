@@ -110,9 +110,9 @@ def test_a_blob_is_created_once(store: Store) -> None:
 
 
 def test_of_racing_creators_one_wins(opener: Opener) -> None:
-    racers = 16
+    racers = 8  # SeaweedFS takes a second over every other one
     stores = [opener() for _ in range(racers)]
-    for heat in range(5):
+    for heat in range(3):
         won: list[int] = []
         barrier = threading.Barrier(racers)
 
@@ -133,7 +133,7 @@ def test_of_racing_creators_one_wins(opener: Opener) -> None:
             thread.join()
         assert len(won) == 1
         assert stores[0].read(f"race/{heat}") == str(won[0]).encode()
-    assert stores[0].list("race/") == [f"race/{heat}" for heat in range(5)]
+    assert stores[0].list("race/") == [f"race/{heat}" for heat in range(3)]
 
 
 def test_a_folder_may_be_emptied_while_others_write_into_it(tmp_path: Path) -> None:

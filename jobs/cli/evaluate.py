@@ -46,7 +46,7 @@ def evaluate(pairs: Path | None, options: EvaluateOptions) -> None:
 
     from jobs.client import evaluation
     from jobs.client.fetch import make_folder
-    from jobs.client.preparation import prepare
+    from jobs.client.preparation import prepared_pairs
     from nst.training.vgg import VGG16
 
     _require_one_source(pairs, options)
@@ -58,15 +58,15 @@ def evaluate(pairs: Path | None, options: EvaluateOptions) -> None:
     found, failed = _find(pairs, options)
     errors = Console(stderr=True)
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
-        ready, unusable = prepare(progress.track(found, description="previews"), model, options.fit)
-        samples, missing = evaluation.make_samples(
-            progress.track(ready, description="results"), model, options.runs, options.results
+        items = progress.track(
+            prepared_pairs(found, model, options.fit), total=len(found), description="previews"
         )
+        samples, missing = evaluation.make_samples(items, model, options.runs, options.results)
         task = progress.add_task("measuring", total=len(samples))
         measurements = evaluation.measure_samples(
             samples, vgg, lambda done: progress.advance(task, done)
         )
-    failed += unusable + missing
+    failed += missing
     for item in failed:
         click.echo(f"failed {item.name}: {item.reason}", err=True)
     if not samples:

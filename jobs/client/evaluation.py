@@ -104,19 +104,22 @@ def held_out_pairs(contents: Path, styles: Path, count: int) -> list[Pair]:
 
 
 def make_samples(
-    pairs: Iterable[PreparedPair], model: Model, runs: int, decrypted: Path | None
+    items: Iterable[PreparedPair | Skipped], model: Model, runs: int, decrypted: Path | None
 ) -> tuple[list[Sample], list[Skipped]]:
     """All results of the pairs, and what is missing of them.
 
     Args:
-        pairs: Ready to encrypt.
+        items: Pairs that are ready to encrypt, and what had to be left out.
         model: What they were prepared for; its level says how often noise changes a value.
         runs: How often each pair is simulated with the noise of ciphertexts.
         decrypted: Folder that a fetch wrote, with a PNG file per pair.
     """
     rng = np.random.default_rng(SEED)
     samples, missing = [], []
-    for pair in pairs:
+    for pair in items:
+        if isinstance(pair, Skipped):
+            missing.append(pair)
+            continue
         if min(pair.box.size.width, pair.box.size.height) < MIN_SIDE:
             reason = f"too narrow to measure, less than {MIN_SIDE} pixels: use --fit crop"
             missing.append(Skipped(pair.name, reason))

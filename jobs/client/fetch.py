@@ -122,8 +122,13 @@ def decrypted(session: Session, book: JobBook) -> tuple[JobState, Iterator[Entry
         CircuitError: if the job's model is neither this installation's nor cached.
     """
     home, store = session.home, session.store
-    latest = Model.load(book.quality, home.models, book.size, book.engine)
-    model = latest.as_submitted(book.model_id)
+    model = Model.load(book.quality, home.models, book.size, book.engine)
+    try:
+        model = model.as_submitted(book.model_id)
+    except CircuitError as error:
+        raise CircuitError(
+            f"job {book.job_id}: {error}; fetch it with the version that submitted it"
+        ) from error
     cipher = model.cipher(session.ring, book.key_id, session.ask)
     # The state first: pairs that end in between are shown as what they are.
     state = read_state(store, book.job_id)

@@ -26,6 +26,8 @@ from nst.pictures.size import Size
 
 FORMAT = 2
 BOOK, PICTURES = "book.json", "pictures.npz"
+UNREADABLE = (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What NumPy raises of damaged files."""
 
 log = logging.getLogger("nst-batch")
 
@@ -86,7 +88,7 @@ class JobPictures:
         try:
             self._file = np.load(path)
             self._count = len(self._file)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise self._damaged(error) from error
 
     def __len__(self) -> int:
@@ -96,7 +98,7 @@ class JobPictures:
         """A picture; raises InputError if it is missing or damaged."""
         try:
             levels = self._file[f"arr_{position}"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        except UNREADABLE as error:
             raise self._damaged(error) from error
         return Picture(levels.astype(np.float32) / np.float32(255))
 

@@ -146,7 +146,7 @@ def require_idle(session: Session, book: JobBook, advice: str) -> None:
 def _used_by_others(store: Store, job_id: str) -> tuple[set[str] | None, set[str] | None]:
     """Models and key sets of all other jobs; None if a record does not tell."""
     models, keys = set(), set()
-    for other in store.children(layout.jobs()):
+    for other in store.children(layout.JOBS):
         if other == job_id:
             continue
         try:

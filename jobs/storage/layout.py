@@ -1,10 +1,26 @@
-"""Every key in a store, in one place. Nothing else in the program spells a path in a store."""
+"""Every key in a store, in one place. Nothing else in the program spells a path in a store.
+
+store.json                          the store's format
+models/MODEL/                       plan.json, server.zip
+keys/KEY/                           evaluation.key
+jobs/JOB/                           job.json, state.json, trace.json
+jobs/JOB/inputs/                    INPUT.ct
+jobs/JOB/results/ATTEMPT/PAIR/      PART.ct
+jobs/JOB/checkpoints/GROUP/STAGE/   PART.ct
+jobs/JOB/marks/                     pair-PAIR.json, end.json, cancel.json
+"""
 
 from __future__ import annotations
 
-from nst.errors import StoreError
+from nst.errors import StoreContentError
 
 STORE = "store.json"
+JOBS = "jobs/"
+
+
+def model(model_id: str) -> str:
+    """Prefix of a published model."""
+    return f"models/{model_id}/"
 
 
 def model_server(model_id: str) -> str:
@@ -17,53 +33,58 @@ def model_plan(model_id: str) -> str:
     return f"{model(model_id)}plan.json"
 
 
-def evaluation_keys(key_id: str) -> str:
-    """Evaluation keys: they compute on ciphertexts and cannot decrypt them."""
-    return f"keys/{key_id}/evaluation.key"
-
-
-def whole_job(job_id: str) -> str:
-    """Prefix of all that belongs to one job alone."""
-    return f"jobs/{job_id}/"
-
-
-def jobs() -> str:
-    """Prefix of all jobs."""
-    return "jobs/"
-
-
-def model(model_id: str) -> str:
-    """Prefix of a published model."""
-    return f"models/{model_id}/"
-
-
 def keys(key_id: str) -> str:
     """Prefix of a key set's public half."""
     return f"keys/{key_id}/"
 
 
+def evaluation_keys(key_id: str) -> str:
+    """Evaluation keys: they compute on ciphertexts and cannot decrypt them."""
+    return f"{keys(key_id)}evaluation.key"
+
+
+def whole_job(job_id: str) -> str:
+    """Prefix of all that belongs to one job alone."""
+    return f"{JOBS}{job_id}/"
+
+
 def job(job_id: str) -> str:
     """A job's record, written last by the client: a job without it was never submitted."""
-    return f"jobs/{job_id}/job.json"
+    return f"{whole_job(job_id)}job.json"
 
 
 def state(job_id: str) -> str:
     """How far a job is."""
-    return f"jobs/{job_id}/state.json"
+    return f"{whole_job(job_id)}state.json"
 
 
 def trace(job_id: str) -> str:
-    """When each row task ran."""
-    return f"jobs/{job_id}/trace.json"
+    """When each task ran."""
+    return f"{whole_job(job_id)}trace.json"
 
 
 def encrypted_input(job_id: str, input_id: str) -> str:
     """An encrypted picture."""
-    return f"jobs/{job_id}/inputs/{input_id}.ct"
+    return f"{whole_job(job_id)}inputs/{input_id}.ct"
+
+
+def results(job_id: str) -> str:
+    """Prefix of the parts of all results."""
+    return f"{whole_job(job_id)}results/"
+
+
+def attempt_results(job_id: str, attempt: str) -> str:
+    """Prefix of all parts that one driver has made, published or not."""
+    return f"{results(job_id)}{attempt}/"
+
+
+def attempt_pair(job_id: str, attempt: str, pair_id: str) -> str:
+    """Prefix of the parts of a pair that one driver has made."""
+    return f"{attempt_results(job_id, attempt)}{pair_id}/"
 
 
 def result_part(job_id: str, attempt: str, pair_id: str, part: int) -> str:
-    """One encrypted part of a result that a driver has made, published or not."""
+    """One encrypted part of a result."""
     return f"{attempt_results(job_id, attempt)}{part_in_attempt(pair_id, part)}"
 
 
@@ -72,43 +93,23 @@ def part_in_attempt(pair_id: str, part: int) -> str:
     return f"{pair_id}/{part:03d}.ct"
 
 
-def attempt_pair(job_id: str, attempt: str, pair_id: str) -> str:
-    """Prefix of the parts of a pair that one driver has made."""
-    return f"{attempt_results(job_id, attempt)}{pair_id}/"
-
-
-def attempt_results(job_id: str, attempt: str) -> str:
-    """Prefix of all parts that one driver has made."""
-    return f"{results(job_id)}{attempt}/"
-
-
-def results(job_id: str) -> str:
-    """Prefix of the parts of all results."""
-    return f"jobs/{job_id}/results/"
+def checkpoints(job_id: str) -> str:
+    """Prefix of all stored results of stages in the middle."""
+    return f"{whole_job(job_id)}checkpoints/"
 
 
 def checkpoint(job_id: str, group: str, stage: str, part: int) -> str:
-    """A stored result of a stage in the middle, of the pair or the style that a group is."""
-    return f"{checkpoints_of(job_id, group)}{stage}/{part:03d}.ct"
-
-
-def checkpoints_of(job_id: str, group: str) -> str:
-    """Prefix of such results of one pair or style."""
-    return f"{checkpoints(job_id)}{group.replace(':', '-')}/"
-
-
-def checkpoints(job_id: str) -> str:
-    """Prefix of all such results."""
-    return f"jobs/{job_id}/checkpoints/"
+    """One of them, of the pair or the style that a group is."""
+    return f"{checkpoints(job_id)}{group.replace(':', '-')}/{stage}/{part:03d}.ct"
 
 
 def marks(job_id: str) -> str:
     """Prefix of all that a driver must know to take up a job: one listing tells it."""
-    return f"jobs/{job_id}/marks/"
+    return f"{whole_job(job_id)}marks/"
 
 
 def pair_end(job_id: str, pair_id: str) -> str:
-    """Marker of a pair that has ended, made once: which rows are its result, or why it failed."""
+    """Marker of a pair that has ended, made once: which parts are its result, or why it failed."""
     return f"{marks(job_id)}pair-{pair_id}.json"
 
 
@@ -128,7 +129,7 @@ def probe(token: str) -> str:
 
 
 def require_key(store: str, key: str) -> None:
-    """Raise StoreError unless a key names a blob inside the store.
+    """Raise StoreContentError unless a key names a blob inside the store.
 
     Ids in keys come out of records that others wrote.
 
@@ -137,11 +138,11 @@ def require_key(store: str, key: str) -> None:
         key: What should be a key.
     """
     if any(part in ("", ".", "..") for part in key.split("/")):
-        raise StoreError(f"store {store}: {key!r} is no key; submit the job again")
+        raise StoreContentError(f"store {store}: {key!r} is no key; submit the job again")
 
 
 def require_folder(store: str, prefix: str) -> None:
-    """Raise StoreError unless a prefix names one folder, so that no wider one is deleted."""
+    """Raise StoreContentError unless a prefix names one folder, so that no wider one is deleted."""
     if not prefix.endswith("/"):
-        raise StoreError(f"store {store}: {prefix!r} is no folder; nothing was deleted")
+        raise StoreContentError(f"store {store}: {prefix!r} is no folder; nothing was deleted")
     require_key(store, prefix[:-1])

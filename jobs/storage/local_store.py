@@ -15,6 +15,8 @@ from nst.errors import StoreContentError, StoreError
 
 PARTIAL = ".partial-"
 """How names of files that are still being written begin."""
+ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""There is no such blob: what is below a blob, or is a folder, is none."""
 FOLDER_TRIES = 100
 """How often to make a folder that others remove."""
 
@@ -70,7 +72,7 @@ class LocalStore:
         with self.explaining(f"read {key}"):
             try:
                 return self._path(key).read_bytes()
-            except FileNotFoundError as error:
+            except ABSENT as error:
                 self._require_root()
                 raise StoreContentError(
                     f"store {self.root} has no {key}; was the job deleted?"
@@ -123,9 +125,7 @@ class LocalStore:
         """See `Store`; folders that become empty go too."""
         self._require_root()
         path = self._path(key)
-        # What is below a blob, or is a folder, is no blob.
-        absent = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-        with self.explaining(f"delete {key}"), contextlib.suppress(*absent):
+        with self.explaining(f"delete {key}"), contextlib.suppress(*ABSENT):
             path.unlink()
         # The first folder stays: another job may be about to write into it.
         for _ in range(key.count("/") - 1):

@@ -1,0 +1,174 @@
+"""The client library without the command line: preparing, remembering and fetching."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import weakref
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.client.fetch import fetch, preview
+from jobs.client.gallery import GALLERY, SHEET
+from jobs.client.home import BOOK, PICTURES, Home, JobBook
+from jobs.client.pairs import Skipped, find_pairs
+from jobs.client.pictures import Floats
+from jobs.client.preparation import PreparedPair, prepare, prepared_pairs
+from jobs.client.session import Session
+from nst.engines.cache import ModelCache
+from nst.errors import CircuitError, InputError
+from nst.model import Model
+from nst.network import levels
+from nst.network.integers import IntegerNetwork
+from nst.pictures.picture import Picture
+from tests.toy import TOY_SQUARE, toy_level, toy_weights
+from tests.toy_job import NAME, ToyJob
+from tests.user_pairs import folder_of
+
+
+@pytest.fixture
+def model(network: IntegerNetwork, tmp_path: Path) -> Model:
+    """The toy, not published: previews need no more."""
+    return Model(toy_level(), network, ModelCache(tmp_path / "models"), TOY_SQUARE)
+
+
+def ready(item: PreparedPair | Skipped) -> PreparedPair:
+    assert isinstance(item, PreparedPair), item
+    return item
+
+
+def test_pictures_are_kept_as_long_as_pairs_to_come_need_them(model: Model, tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "pairs", [str(i) for i in range(4)])
+    alive: list[weakref.ref[Picture]] = []
+    for item in prepared_pairs(find_pairs(source)[0], model, "crop"):
+        pair = ready(item)
+        alive += [weakref.ref(part.input.picture) for part in (pair.content, pair.style)]
+        del item, pair
+        # The iterator has let go of a pair by the time that it is handed out.
+        assert not any(each() for each in alive)
+
+    grid, _ = prepare(find_pairs(source, grid=True)[0], model, "crop")
+    assert len(grid) == 16
+    for part in ("content", "style"):
+        assert len({id(getattr(pair, part).input.picture) for pair in grid}) == 4
+
+
+def test_a_pair_that_cannot_be_used_costs_only_itself(model: Model, tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "pairs", ("a", "b", "c"))
+    (source / "style" / "b.png").write_bytes(b"no picture")
+    pairs, _ = find_pairs(source)
+    found, skipped = prepare(pairs, model, "crop")
+    assert [pair.name for pair in found] == ["a", "c"]
+    assert [item.name for item in skipped] == ["b"] and "b.png" in skipped[0].reason
+
+    report = preview(pairs, [Skipped("d", "no style")], model, "crop", tmp_path / "out", False)
+    assert report.done == ["a", "c"]
+    assert report.failed == {"b": skipped[0].reason, "d": "no style"}
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"a.png", "c.png", GALLERY, SHEET}
+    with pytest.raises(InputError, match=r"already holds a\.png and 1 more"):
+        preview(pairs, [], model, "crop", tmp_path / "out", False)
+
+
+def test_a_pair_called_contact_sheet_keeps_its_result(model: Model, tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "pairs", ("contact-sheet",))
+    report = preview(find_pairs(source)[0], [], model, "crop", tmp_path / "out", False)
+    (name,) = report.done
+    with Image.open(tmp_path / "out" / f"{name}.png") as result:
+        assert result.size == (TOY_SQUARE.width, TOY_SQUARE.height)
+    with Image.open(tmp_path / "out" / SHEET) as sheet:
+        assert sheet.width > 3 * TOY_SQUARE.width
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2}', '{"format": 1}', "[" * 9999])
+def test_a_damaged_book_costs_only_its_own_job(
+    toy_job: ToyJob, tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = Home(tmp_path)
+    home.save_job(toy_job.book, [])
+    home.save_book(toy_job.book.model_copy(update={"job_id": "broken"}))
+    damaged = tmp_path / "jobs" / "broken" / BOOK
+    damaged.write_text(text)
+    with caplog.at_level(logging.WARNING, "nst-batch"):
+        assert home.books() == [toy_job.book]
+    (message,) = caplog.messages
+    assert str(damaged) in message and "\n" not in message
+    with pytest.raises(InputError, match="broken"):
+        home.book("broken")
+
+
+def picture(seed: int, width: int = 8) -> Picture:
+    levels_ = np.random.default_rng(seed).integers(0, 256, (3, 8, width))
+    return Picture(levels_.astype(np.float32) / np.float32(255))
+
+
+def test_pictures_of_a_job_are_read_one_by_one(toy_job: ToyJob, tmp_path: Path) -> None:
+    home, kept = Home(tmp_path), [picture(0), picture(1, 16), picture(2)]
+    home.save_job(toy_job.book, kept)
+    path = tmp_path / "jobs" / toy_job.book.job_id / PICTURES
+    found = home.pictures(toy_job.book.job_id)
+    assert len(found) == 3
+    for i, each in enumerate(kept):
+        np.testing.assert_array_equal(found[i].rgb, each.rgb)
+
+    with zipfile.ZipFile(path) as archive:
+        at = archive.getinfo("arr_1.npy").header_offset + 60
+    data = bytearray(path.read_bytes())
+    data[at : at + 20] = bytes(20)
+    path.write_bytes(data)
+    found = home.pictures(toy_job.book.job_id)
+    np.testing.assert_array_equal(found[0].rgb, kept[0].rgb)
+    for position in (1, 3):
+        with pytest.raises(InputError, match=f"{PICTURES} is missing or damaged"):
+            found[position]
+    for text in (b"", b"junk"):
+        path.write_bytes(text)
+        with pytest.raises(InputError, match="missing or damaged"):
+            home.pictures(toy_job.book.job_id)
+
+
+def copied(job: ToyJob, folder: Path) -> tuple[Session, JobBook]:
+    """The toy job as another client has it, to be changed."""
+    home = Home(folder / "home")
+    shutil.copytree(job.home.root, home.root)
+    return Session.open(home, job.book.store), home.book(job.book.job_id)
+
+
+def fetched(session: Session, book: JobBook, out: Path) -> Floats:
+    report = fetch(session, book, out, force=True)
+    assert report.done == [NAME], report.failed
+    with Image.open(out / f"{NAME}.png") as image:
+        return np.asarray(image)
+
+
+def test_a_job_is_fetched_with_the_model_that_it_was_made_with(
+    toy_job: ToyJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, book = copied(toy_job, tmp_path)
+    monkeypatch.setitem(levels.LEVELS, "toy", toy_job.level)
+    before = fetched(session, book, tmp_path / "before")
+
+    # The level has other weights now, the last layer among them.
+    level = toy_level(toy_weights(tmp_path / "other.safetensors", seed=1))
+    monkeypatch.setitem(levels.LEVELS, "toy", level)
+    assert Model.load("toy", session.home.models).model_id != book.model_id
+    np.testing.assert_array_equal(fetched(session, book, tmp_path / "after"), before)
+    assert {path.name for path in session.home.models.iterdir()} == {book.model_id}
+
+    shutil.rmtree(session.home.models / book.model_id)
+    with pytest.raises(CircuitError, match=f"{book.model_id} is not in .* the version that subm"):
+        fetch(session, book, tmp_path / "gone", force=False)
+
+
+def test_a_picture_that_is_lost_costs_its_pair_only(
+    toy_job: ToyJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, book = copied(toy_job, tmp_path)
+    monkeypatch.setitem(levels.LEVELS, "toy", toy_job.level)
+    twice = [*book.pairs, book.pairs[0].model_copy(update={"name": "lost", "content": 7})]
+    report = fetch(session, book.model_copy(update={"pairs": twice}), tmp_path / "out", False)
+    assert report.done == [NAME] and "missing or damaged" in report.failed["lost"]
