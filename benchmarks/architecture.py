@@ -1,8 +1,8 @@
 """Short runs of several architectures under one budget: `make bench-architecture ARGS=...`.
 
-Every variant is trained afresh at low for the same few steps on the same pictures; the table in
-`benchmarks/architecture.md` tells what came out. Losses of short runs rank architectures, they do
-not predict what long training reaches.
+Every variant is trained afresh at low for the same few steps on the same pictures;
+`benchmarks/architecture.md` tells what came out of these and of earlier ones. Losses of short runs
+rank architectures, they do not predict what long training reaches.
 """
 
 from __future__ import annotations
@@ -16,35 +16,20 @@ from typing import Any
 import torch
 
 from benchmarks.measure import provenance, write_result
-from nst.network.architecture import Architecture
-from nst.training.checkpoint import Checkpoint, RunFolder
-from nst.network.levels import LEVELS
 from nst.engines.concrete.plan import count_pbs
-from nst.training.loop import Options, Run, Trainer, Worker
+from nst.network.architecture import Architecture
+from nst.network.levels import LEVELS
+from nst.training.checkpoint import Checkpoint, RunFolder
+from nst.training.loop import Run, Trainer, Worker
+from nst.training.options import TrainOptions
 
-FIRST: dict[str, Any] = {
-    "body": 4,
-    "coarse": 0,
-    "coarse_body": 0,
-    "dense": 2,
-    "reads_pixels": False,
-    "code": 64,
-    "code_layers": 1,
-    "leaky": False,
-}
-LAYERED: dict[str, Any] = {**FIRST, "code": 128, "code_layers": 2}
-ALL: dict[str, Any] = {**LAYERED, "dense": 9, "reads_pixels": True}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "first": FIRST,
-    "layered code": LAYERED,
-    "dense, pixels": ALL,
-    "coarse": {**LAYERED, "coarse": 64, "coarse_body": 3, "body": 2},
-    "coarse, dense, pixels": {**ALL, "coarse": 64, "coarse_body": 3, "body": 2},
-    "more coarse": {**ALL, "coarse": 96, "coarse_body": 4, "body": 1, "latent": 28},
-    "wide": {**ALL, "latent": 52, "body": 2},
-    "narrow up": {**ALL, "latent": 34, "up": 8},
-    "no coarse, leaky": {"coarse": 0, "coarse_body": 0, "body": 4},
     "default": {},
+    "wide": {"latent": 52, "body": 2},
+    "deep": {"latent": 28, "body": 4},
+    "narrow up": {"latent": 34, "up": 8},
+    "small style": {"style_stem": 16, "style_body": 32, "style_deep": 0, "style_rows": 48},
+    "short code": {"code": 64},
 }
 """Sizes that differ from `Architecture()`."""
 
@@ -58,8 +43,8 @@ def main() -> None:
     parser.add_argument("--vgg", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1200)
     arguments = parser.parse_args()
-    options = Options(
-        size=LEVELS["low"].size,
+    level = LEVELS["low"]
+    options = TrainOptions(
         max_iter=arguments.steps,
         warm_up=arguments.steps // 5,
         lr=1.5e-3,
@@ -74,11 +59,12 @@ def main() -> None:
         architecture = Architecture(**VARIANTS[name])
         with tempfile.TemporaryDirectory() as folder:
             run = Run(
-                options,
-                arguments.content_dir,
-                arguments.style_dir,
-                arguments.vgg,
-                Path(folder) / "run",
+                level=level,
+                options=options,
+                content_dir=arguments.content_dir,
+                style_dir=arguments.style_dir,
+                vgg=arguments.vgg,
+                out=Path(folder) / "run",
                 sizes=VARIANTS[name],
                 save_every=math.inf,
             )
@@ -88,7 +74,7 @@ def main() -> None:
             {
                 "variant": name,
                 "sizes": VARIANTS[name],
-                "pbs": count_pbs(architecture, options.size),
+                "pbs": count_pbs(architecture, level.side),
                 "minutes": reached.seconds / 60,
                 **reached.validation,
             }

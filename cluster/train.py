@@ -18,9 +18,10 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from cluster.local import HUGE_PAGES
-from nst.errors import NstBatchError
+from nst.errors import NstBatchError, last_line
 from nst.training.checkpoint import Checkpoint, RunFolder
 from nst.training.loop import Run, Trainer, Worker
+from nst.training.options import Workers
 
 MAX_FAILURES = 3
 """How often workers are started again by default; `--resume` goes on after that."""
@@ -33,21 +34,6 @@ STORAGE = "ray"
 
 class TrainingError(NstBatchError):
     """Training stopped for a reason that is not in the user's input."""
-
-
-@dataclass(frozen=True)
-class Workers:
-    """What to train on.
-
-    Attributes:
-        count: Worker processes.
-        gpu: Whether each has a GPU (and NCCL) or none (and gloo).
-        threads: PyTorch's threads, and CPUs asked of Ray, of each.
-    """
-
-    count: int = 1
-    gpu: bool = False
-    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -92,7 +78,7 @@ def train(run: Run, workers: Workers, max_failures: int = MAX_FAILURES) -> int:
         _work,
         train_loop_config={"task": Task(run, workers.threads)},
         scaling_config=ScalingConfig(
-            num_workers=workers.count,
+            num_workers=workers.workers,
             use_gpu=workers.gpu,
             resources_per_worker={"CPU": workers.threads, **({"GPU": 1} if workers.gpu else {})},
         ),
@@ -110,10 +96,10 @@ def train(run: Run, workers: Workers, max_failures: int = MAX_FAILURES) -> int:
     except ray.train.ControllerError as error:
         if isinstance(error.controller_failure, NstBatchError):
             raise error.controller_failure from error
-        raise TrainingError(f"training could not be run: {_one_line(error)}") from error
+        raise TrainingError(f"training could not be run: {last_line(error)}") from error
     except ray.train.WorkerGroupError as error:
         rank, failure = next(iter(error.worker_failures.items()))
-        raise TrainingError(f"worker {rank} failed: {_one_line(failure)}; {_go_on(run)}") from error
+        raise TrainingError(f"worker {rank} failed: {last_line(failure)}; {_go_on(run)}") from error
     except (RayActorError, SystemExit) as error:  # what Ray makes of Ctrl-C
         raise TrainingError(f"training was stopped; {_go_on(run)}") from error
     shutil.rmtree(storage, ignore_errors=True)
@@ -166,7 +152,3 @@ def _report(figures: dict[str, float], checkpoint: Path | None) -> None:
 
 def _go_on(run: Run) -> str:
     return f"checkpoints are in {run.out}: go on with --resume"
-
-
-def _one_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -19,6 +19,7 @@ from nst.errors import InputError
 from nst.folders import PASSPHRASE_VARIABLE
 from nst.network.levels import LEVELS, find_level
 from nst.pictures.size import Size
+from nst.training.options import RunOptions, TrainOptions, Workers
 
 if TYPE_CHECKING:
     from jobs.client.drivers import Place
@@ -315,6 +316,22 @@ class InspectOptions(JsonOptions, ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainCommand(Workers, TrainOptions, RunOptions):
+    """`train`."""
+
+    quality: str = option("Decides the size.", "low", short="-q", metavar="LEVEL", parse=_level)
+    architecture: str = option(
+        "Sizes that differ from those of --init, or of the level, as JSON.", "{}", metavar="JSON"
+    )
+    cluster: str | None = option(
+        "Train on a running Ray cluster, `auto` on one of its nodes; all must see the folders.",
+        None,
+        metavar="ADDRESS",
+        own=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(FitOptions, ModelOptions):
     """`evaluate`."""
 
@@ -400,5 +417,6 @@ COMMANDS: dict[str, type] = {
     "preview": PreviewOptions,
     "retry": RetryCommand,
     "submit": SubmitCommand,
+    "train": TrainCommand,
 }
 """The commands that files and variables configure, and their options."""

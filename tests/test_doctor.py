@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import shutil
 import time
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,22 @@ import pytest
 from click.testing import Result
 
 from jobs.client import doctor
-from jobs.client.doctor import BASE_BYTES, actor_bytes, check_memory, pair_bytes
+from jobs.client.doctor import BASE_BYTES, RAY_BYTES, check_memory, needs_of
 from jobs.storage.local_store import LocalStore
 from jobs.storage.s3_store import S3Store
 from jobs.storage.store import open_store
-from nst.engines.concrete.circuits import load_plan
-from nst.engines.concrete.client import KeyCard, KeyRing
+from nst.engines.base import Published
+from nst.engines.cache import ModelCache
+from nst.engines.concrete import ConcreteEngine
+from nst.keyring import KeyCard, KeyRing
+from nst.model import Model
+from nst.network import levels
+from nst.network.integers import IntegerNetwork
 from nst.pictures.size import Size
-from tests.command_line import run
+from tests.command_line import refused, run
 from tests.conftest import BUCKET
 from tests.s3_server import S3Server, free_ports
-from tests.toy import TOY_SIZE, offer_toy, toy_weights
+from tests.toy import TOY_SQUARE, offer_toy, toy_level, toy_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 LINE = re.compile(r"(ok  |warn|FAIL)  \S.*")
@@ -207,20 +214,26 @@ def test_keys_of_another_version(
     home: Path,
     key_ring: KeyRing,
     key_card: KeyCard,
-    circuits: Path,
+    published: Published,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (home / "circuits").mkdir(parents=True)
-    (home / "circuits" / key_card.model_id).symlink_to(circuits)
+    (home / "models").mkdir(parents=True)
+    (home / "models" / key_card.model_id).symlink_to(published.folder)
     # That key set alone: other tests have made more in the ring, of other circuits.
     (home / "keys").mkdir(mode=0o700)
     (home / "keys" / key_card.key_id).symlink_to(key_ring.folder / key_card.key_id)
     assert findings(diagnosed()) == []
-    real = doctor.version
-    monkeypatch.setattr(doctor, "version", lambda p: "99.0" if p == "concrete-python" else real(p))
+    monkeypatch.setattr(ConcreteEngine, "runtime", "concrete-python 99.0")
     result = diagnosed()
     (line,) = findings(result)
     assert result.exit_code == 0 and line.startswith("warn") and key_card.key_id in line
+    assert "99.0" in line
+    shutil.copytree(published.folder, home / "copy")
+    (home / "copy" / "plan.json").write_text("{}")
+    (home / "models" / key_card.model_id).unlink()
+    (home / "copy").replace(home / "models" / key_card.model_id)
+    (line,) = findings(diagnosed())
+    assert line.startswith("warn") and "is damaged" in line and "delete " in line
 
 
 @pytest.mark.parametrize(
@@ -245,10 +258,13 @@ def test_wrong_versions(
     assert result.exit_code == 2 and words in line
 
 
-def test_unknown_quality(tmp_path: Path) -> None:
-    result = diagnosed("--quality", "best")
+def test_a_level_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(diagnosed("--quality", "best"), "best", "draft")
+    bare = replace(toy_level(tmp_path / "none.safetensors"), name="bare")
+    monkeypatch.setitem(levels.LEVELS, "bare", bare)
+    result = diagnosed("--quality", "bare")
     (line,) = findings(result)
-    assert result.exit_code == 2 and "best" in line
+    assert result.exit_code == 2 and "none.safetensors" in line
     assert "conditional writes" in result.output
 
 
@@ -288,19 +304,28 @@ def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "room for 0" in store_line and "--store" in store_line
 
 
-def test_the_constants_are_those_of_the_benchmark(circuits: Path) -> None:
+def test_what_is_guessed_is_what_was_measured(
+    network: IntegerNetwork, models: ModelCache, published: Published, tmp_path: Path
+) -> None:
     record = json.loads((ROOT / "benchmarks" / "low.json").read_text())
     planned = json.loads((ROOT / "benchmarks" / "bytes.json").read_text())["levels"]["low"]
-    canvas = Size(64, 64)
-    pair = pair_bytes(canvas, None)
-    assert pair == pytest.approx(planned["stored_when_done"], rel=0.2)
-    memory = BASE_BYTES + record["actors"] * actor_bytes(canvas, None) + pair
+    engine = ConcreteEngine()
+
+    def actor_bytes(call: int) -> int:
+        return RAY_BYTES + engine.rates().actor_bytes_of(call)
+
+    low = engine.typical_needs(Size.square(64))
+    assert low.stored == pytest.approx(planned["stored_when_done"], rel=0.2)
+    memory = BASE_BYTES + record["actors"] * actor_bytes(low.call) + low.stored
     assert memory == pytest.approx(record["peak_rss_bytes"], rel=0.2)
-    # Circuits that are built tell exactly.
-    built, toy = load_plan(circuits), Size(TOY_SIZE, TOY_SIZE)
-    assert built.output_ciphertext_bytes / 4 < pair_bytes(toy, built)
-    assert pair_bytes(toy, built) < built.output_ciphertext_bytes / 3
-    assert actor_bytes(toy, built) < actor_bytes(toy, None)
+    # A model that is built tells exactly.
+    built = Model(toy_level(), network, models, TOY_SQUARE)
+    assert built.built == published.plan
+    exact, guessed = needs_of(built), engine.typical_needs(TOY_SQUARE)
+    assert published.plan.stored.result < exact.stored < exact.result / 3
+    assert exact.call < guessed.call
+    absent = Model(toy_level(), network, ModelCache(tmp_path / "none"), TOY_SQUARE)
+    assert needs_of(absent) == guessed and not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(("address", "code"), [("http://127.0.0.1:{port}", 3), ("ftp://h", 2)])

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,9 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
-from jobs.execution import driver as driver_module
 from jobs.execution.driver import run_job
-from nst.engines.tasks import Task, build_graph
 from jobs.execution.inprocess import InProcessExecutor
 from jobs.storage import layout
 from jobs.storage.records import (
@@ -29,25 +26,26 @@ from jobs.storage.records import (
     JobState,
     PairEnd,
     PairRecord,
-    TaskTrace,
     read_marks,
     read_record,
     read_state,
+    read_trace,
     write_record,
 )
 from jobs.storage.store import Store, open_store
-from nst.network.architecture import CONTENT, STYLE
 from nst.ciphertext import Envelope
-from nst.engines.concrete.circuits import PLAN_FILE, SERVER_FILE, load_plan
-from nst.engines.concrete.client import Cipher, KeyRing
+from nst.engines.base import Cipher, Evaluator, Published
+from nst.engines.concrete.client import CircuitCipher
+from nst.engines.concrete.preparation import quantized
+from nst.engines.tasks import Task, TaskGraph
+from nst.keyring import KeyRing
+from nst.network.architecture import CONTENT, STYLE
 from nst.network.integers import IntegerNetwork
-from nst.engines.concrete.plan import CircuitPlan
-from nst.engines.concrete.server import Evaluator
-from nst.engines.concrete.switching import full_rows
-from tests.toy import TOY_SIZE, noise_pixels
+from tests.fakes import Meddling
+from tests.toy import ENGINE, TOY_SIZE, encrypt, noise_input
 
-CONTENTS = {"c0": noise_pixels(TOY_SIZE, 1), "c1": noise_pixels(TOY_SIZE, 2)}
-STYLES = {"s0": noise_pixels(TOY_SIZE, 3)}
+CONTENTS = {"c0": noise_input(CONTENT, 1), "c1": noise_input(CONTENT, 2)}
+STYLES = {"s0": noise_input(STYLE, 3)}
 PATIENCE = 240.0
 """Seconds for a run of half a minute, on machines that are busy otherwise."""
 
@@ -56,20 +54,20 @@ PATIENCE = 240.0
 class Submitted:
     """What a client has put into a store: enough to put the same into another."""
 
-    circuits: Path
-    plan: CircuitPlan
+    published: Published
     keys: bytes
     key_id: str
     inputs: dict[str, bytes]
 
+    def graph(self, pairs: Sequence[PairRecord]) -> TaskGraph:
+        """The tasks of pairs, as the driver costs them."""
+        plan = self.published.plan
+        return plan.graph(pairs, ENGINE.rates().seconds(plan.stages))
+
     def into(self, folder: Path, pairs: dict[str, tuple[str, str]]) -> tuple[Store, JobRecord]:
-        store = open_store(str(folder), create=True)
-        model_id = self.plan.model_id
-        for key, name in (
-            (layout.server_zip(model_id), SERVER_FILE),
-            (layout.circuit_plan(model_id), PLAN_FILE),
-        ):
-            store.write(key, (self.circuits / name).read_bytes())
+        store, plan = open_store(str(folder), create=True), self.published.plan
+        store.write(layout.model_server(plan.model_id), self.published.server_bundle.read_bytes())
+        store.write(layout.model_plan(plan.model_id), json.dumps(plan.to_dict()).encode())
         store.write(layout.evaluation_keys(self.key_id), self.keys)
         for input_id, blob in self.inputs.items():
             store.write(layout.encrypted_input("job", input_id), blob)
@@ -77,7 +75,9 @@ class Submitted:
             job_id="job",
             created="2026-01-01T00:00:00+00:00",
             quality="toy",
-            model_id=model_id,
+            width=TOY_SIZE,
+            height=TOY_SIZE,
+            model_id=plan.model_id,
             key_id=self.key_id,
             pairs=[PairRecord(pair_id=p, content=c, style=s) for p, (c, s) in pairs.items()],
         )
@@ -86,11 +86,10 @@ class Submitted:
 
 
 @pytest.fixture(scope="session")
-def submitted(circuits: Path, key_ring: KeyRing, cipher: Cipher) -> Submitted:
-    pictures = {i: cipher.encrypt(p, CONTENT).pack() for i, p in CONTENTS.items()}
-    pictures |= {i: cipher.encrypt(p, STYLE).pack() for i, p in STYLES.items()}
+def submitted(published: Published, key_ring: KeyRing, cipher: CircuitCipher) -> Submitted:
+    pictures = {i: encrypt(cipher, each).pack() for i, each in {**CONTENTS, **STYLES}.items()}
     keys = key_ring.evaluation_keys(cipher.key_id)
-    return Submitted(circuits, load_plan(circuits), keys, cipher.key_id, pictures)
+    return Submitted(published, keys, cipher.key_id, pictures)
 
 
 TWO_PAIRS = {"p0": ("c0", "s0"), "p1": ("c1", "s0")}
@@ -104,9 +103,9 @@ class Finished:
     job: JobRecord
     state: JobState
 
-    def rows(self, pair_id: str) -> list[bytes]:
+    def parts(self, pair_id: str) -> list[bytes]:
         end = read_record(self.store, layout.pair_end("job", pair_id), PairEnd)
-        keys = [layout.result_row("job", end.attempt, pair_id, row) for row in range(end.rows)]
+        keys = [layout.result_part("job", end.attempt, pair_id, i) for i in range(end.parts)]
         return [self.store.read(key) for key in keys]
 
 
@@ -120,46 +119,28 @@ def in_process(
     damaged = {
         "cut": submitted.inputs["c0"][:-100],
         "alien": replace(whole, key_id="f" * 16).pack(),
-        "short": replace(whole, rows=whole.rows[:-1]).pack(),
-        "s0-as-content": replace(whole, rows=tuple(b"junk" for _ in whole.rows)).pack(),
+        "short": replace(whole, parts=whole.parts[:-1]).pack(),
+        "s0-as-content": replace(whole, parts=tuple(b"junk" for _ in whole.parts)).pack(),
     }
     for input_id, blob in damaged.items():
         store.write(layout.encrypted_input("job", input_id), blob)
     return Finished(store, job, run_job(store, job, InProcessExecutor(evaluator), 1))
 
 
-class Refuses:
-    """An executor for jobs that have nothing to do."""
-
-    capacity = 1
-    memory = math.inf
-
-    def put(self, blob: bytes) -> bytes:
-        return blob
-
-    def get(self, handle: bytes) -> bytes:
-        return handle
-
-    def close(self) -> None:
-        pass
-
-    def submit(self, task: Task, inputs: list[bytes]) -> None:
-        pytest.fail(f"computes {task.stage} again")
-
-
 def check_results(finished: Finished, cipher: Cipher, network: IntegerNetwork) -> None:
     """Assert that both pairs decrypt to what the network gives in the clear."""
     expected = {
-        pair_id: network.content_features(CONTENTS[content], network.style_code(STYLES[style]))
+        pair_id: network.content_features(
+            quantized(CONTENTS[content]), network.style_code(quantized(STYLES[style]))
+        )
         for pair_id, (content, style) in TWO_PAIRS.items()
     }
     for pair_id, other in (("p0", "p1"), ("p1", "p0")):
-        rows = [r for blob in finished.rows(pair_id) for r in full_rows(Envelope.unpack(blob, ""))]
-        levels = cipher.decrypt(Envelope(cipher.key_id, cipher.model_id, tuple(rows)), pair_id)
-        assert levels.shape == expected[pair_id].shape
+        features = cipher.decrypt_result(finished.parts(pair_id), pair_id)
+        assert features.shape == expected[pair_id].shape
         # Rounding is approximate and a PBS may err: levels differ by one here and there.
-        error = np.abs(levels - expected[pair_id]).mean()
-        assert error < 0.5 and error < 0.6 * np.abs(levels - expected[other]).mean()
+        error = np.abs(features - expected[pair_id]).mean()
+        assert error < 0.5 and error < 0.6 * np.abs(features - expected[other]).mean()
 
 
 def test_results_decrypt_to_what_the_clear_network_gives(
@@ -178,7 +159,7 @@ def test_damaged_inputs_fail_their_pairs_and_no_others(in_process: Finished) -> 
         "cut": "is damaged",
         "gone": "no jobs/job/inputs/gone.ct",
         "alien": "made under key ffffffffffffffff",
-        "short": f"{TOY_SIZE // 4 - 1} rows",
+        "short": f"{TOY_SIZE // 4 - 1} parts",
         "swapped": "stage stem refused",
     }.items():
         assert words in reasons[pair_id]
@@ -190,9 +171,9 @@ def test_the_state_counts_pairs_and_work(in_process: Finished, submitted: Submit
     assert (state.status, state.pairs_done, state.pairs_failed) == ("failed", 2, len(BROKEN))
     assert state.pairs_total == 2 + len(BROKEN)
     # The style once, both contents, and of the bad pairs nothing.
-    assert state.pbs_done == submitted.plan.pbs_style + 2 * submitted.plan.pbs_content
-    whole = sum(s.rows * s.output_bytes for s in submitted.plan.stages)
-    assert 0 < state.peak_live_bytes < whole
+    whole = submitted.graph([pair for pair in in_process.job.pairs if pair.pair_id in TWO_PAIRS])
+    assert state.seconds_done == pytest.approx(whole.seconds)
+    assert 0 < state.peak_live_bytes < sum(task.output_bytes for task in whole.tasks)
 
 
 def test_a_resumed_job_does_nothing_twice(in_process: Finished) -> None:
@@ -203,13 +184,9 @@ def test_a_resumed_job_does_nothing_twice(in_process: Finished) -> None:
         return {k: store.read(k) for k in store.list("jobs/job/") if k not in about_the_driver}
 
     before = stored()
-    state = run_job(store, in_process.job, Refuses(), 1)  # type: ignore[arg-type]
+    state = run_job(store, in_process.job, Meddling(1, lambda: pytest.fail("computes again")), 1)
     assert (state.pairs_done, state.pairs_failed) == (2, len(BROKEN))
     assert stored() == before
-
-
-STORED_STAGES = frozenset({"style_code", "stem", "coarse2"})
-"""Where the toy, whose values are dear for what they cost, would store nothing but style codes."""
 
 
 class Killed(BaseException):
@@ -224,9 +201,9 @@ class DiesAfter(InProcessExecutor):
         self.store, self.count = store, count
         self.ran: list[Task] = []
 
-    def submit(self, task: Task, inputs: list[bytes]) -> None:  # type: ignore[override]
+    def submit(self, task: Task, inputs: Sequence[bytes]) -> None:
         if len(self.ran) == self.count:
-            expected, patience = sum(t.stage in STORED_STAGES for t in self.ran), PATIENCE
+            expected, patience = sum(t.checkpoint for t in self.ran), PATIENCE
             while len(self.store.list(layout.checkpoints("job"))) < expected and patience > 0:
                 time.sleep(0.1)
                 patience -= 0.1
@@ -244,19 +221,16 @@ class Dead:
     ran: list[Task]
 
     @property
-    def rows_done(self) -> set[int]:
-        return {t.row for t in self.ran if t.stage == "up"}
+    def parts_done(self) -> set[int]:
+        return {t.part for t in self.ran if t.stage == "up"}
 
 
 @pytest.fixture
-def dead(
-    submitted: Submitted, evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Dead:
-    monkeypatch.setattr(driver_module, "checkpointed", lambda *_: STORED_STAGES)
+def dead(submitted: Submitted, evaluator: Evaluator, tmp_path: Path) -> Dead:
     store, job = submitted.into(tmp_path / "store", TWO_PAIRS)
-    first = PairEnd(pair_id="p0", status="succeeded", attempt="a", rows=8)
+    first = PairEnd(pair_id="p0", status="succeeded", attempt="a", parts=8)
     write_record(store, layout.pair_end("job", "p0"), first)
-    tasks = build_graph(submitted.plan, job.pairs[1:]).tasks
+    tasks = submitted.graph(job.pairs[1:]).tasks
     executor = DiesAfter(evaluator, store, len(tasks) - 8)
     with pytest.raises(Killed):
         run_job(store, job, executor, 1)
@@ -267,12 +241,12 @@ def test_a_resumed_job_does_what_is_left(
     dead: Dead, in_process: Finished, submitted: Submitted, evaluator: Evaluator, tmp_path: Path
 ) -> None:
     assert {t.group for t in dead.ran} == {"style:s0", "pair:p1"}
-    assert len(dead.rows_done) >= 3
+    assert len(dead.parts_done) >= 3
     # A checkpoint that is damaged fails its pair by name, and is not there for the next try.
     copied = tmp_path / "copied"
     shutil.copytree(tmp_path / "store", copied)
     other = open_store(str(copied))
-    (code,) = [k for k in other.list(layout.checkpoints("job")) if "style_code" in k]
+    (code,) = other.list(layout.checkpoints("job"))
     other.write(code, other.read(code)[:-1])
     state = run_job(other, dead.job, DiesAfter(evaluator, other, 0), 1)
     reason = read_marks(other, dead.job).ended["p1"].reason
@@ -280,30 +254,23 @@ def test_a_resumed_job_does_what_is_left(
     assert "is damaged" in reason
     assert other.list(layout.checkpoints("job")) == other.list(layout.results("job")) == []
 
-    # So is a row of the result, which is computed again.
+    # So is a part of the result, which is computed again.
     keys = [k for k in dead.store.list(layout.results("job")) if k.endswith("/p1/000.ct")]
     dead.store.write(keys[0], dead.store.read(keys[0])[:-1])
-    ran: list[Task] = []
-
-    class Notes(InProcessExecutor):
-        def submit(self, task: Task, inputs: list[bytes]) -> None:  # type: ignore[override]
-            ran.append(task)
-            super().submit(task, inputs)
-
-    state = run_job(dead.store, dead.job, Notes(evaluator), 1)
+    executor = Meddling(0, lambda: None)
+    executor.evaluator = evaluator
+    state = run_job(dead.store, dead.job, executor, 1)
     assert (state.status, state.pairs_done) == ("succeeded", 2)
-    by_stage = Counter(t.stage for t in ran)
-    # Nothing that is stored, and of the rest what the missing rows are made from.
-    assert not {(t.stage, t.row) for t in ran if t.stage in STORED_STAGES} & {
-        (t.stage, t.row) for t in dead.ran
-    }
-    assert {t.row for t in ran if t.stage == "up"} == {0} | (set(range(8)) - dead.rows_done)
-    assert not {n for n in by_stage if n.startswith("style_")}
-    assert state.pbs_done == state.pbs_total == sum(t.pbs for t in ran)
-    assert state.pbs_total < (submitted.plan.pbs_style + submitted.plan.pbs_content) / 2
+    # Neither the style, whose code is stored, nor parts of the result that are.
+    assert {t.group for t in executor.tasks} == {"pair:p1"}
+    again = {t.part for t in executor.tasks if t.stage == "up"}
+    assert again == {0} | (set(range(8)) - dead.parts_done)
+    assert state.seconds_done == pytest.approx(sum(t.seconds for t in executor.tasks))
+    assert state.seconds_done == pytest.approx(state.seconds_total)
+    assert len(executor.tasks) < len(submitted.graph(dead.job.pairs[1:]).tasks)
     # In one process evaluation is deterministic, whatever ran before.
-    assert Finished(dead.store, dead.job, state).rows("p1") == in_process.rows("p1")
-    # One driver's rows are left, and nothing of the way there.
+    assert Finished(dead.store, dead.job, state).parts("p1") == in_process.parts("p1")
+    # One driver's parts are left, and nothing of the way there.
     assert len(dead.store.list(layout.results("job"))) == 8
     assert dead.store.list(layout.checkpoints("job")) == []
 
@@ -375,9 +342,11 @@ def test_ray_does_the_job_even_if_an_actor_is_killed(
     killed: list[int] = []
 
     def kill_an_actor(driver: psutil.Process) -> bool:
-        if not read_state(store, "job").pbs_done:
+        if not read_state(store, "job").seconds_done:
             return False
-        actors = [p for p in driver.children(recursive=True) if "RowActor" in " ".join(p.cmdline())]
+        actors = [
+            p for p in driver.children(recursive=True) if "EvaluatorActor" in " ".join(p.cmdline())
+        ]
         assert len(actors) == 2
         actors[0].kill()
         killed.append(actors[0].pid)
@@ -390,16 +359,16 @@ def test_ray_does_the_job_even_if_an_actor_is_killed(
     assert "Traceback" not in driver.output
 
     state = read_state(store, "job")
-    plan = submitted.plan
+    graph = submitted.graph(job.pairs)
     assert (state.status, state.pairs_done, state.pairs_failed) == ("succeeded", 2, 0)
-    assert state.pbs_done == state.pbs_total == plan.pbs_style + 2 * plan.pbs_content
+    assert state.seconds_done == pytest.approx(state.seconds_total)
+    assert state.seconds_total == pytest.approx(graph.seconds)
     # Not compared to the bit with this process, whose client half may have planned FFTs before.
     check_results(Finished(store, job, state), cipher, network)
 
-    trace = [TaskTrace(**entry) for entry in json.loads(store.read(layout.trace("job")))]
-    tasks = build_graph(plan, job.pairs).tasks
-    assert Counter((t.group, t.stage, t.row) for t in trace) == Counter(
-        (t.group, t.stage, t.row) for t in tasks
+    trace = read_trace(store, "job")
+    assert Counter((t.group, t.stage, t.part) for t in trace) == Counter(
+        (t.group, t.stage, t.part) for t in graph.tasks
     )
     assert all(state.first_task <= t.start < t.end <= state.last_task for t in trace)
     assert all(t.cpu_s > 0 for t in trace)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -16,16 +15,23 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.executor import RayExecutor
+from cluster.executor import Held, RayExecutor
+from cluster.types import Completion
 from jobs.execution.driver import run_job
-from nst.engines.tasks import Task
-from jobs.execution.scheduler import Completion, LostError
-from jobs.execution.writer import log
+from jobs.execution.recorder import log
 from jobs.storage import layout
-from jobs.storage.records import Cancellation, JobRecord, read_marks, write_record
+from jobs.storage.records import (
+    Cancellation,
+    JobRecord,
+    JobState,
+    read_marks,
+    read_trace,
+    write_record,
+)
 from jobs.storage.store import Store, open_store
-from nst.errors import StoreError
-from tests.fakes import FakeEvaluator, fake_executor, fake_job, plain_results  # noqa: F401
+from nst.engines.tasks import Task
+from nst.errors import StoreError, last_line
+from tests.fakes import FakeEvaluator, fake_executor, fake_job
 from tests.plans import grid_of_pairs
 from tests.ray_cluster import ray_cluster
 from tests.test_lifecycle import results
@@ -37,23 +43,22 @@ pytestmark = pytest.mark.slow
 
 
 class SlowEvaluator(FakeEvaluator):
-    """Takes its time, gives big results, and dies of some rows."""
+    """Takes its time, gives big results, and dies of some parts."""
 
-    def run(self, stage: str, rows: Sequence[bytes]) -> bytes:
+    def run(self, stage: str, inputs: Sequence[bytes]) -> bytes:
         """See `Evaluator`."""
         time.sleep(0.05)
-        if DEADLY in rows:
+        if DEADLY in inputs:
             os.kill(os.getpid(), signal.SIGKILL)
-        digest = super().run(stage, [row[:32] for row in rows])
-        return digest + bytes(BIG)
+        return super().run(stage, [each[:32] for each in inputs]) + bytes(BIG)
 
 
 class ShortEvaluator(FakeEvaluator):
     """The same results, in this process."""
 
-    def run(self, stage: str, rows: Sequence[bytes]) -> bytes:
+    def run(self, stage: str, inputs: Sequence[bytes]) -> bytes:
         """See `Evaluator`."""
-        return super().run(stage, [row[:32] for row in rows]) + bytes(BIG)
+        return super().run(stage, [each[:32] for each in inputs]) + bytes(BIG)
 
 
 @dataclass
@@ -91,13 +96,13 @@ class Watched(RayExecutor):
 
     after, meddle, ended = 10**9, staticmethod(lambda: None), 0
 
-    def submit(self, task: Task, inputs: Sequence[Any]) -> None:
+    def submit(self, task: Task, inputs: Sequence[Held]) -> None:
         if self.ended >= self.after:
             self.after = 10**9
             self.meddle()
         super().submit(task, inputs)
 
-    def wait(self, timeout: float) -> list[Any]:
+    def wait(self, timeout: float) -> list[Completion[Held]]:
         found = super().wait(timeout)
         self.ended += len(found)
         return found
@@ -106,8 +111,8 @@ class Watched(RayExecutor):
         return [slot.actor for slot in self._slots if slot.up]
 
 
-def executor(count: int, evaluator: type[FakeEvaluator] = SlowEvaluator) -> Watched:
-    return Watched(count, evaluator, Completion, LostError)
+def all_work_is_done(state: JobState) -> bool:
+    return state.status == "succeeded" and state.seconds_done == pytest.approx(state.seconds_total)
 
 
 @pytest.fixture
@@ -138,11 +143,11 @@ def no_actor_left() -> bool:
 def test_a_killed_actor_costs_a_task(
     nodes: Nodes, store: Store, undisturbed: dict[str, list[bytes]]
 ) -> None:
-    job, hands = fake_job(store), executor(2)
+    job, hands = fake_job(store), Watched(2, SlowEvaluator)
     hands.after = 20
     hands.meddle = lambda: ray.kill(hands.actors()[0])  # type: ignore[method-assign]
     state = run_job(store, job, hands, 2)
-    assert (state.status, state.pbs_done) == ("succeeded", state.pbs_total)
+    assert all_work_is_done(state)
     assert results(store, job) == undisturbed
     assert no_actor_left()
 
@@ -155,15 +160,15 @@ def test_a_killed_node_costs_what_it_held(
 ) -> None:
     caplog.set_level(logging.INFO, log.name)
     nodes.add()
-    job, hands = fake_job(store), executor(4)
+    job, hands = fake_job(store), Watched(4, SlowEvaluator)
     hands.after = 60
     hands.meddle = nodes.kill  # type: ignore[method-assign]
     state = run_job(store, job, hands, 4)
-    assert (state.status, state.pbs_done) == ("succeeded", state.pbs_total)
+    assert all_work_is_done(state)
     # Results that were there already were lost, and made again.
-    ran = [(t["group"], t["stage"], t["row"]) for t in json.loads(store.read(layout.trace("job")))]
+    ran = [(task.group, task.stage, task.part) for task in read_trace(store, "job")]
     assert len(ran) > len(set(ran))
-    # The log says so in a line a task; Ray's traces of results that nobody asked for are not in it.
+    # The log says so in a line per task, without Ray's traces of results that are not asked for.
     assert "lost with a node" in caplog.text
     assert "Unhandled error" not in caplog.text and "Traceback" not in caplog.text
     assert results(store, job) == undisturbed
@@ -178,7 +183,7 @@ def test_a_pair_that_kills_its_actors_fails_alone(
 ) -> None:
     monkeypatch.setattr("tests.fakes.POISON", DEADLY)
     job = fake_job(store, pairs=grid_of_pairs(3, 1), poisoned="c1")
-    state = run_job(store, job, executor(2), 2)
+    state = run_job(store, job, Watched(2, SlowEvaluator), 2)
     assert (state.status, state.pairs_done, state.pairs_failed) == ("failed", 2, 1)
     assert read_marks(store, job).ended["p10"].reason == "its worker died"
     assert results(store, job) == {p: undisturbed[p] for p in ("p00", "p20")}
@@ -186,7 +191,7 @@ def test_a_pair_that_kills_its_actors_fails_alone(
 
 
 def test_a_cancelled_job_gives_its_actors_back(nodes: Nodes, store: Store) -> None:
-    job, hands = fake_job(store), executor(2)
+    job, hands = fake_job(store), Watched(2, SlowEvaluator)
     hands.after = 20
     asked: list[float] = []
 
@@ -206,11 +211,9 @@ def no_keys() -> FakeEvaluator:
 
 def test_actors_that_cannot_load_end_the_job(nodes: Nodes, store: Store) -> None:
     job: JobRecord = fake_job(store)
-    hands = RayExecutor(2, no_keys, Completion, LostError)
+    hands = RayExecutor(2, no_keys)
     with pytest.raises(ray.exceptions.RayError) as caught:
         run_job(store, job, hands, 2)
-    assert (
-        str(caught.value).strip().splitlines()[-1] == "nst.errors.StoreError: store s has no keys"
-    )
+    assert last_line(caught.value) == "nst.errors.StoreError: store s has no keys"
     hands.close()
     assert no_actor_left()

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,13 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from cluster.local import local_ray
-from cluster.train import Task, TrainingError, Workers, make_trainer, train
-from jobs.cli.train import _Follower, _scales
-from jobs.cli.train import train as train_command
+from cluster.train import Task, TrainingError, make_trainer, train
+from jobs.cli.train import _Follower
+from nst.errors import InputError
 from nst.network.architecture import Architecture
 from nst.training.checkpoint import Checkpoint, RunFolder
-from nst.errors import InputError
 from nst.training.network import StyleTransfer
-from nst.training.loop import Options
+from nst.training.options import Workers
 from tests.command_line import refused, run
 from tests.toy import TOY
 from tests.training_data import SIZE, make_run
@@ -97,7 +95,9 @@ def test_help_has_an_example_and_is_fast() -> None:
         (["--quality", "best"], "no quality level 'best'"),
         (["--architecture", "{"], "is no JSON"),
         (["--architecture", '{"heads": 8}'], "no architecture"),
-        (["--scales", "1.0,big"], "--scales"),
+        (["--scales", "1.0,big"], "'--scales': '1.0,big' is no list of numbers"),
+        (["--scales", "1.0,9"], "between 0.5 and 4"),
+        (["--warm-up", "6", "--max-iter", "6"], "--warm-up 6 leaves none of 6 steps quantized"),
         (["--cluster", "127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1"),
         (["--style-dir", "."], "training needs two"),
     ],
@@ -108,14 +108,6 @@ def test_wrong_input_is_one_line(
     monkeypatch.chdir(tmp_path)
     refused(run(*arguments(folder, tmp_path / "out", *more)), message)
     assert not (tmp_path / "out").exists()
-
-
-def test_the_command_has_the_defaults_of_the_options() -> None:
-    offered = {option.name: option.default for option in train_command.params}
-    for option in fields(Options):
-        if option.name not in ("size", "style_steps", "warm_up", "p_error", "scales"):
-            assert offered[option.name] == option.default, option.name
-    assert _scales(str(offered["scales"])) == Options(size=SIZE).scales
 
 
 def test_progress_is_followed_through_restarts(tmp_path: Path) -> None:
@@ -195,13 +187,13 @@ def test_what_a_worker_cannot_do_is_one_line(folder: Path, tmp_path: Path) -> No
     # Found out by the worker only; trying again would not help.
     run = make_run(folder, content_dir=nothing, out=tmp_path / "wrong")
     with pytest.raises(InputError, match="no held-out picture") as wrong:
-        train(run, Workers(1))
+        train(run, Workers())
     assert "\n" not in str(wrong.value)
 
     run = make_run(folder, out=tmp_path / "broken")
     (run.out / "metrics.jsonl").mkdir(parents=True)
     with pytest.raises(TrainingError, match=r"worker 0 failed: .*; .* --resume") as failed:
-        train(run, Workers(1), max_failures=0)
+        train(run, Workers(), max_failures=0)
     assert "\n" not in str(failed.value)
 
 
@@ -256,9 +248,7 @@ class Command:
 @pytest.mark.slow
 def test_a_run_survives_its_driver_and_a_worker(folder: Path, tmp_path: Path) -> None:
     out, steps = tmp_path / "out", 60
-    common = arguments(
-        folder, out, "--max-iter", str(steps), "--workers", "2", "--save-every", "1", "--cpu"
-    )
+    common = arguments(folder, out, "--max-iter", str(steps), "--workers", "2", "--save-every", "1")
     first = Command(tmp_path / "first.log", *common)
     try:
         first.wait_until(lambda: len(saved_steps(out)) > 0)

@@ -30,7 +30,7 @@ from nst.training.dataset import (
     random_square,
     split,
 )
-from nst.training.loop import Losses, Options, Run, Trainer, Worker, default_cache
+from nst.training.loop import STYLE_STEPS, Losses, Run, Trainer, Worker, default_cache
 from nst.training.losses import (
     content_loss,
     contrastive_loss,
@@ -40,10 +40,11 @@ from nst.training.losses import (
     style_loss,
 )
 from nst.training.network import SAFE_LEVELS, Conditions, StyleTransfer
+from nst.training.options import TrainOptions
 from nst.training.pretraining import pretrain_style
 from nst.training.validation import score
 from nst.training.vgg import VGG16
-from tests.toy import TOY, toy_network, toy_weights
+from tests.toy import TOY, toy_level, toy_network, toy_weights
 from tests.training_data import SIZE, UNUSABLE, USABLE, make_pictures, make_run, picture
 
 CPU = torch.device("cpu")
@@ -114,7 +115,7 @@ def test_strokes_that_repeat_in_every_cell_are_a_lattice(size: int, period: int)
 
 
 def test_the_learning_rate_rises_then_falls_to_its_share() -> None:
-    options = Options(size=SIZE, max_iter=1000, lr=2e-3, lr_decay=0.1)
+    options = TrainOptions(max_iter=1000, lr=2e-3, lr_decay=0.1)
     rates = [options.learning_rate(step) for step in range(1001)]
     assert rates[0] == pytest.approx(2e-5, rel=1e-3)
     assert max(rates) == pytest.approx(2e-3, rel=0.05)
@@ -474,9 +475,37 @@ def test_a_used_folder_is_not_used_again_by_accident(folder: Path, tmp_path: Pat
     dataclasses.replace(resumed, sizes={}).check()
     with pytest.raises(InputError, match="has latent 4, not 8"):
         dataclasses.replace(resumed, sizes={"latent": 8}).check()
-    larger = dataclasses.replace(run.options, size=64)
     with pytest.raises(InputError, match="has size 32, not 64"):
-        dataclasses.replace(resumed, options=larger).check()
+        dataclasses.replace(resumed, level=toy_level(side=64)).check()
+
+
+@pytest.mark.usefixtures("few_pairs")
+def test_the_style_branch_and_the_warm_up_are_left_out_of_a_run_that_begins_with_weights(
+    folder: Path, tmp_path: Path
+) -> None:
+    decided = {"max_iter": 20, "style_steps": None, "warm_up": None}
+    run = make_run(folder, decided, out=tmp_path / "out")
+    assert (run.style_steps, run.warm_up) == (STYLE_STEPS, 2)
+    begun = dataclasses.replace(run, init=toy_weights(tmp_path / "toy.safetensors"))
+    assert (begun.style_steps, begun.warm_up) == (0, 0)
+    stopped = dataclasses.replace(begun, save_every=0.0)
+    with pytest.raises(Stopped):
+        Trainer(stopped, stop_at(1)).train()
+    # It goes on as it began, though this call does not say from what that was.
+    resumed = Trainer(dataclasses.replace(run, resume=True), Worker())
+    assert (resumed.step, resumed.warm_up) == (1, 0)
+
+
+@pytest.mark.parametrize("warm_up", [6, 7])
+def test_a_warm_up_that_leaves_no_quantized_step_is_refused(
+    warm_up: int, folder: Path, tmp_path: Path
+) -> None:
+    """Only quantized networks are kept: such a run would announce a file that it never writes."""
+    run = make_run(folder, {"warm_up": warm_up}, out=tmp_path / "out")
+    with pytest.raises(InputError, match=f"^--warm-up {warm_up} leaves none of 6 steps quantized"):
+        run.check()
+    make_run(folder, {"warm_up": 5}, out=tmp_path / "out").check()
+    make_run(folder, {"warm_up": None, "max_iter": 1}, out=tmp_path / "out").check()
 
 
 def test_an_infinite_gradient_costs_a_step_and_no_more(
@@ -494,9 +523,9 @@ def test_an_infinite_gradient_costs_a_step_and_no_more(
 
 
 def test_the_losses_add_up_and_reach_every_parameter(folder: Path) -> None:
-    options = Options(size=SIZE, consistency_weight=3.0, style_weight=0.5)
+    options = TrainOptions(consistency_weight=3.0, style_weight=0.5)
     network = trained_like(VARIED)
-    losses = Losses(network, VGG16(folder / "vgg.npz").requires_grad_(False), options)
+    losses = Losses(network, VGG16(folder / "vgg.npz").requires_grad_(False), options, 0.19)
     batch = make_loader(folder).batch("x", 1.5)
     for quantized in (False, True):
         network.quantize(quantized)

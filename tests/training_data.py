@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nst.training.loop import Options, Run
+from nst.training.loop import Run
+from nst.training.options import TrainOptions
 from nst.training.vgg import LAYERS_16
-from tests.toy import TOY
+from tests.toy import TOY, toy_level
 from tests.vggs import random_arrays, write_npz
 
 SIZE = 32
@@ -48,7 +49,7 @@ def make_pictures(folder: Path, seed: int) -> Path:
     return folder
 
 
-SHORT = {"size": SIZE, "max_iter": 6, "style_steps": 0, "warm_up": 2, "batch_size": 2}
+SHORT = {"max_iter": 6, "style_steps": 0, "warm_up": 2, "batch_size": 2}
 
 
 def make_run(folder: Path, options: dict[str, Any] | None = None, **changes: Any) -> Run:
@@ -56,7 +57,7 @@ def make_run(folder: Path, options: dict[str, Any] | None = None, **changes: Any
 
     Args:
         folder: Where everything is made, unless it is there already.
-        options: Fields of `Options` that differ.
+        options: Fields of `TrainOptions` that differ.
         changes: Fields of `Run` that differ.
     """
     content, style, vgg = folder / "content", folder / "style", folder / "vgg.npz"
@@ -65,7 +66,8 @@ def make_run(folder: Path, options: dict[str, Any] | None = None, **changes: Any
         make_pictures(style, 200)
         write_npz(vgg, random_arrays(LAYERS_16))
     run = Run(
-        Options(**{**SHORT, **(options or {})}),
+        level=toy_level(side=SIZE),
+        options=TrainOptions(**{**SHORT, **(options or {})}),
         content_dir=content,
         style_dir=style,
         vgg=vgg,

@@ -7,21 +7,23 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 
 from jobs.cli.examples import examples
+from jobs.cli.options import takes
 from jobs.client.wording import many
+from jobs.options import TrainCommand
 from nst.errors import InputError
+from nst.network.levels import find_level
+from nst.training.options import RunOptions, TrainOptions, Workers
 
 EXIT_FAILED = 1
 WATCH_EVERY = 0.5
 """Seconds between two looks at the metrics."""
-_folder = click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True)
-_file = click.Path(path_type=Path, exists=True, dir_okay=False, resolve_path=True)
-_weight = click.FloatRange(min=0)
 
 
 @click.command(
@@ -32,230 +34,42 @@ _weight = click.FloatRange(min=0)
         + "      --out runs/low --resume",
     )
 )
-@click.option("--content-dir", type=_folder, required=True, help="Photographs, at any depth.")
-@click.option("--style-dir", type=_folder, required=True, help="Paintings, at any depth.")
-@click.option("--vgg", type=_file, required=True, help="VGG weights that losses are measured in.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
-    required=True,
-    help="The run's folder: checkpoints, metrics, samples.",
-)
-@click.option("--quality", "-q", default="low", show_default=True, help="Decides the size.")
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out.")
-@click.option("--init", type=_file, help="Start from a run's .pt or from shipped .safetensors.")
-@click.option(
-    "--architecture",
-    default="{}",
-    help="Sizes that differ from those of --init, or of the default network, as JSON.",
-)
-@click.option("--max-iter", type=click.IntRange(min=1), default=20_000, show_default=True)
-@click.option(
-    "--style-steps",
-    type=click.IntRange(min=0),
-    show_default="2500, none with --init",
-    help="Steps in which the style branch alone learns what a style is.",
-)
-@click.option(
-    "--warm-up",
-    type=click.IntRange(min=0),
-    show_default="a tenth of --max-iter, none with --init",
-    help="Steps before quantization.",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=2),
-    default=8,
-    show_default=True,
-    help="Pairs a worker and step.",
-)
-@click.option("--lr", type=click.FloatRange(0, min_open=True), default=1e-3, show_default=True)
-@click.option(
-    "--lr-decay",
-    type=click.FloatRange(0, 1),
-    default=0.05,
-    show_default=True,
-    help="Learning rate at the end, as a share of --lr; a cosine leads there.",
-)
-@click.option("--content-weight", type=_weight, default=1.0, show_default=True)
-@click.option("--style-weight", type=_weight, default=7.0, show_default=True)
-@click.option(
-    "--ssc-weight",
-    type=_weight,
-    default=0.35,
-    show_default=True,
-    help="Style signal contrastive loss.",
-)
-@click.option(
-    "--grain-weight",
-    type=_weight,
-    default=0.5,
-    show_default=True,
-    help="Hatching and checkerboards.",
-)
-@click.option(
-    "--grain-allowed",
-    type=_weight,
-    default=0.6,
-    show_default=True,
-    help="Grain up to which nothing is lost, in terms of the inputs' grain.",
-)
-@click.option(
-    "--overflow-weight",
-    type=_weight,
-    default=2.0,
-    show_default=True,
-    help="Accumulators that leave their 10 bits.",
-)
-@click.option(
-    "--idle-weight",
-    type=_weight,
-    default=0.1,
-    show_default=True,
-    help="Channels that do not use their levels.",
-)
-@click.option(
-    "--consistency-weight",
-    type=_weight,
-    default=20.0,
-    show_default=True,
-    help="Difference of two noisy passes; not 0 costs a second pass.",
-)
-@click.option(
-    "--lattice-weight",
-    type=_weight,
-    default=3.0,
-    show_default=True,
-    help="Patterns that repeat from cell to cell.",
-)
-@click.option(
-    "--octaves",
-    type=click.FloatRange(0, 1),
-    default=0.0,
-    show_default=True,
-    help="How far the client will bring the contrast of a result's finest octaves to its style's.",
-)
-@click.option(
-    "--p-error",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    show_default="that of the circuits",
-    help="Decides the noise trained with.",
-)
-@click.option(
-    "--scales", default="1.0,1.5", show_default=True, help="Enlargements that VGG sees, in turn."
-)
-@click.option("--seed", type=int, default=1, show_default=True)
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--gpu/--cpu", default=False, show_default=True, help="A GPU for each worker.")
-@click.option(
-    "--cluster",
-    metavar="ADDRESS",
-    help="Train on a running Ray cluster, `auto` on one of its nodes; all must see the folders.",
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="PyTorch's, of each worker.",
-)
-@click.option(
-    "--save-every",
-    type=click.FloatRange(min=0),
-    default=300.0,
-    show_default=True,
-    help="Seconds between two checkpoints.",
-)
-@click.option(
-    "--cache",
-    type=click.IntRange(min=0),
-    show_default="2 GB on a CPU, 0 on a GPU",
-    help="Crops of contents and of styles that a worker keeps with their VGG features.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "bf16"]),
-    default="auto",
-    show_default=True,
-    help="Of VGG.",
-)
-def train(
-    content_dir: Path,
-    style_dir: Path,
-    vgg: Path,
-    out: Path,
-    quality: str,
-    resume: bool,
-    init: Path | None,
-    architecture: str,
-    max_iter: int,
-    style_steps: int | None,
-    warm_up: int | None,
-    p_error: float | None,
-    scales: str,
-    workers: int,
-    gpu: bool,
-    cluster: str | None,
-    threads: int,
-    save_every: float,
-    cache: int | None,
-    precision: str,
-    **options: Any,
-) -> None:
+@takes(TrainCommand)
+def train(options: TrainCommand) -> None:
     """Train the network of a quality level on folders of photographs and paintings.
 
     Files that cannot be read are passed over. A worker that dies is replaced, and a run that was
     stopped goes on with --resume; both continue from the last checkpoint in --out.
     """
-    from nst.network.levels import find_level
-
-    level, enlarged = find_level(quality), _scales(scales)
-    sizes = {**level.sizes, **_sizes(architecture)}
+    level, sizes = find_level(options.quality), _sizes(options.architecture)
 
     # Heavy imports, after everything that can be found wrong without them.
     from cluster.local import local_ray, running_ray
-    from cluster.train import TrainingError, Workers
+    from cluster.train import TrainingError
     from cluster.train import train as train_on_ray
-    from nst.training.loop import Options, Run
+    from nst.training.loop import Run
 
-    if warm_up is None:
-        warm_up = 0 if init else max_iter // 10
-    if style_steps is not None:
-        options["style_steps"] = style_steps
-    elif init:
-        options["style_steps"] = 0
-    if p_error is not None:
-        options["p_error"] = p_error
-    run = Run(
-        Options(
-            size=level.side,
-            max_iter=max_iter,
-            warm_up=warm_up,
-            scales=enlarged,
-            **options,
-        ),
-        content_dir=content_dir,
-        style_dir=style_dir,
-        vgg=vgg,
-        out=out,
-        init=init,
-        sizes=sizes,
-        resume=resume,
-        save_every=save_every,
-        cache=cache,
-        precision=precision,
-    )
+    def part(kind: type) -> dict[str, Any]:
+        return {each.name: getattr(options, each.name) for each in fields(kind)}
+
+    # Workers may run in another folder.
+    places = {**part(RunOptions), "out": options.out.resolve()}
+    run = Run(level=level, options=TrainOptions(**part(TrainOptions)), sizes=sizes, **places)
+    workers = Workers(**part(Workers))
     run.check()
-    if gpu and cluster is None:
-        _require_gpus(workers)
+    if options.cluster is None:
+        if options.gpu:
+            _require_gpus(options.workers)
+        ray = local_ray(options.workers * options.threads)
+    else:
+        ray = running_ray(options.cluster)
     try:
-        ray = local_ray(workers * threads) if cluster is None else running_ray(cluster)
-        with ray, _progress(out / "metrics.jsonl", max_iter):
-            steps = train_on_ray(run, Workers(workers, gpu, threads))
+        with ray, _progress(run.out / "metrics.jsonl", options.max_iter):
+            steps = train_on_ray(run, workers)
     except TrainingError as error:
         click.echo(f"error: {error}", err=True)
         raise SystemExit(EXIT_FAILED) from error
-    click.echo(f"{steps} steps; {out / 'best.pt'} has the lowest score of held-out pictures")
+    click.echo(f"{steps} steps; {run.out / 'best.pt'} has the lowest score of held-out pictures")
 
 
 def _require_gpus(workers: int) -> None:
@@ -278,16 +92,6 @@ def _sizes(architecture: str) -> dict[str, Any]:
     if not isinstance(sizes, dict):
         raise InputError(f"--architecture {architecture!r} is no JSON object")
     return sizes
-
-
-def _scales(text: str) -> tuple[float, ...]:
-    try:
-        scales = tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise InputError(f"--scales {text!r} is no list of numbers such as 1.0,1.5") from error
-    if not all(0.5 <= scale <= 4 for scale in scales):
-        raise InputError(f"--scales {text!r} must be between 0.5 and 4")
-    return scales
 
 
 @contextmanager

@@ -7,7 +7,6 @@ it, so a run that goes on from a checkpoint is the run that was never stopped.
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nst.errors import InputError
-from nst.network.levels import P_ERROR, noise_levels
+from nst.network.levels import QualityLevel, noise_levels
 from nst.training.calibration import accumulator_levels, factors, rescale_moments, rescale_stages
 from nst.training.checkpoint import Checkpoint, RunFolder, initial_network
 from nst.training.dataset import Batch, Crops, Loader, Targets, list_pictures, rescale, split
@@ -36,13 +35,16 @@ from nst.training.losses import (
     style_loss,
 )
 from nst.training.network import Conditions, StyleTransfer
+from nst.training.options import RunOptions, TrainOptions
 from nst.training.pretraining import pretrain_style
 from nst.training.validation import Validation, score
 from nst.training.vgg import VGG16
 
 CPU = torch.device("cpu")
-RAMP = 100
-"""Steps over which the learning rate rises to its full value."""
+STYLE_STEPS = 2_500
+"""Steps of the style branch alone, of a run that starts from random weights."""
+GRAIN_ALLOWED = 0.6
+"""Grain up to which nothing is lost, in terms of the inputs' grain."""
 LARGEST_GRADIENT = 5.0
 """Norm to which gradients are clipped."""
 CALIBRATION_BATCHES = 4
@@ -54,103 +56,57 @@ READERS = {"cpu": 2, "cuda": 8}
 """Threads that read ahead: a GPU takes more pictures in a second than a thread decodes."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """What decides the outcome of a run besides pictures and architecture; recorded with it.
+@dataclass(frozen=True, kw_only=True)
+class Run(RunOptions):
+    """A network to train.
 
     Attributes:
-        size: Side of the pictures in pixels.
-        max_iter: Steps.
-        style_steps: Steps of the style branch alone before the first (`nst.training.pretraining`).
-        warm_up: Steps before quantization.
-        batch_size: Pairs a worker and step.
-        lr: Adam's learning rate.
-        lr_decay: Share of `lr` that a cosine reaches at the end.
-        content_weight: Of the content loss.
-        style_weight: Of the style loss.
-        ssc_weight: Of the style signal contrastive loss.
-        grain_weight: Of the grain beyond `grain_allowed`.
-        grain_allowed: In terms of the inputs' grain.
-        overflow_weight: Of accumulators that leave their range. At 0.3, half the pictures had to be
-            encrypted at less contrast than was trained, at 2 one in nine.
-        idle_weight: Of channels that do not use their levels.
-        consistency_weight: Of the difference of two noisy passes; 0 saves the second pass.
-        lattice_weight: Of patterns that repeat from cell to cell.
-        octaves: How far the client will bring a result's octaves to its style's, see
-            `nst.pictures.octaves.match_octaves`; losses are of what it shows.
-        p_error: Of the circuits, decides the noise of the steps after `warm_up`.
-        scales: How much pictures are enlarged before VGG sees them, in turn: what pleases VGG
-            only at 1x is often hatching.
-        seed: Of everything random.
-    """
-
-    size: int
-    max_iter: int = 20_000
-    style_steps: int = 2_500
-    warm_up: int = 2_000
-    batch_size: int = 8
-    lr: float = 1e-3
-    lr_decay: float = 0.05
-    content_weight: float = 1.0
-    style_weight: float = 7.0
-    ssc_weight: float = 0.35
-    grain_weight: float = 0.5
-    grain_allowed: float = 0.6
-    overflow_weight: float = 2.0
-    idle_weight: float = 0.1
-    consistency_weight: float = 20.0
-    lattice_weight: float = 3.0
-    octaves: float = 0.0
-    p_error: float = P_ERROR
-    scales: tuple[float, ...] = (1.0, 1.5)
-    seed: int = 1
-
-    def learning_rate(self, step: int) -> float:
-        """Learning rate of a step: a short rise, then a cosine."""
-        fall = 0.5 * (1 + math.cos(math.pi * step / self.max_iter))
-        rate = self.lr * (self.lr_decay + (1 - self.lr_decay) * fall)
-        return rate * min(1.0, (step + 1) / RAMP)
-
-
-@dataclass(frozen=True)
-class Run:
-    """What to train, from what, and where to.
-
-    Attributes:
-        options: See there.
-        content_dir: Photographs, in folders of any depth.
-        style_dir: Paintings, likewise.
-        vgg: See `nst.training.vgg.VGG16`.
-        out: The run's folder, see `nst.training.checkpoint`; all workers must reach it.
-        init: Weights to start from (`nst.training.checkpoint.initial_network`); None for random
-            ones.
-        sizes: Fields of the architecture that differ from those of `init` or the defaults. Of a
+        level: Decides the size of pictures and the circuits' noise.
+        options: What decides the outcome besides; recorded with it.
+        sizes: Fields of the architecture that differ from those of `init` or of the level. Of a
             run that is resumed, init and architecture stay what they are.
-        resume: Whether to go on from the last checkpoint in `out`.
-        save_every: Seconds between two checkpoints.
         cache: Crops of contents, and of styles, that a worker keeps; None for the default.
         precision: Of VGG: `fp32`, `bf16`, or `auto` for bf16 where the machine computes in it.
     """
 
-    options: Options
-    content_dir: Path
-    style_dir: Path
-    vgg: Path
-    out: Path
-    init: Path | None = None
+    level: QualityLevel
+    options: TrainOptions
     sizes: dict[str, Any] = field(default_factory=dict)
-    resume: bool = False
-    save_every: float = 300.0
     cache: int | None = None
     precision: str = "auto"
+
+    @property
+    def warm_up(self) -> int:
+        """Steps before quantization."""
+        usual = 0 if self.init else self.options.max_iter // 10
+        return usual if self.options.warm_up is None else self.options.warm_up
+
+    @property
+    def style_steps(self) -> int:
+        """Steps of the style branch alone before the first (see `nst.training.pretraining`)."""
+        usual = 0 if self.init else STYLE_STEPS
+        return usual if self.options.style_steps is None else self.options.style_steps
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is kept of the options with a checkpoint."""
+        level = {"size": self.level.side, "p_error": self.level.p_error}
+        decided = {"warm_up": self.warm_up, "style_steps": self.style_steps}
+        return {**level, **asdict(self.options), **decided}
 
     def check(self) -> None:
         """Find what would stop the run before anything is started.
 
         Raises:
-            InputError: if a folder or file is missing or unfit, there is no such architecture, or
-                `out` holds a run and `resume` is not set, or is of another size or architecture.
+            InputError: if a folder or file is missing or unfit, there is no such architecture, no
+                step would be quantized, or `out` holds a run and `resume` is not set, or is of
+                another size or architecture.
         """
+        if self.warm_up >= self.options.max_iter:
+            raise InputError(
+                f"--warm-up {self.warm_up} leaves none of {self.options.max_iter} steps quantized, "
+                "and a float network is of no use: lower it, or raise --max-iter"
+            )
         folder = RunFolder(self.out)
         if folder.used and not self.resume:
             raise InputError(
@@ -160,16 +116,20 @@ class Run:
         list_pictures(self.style_dir)
         VGG16(self.vgg)
         if not folder.last.exists():
-            initial_network(self.init, self.sizes, self.options.size)
+            self.network()
             return
         checkpoint = Checkpoint.read(folder.last)
         known = {"size": checkpoint.options["size"], **checkpoint.architecture}
-        for name, value in {"size": self.options.size, **self.sizes}.items():
+        for name, value in {"size": self.level.side, **self.level.sizes, **self.sizes}.items():
             if known.get(name) != value:
                 raise InputError(
                     f"the run in {self.out} has {name} {known.get(name)}, not {value}: "
                     "go on with the same, or use another --out"
                 )
+
+    def network(self) -> StyleTransfer:
+        """The network to begin with; see `nst.training.checkpoint.initial_network` for errors."""
+        return initial_network(self.init, {**self.level.sizes, **self.sizes}, self.level.side)
 
 
 @dataclass(frozen=True)
@@ -207,11 +167,12 @@ class Worker:
 class Losses(nn.Module):
     """Network and all losses in one forward pass, so that it can be wrapped as a whole."""
 
-    def __init__(self, network: StyleTransfer, vgg: VGG16, options: Options) -> None:
-        """Keep all three; `vgg` has no parameters that are trained."""
+    def __init__(
+        self, network: StyleTransfer, vgg: VGG16, options: TrainOptions, noise: float
+    ) -> None:
+        """Keep all four; `vgg` has no parameters that are trained, `noise` is in levels."""
         super().__init__()
-        self.network, self.options = network, options
-        self.noise = noise_levels(options.p_error)
+        self.network, self.options, self.noise = network, options, noise
         # In a tuple it is no submodule: its buffers would be sent to all workers at every step.
         self._vgg = (vgg,)
 
@@ -233,7 +194,7 @@ class Losses(nn.Module):
             "content": content_loss(features[-1], batch.content_target).mean(),
             "style": style_loss(statistics(features), batch.style_target).mean(),
             "ssc": contrastive_loss(signal, code).mean(),
-            "grain": F.relu(grain(shown, batch.content, batch.style) - o.grain_allowed).mean(),
+            "grain": F.relu(grain(shown, batch.content, batch.style) - GRAIN_ALLOWED).mean(),
             "overflow": zero + conditions.overflow,
             "idle": zero + conditions.idle,
             "range": (rgb - shown).pow(2).mean(),
@@ -271,12 +232,13 @@ class Trainer:
             InputError: see `Run.check`.
         """
         self.run, self.worker, self.options = run, worker, run.options
+        self.noise = noise_levels(run.level.p_error)
         self.folder = RunFolder(run.out)
         dtype = vgg_dtype(run.precision, worker.device)
         vgg = VGG16(run.vgg, dtype).eval().requires_grad_(False).to(worker.device)
         contents, contents_held = split(list_pictures(run.content_dir))
         styles, styles_held = split(list_pictures(run.style_dir))
-        size, cache = self.options.size, run.cache
+        size, cache = run.level.side, run.cache
         if cache is None:
             cache = default_cache(size, self.options.scales) if worker.device.type == "cpu" else 0
         self.loader = Loader(
@@ -290,6 +252,10 @@ class Trainer:
         if start is None and run.resume and self.folder.last.exists():
             start = self.folder.last
         checkpoint = None if start is None else Checkpoint.read(start)
+        self.warm_up = run.warm_up
+        if checkpoint is not None and self.options.warm_up is None:
+            # What it goes on from may have begun with --init.
+            self.warm_up = checkpoint.options["warm_up"]
         self.step = 0 if checkpoint is None else checkpoint.step
         self.seconds = 0.0 if checkpoint is None else checkpoint.seconds
         if worker.rank == 0:
@@ -298,7 +264,7 @@ class Trainer:
                     "step": self.step,
                     "seconds": round(self.seconds, 1),
                     "workers": worker.world_size,
-                    "options": asdict(self.options),
+                    "options": run.record,
                 }
             )
         self.began = self.saved = time.monotonic()
@@ -316,13 +282,14 @@ class Trainer:
     def _begin(self, vgg: VGG16, start: Path | None, checkpoint: Checkpoint | None) -> None:
         """Network and optimizer, as they were at the checkpoint if there is one to go on from."""
         torch.manual_seed(self.options.seed)
-        init, sizes = (self.run.init, self.run.sizes) if start is None else (start, {})
-        self.network = initial_network(init, sizes, self.options.size).to(self.worker.device)
+        run = self.run
+        network = run.network() if start is None else initial_network(start, {}, run.level.side)
+        self.network = network.to(self.worker.device)
         self.network.quantize(False)
-        if checkpoint is None and self.options.style_steps and self.worker.rank == 0:
+        if checkpoint is None and run.style_steps and self.worker.rank == 0:
             # Wrapping sends rank 0's parameters to the others.
             self._pretrain_style(vgg)
-        self.losses = self.worker.wrap(Losses(self.network, vgg, self.options))
+        self.losses = self.worker.wrap(Losses(self.network, vgg, self.options, self.noise))
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.options.lr)
         if checkpoint is not None:
             self.optimizer.load_state_dict(checkpoint.optimizer)
@@ -333,8 +300,8 @@ class Trainer:
             self.loader.styles,
             vgg,
             self.worker.device,
-            self.options.style_steps,
-            noise_levels(self.options.p_error),
+            self.run.style_steps,
+            self.noise,
             self.options.seed,
             self._log,
         )
@@ -351,9 +318,9 @@ class Trainer:
         batches = self.loader.batches(seed, self.step, self.options.max_iter, readers)
         with closing(batches):
             for batch in batches:
-                if 0 < self.step == self.options.warm_up:
+                if 0 < self.step == self.warm_up:
                     self._calibrate()
-                self.network.quantize(self.step >= self.options.warm_up)
+                self.network.quantize(self.step >= self.warm_up)
                 self._train_on(batch, f"{seed}/{self.step}/noise")
                 self.step += 1
                 if self.step % LOG_EVERY == 0:
@@ -399,7 +366,7 @@ class Trainer:
                 optimizer=self.optimizer.state_dict(),
                 step=self.step,
                 seconds=self._elapsed(),
-                options=asdict(self.options),
+                options=self.run.record,
                 architecture=self.network.architecture.to_dict(),
                 validation=held_out,
             )

@@ -21,7 +21,7 @@ import concrete.compiler as runtime
 
 from nst.engines.concrete.fft_plan import fix_fft_plan
 from nst.engines.concrete.plan import CircuitPlan
-from nst.errors import CircuitError
+from nst.errors import CircuitError, first_line
 
 CLIENT_NAMES = (
     "ClientCircuit",
@@ -71,7 +71,7 @@ class CircuitEvaluator:
         except (OSError, RuntimeError, ValueError, shutil.ReadError) as error:
             raise CircuitError(
                 f"circuits {plan.model_id} or their evaluation keys cannot be loaded "
-                f"({str(error).splitlines()[0]}); submit the job again"
+                f"({first_line(error)}); submit the job again"
             ) from error
         self._lock = threading.Lock()
 
@@ -90,7 +90,7 @@ class CircuitEvaluator:
             return bytes(result.serialize())
         except (RuntimeError, ValueError) as error:
             raise CircuitError(
-                f"stage {stage} refused its ciphertexts ({str(error).splitlines()[0]})"
+                f"stage {stage} refused its ciphertexts ({first_line(error)})"
             ) from error
 
     def evaluate(self, stage: str, arguments: list[Any]) -> Any:
