@@ -122,7 +122,7 @@ def test_unusable_stores(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "store.json").write_text('{"format": 99}')
-    refused(run("submit", source, *QUALITY, "--store", other), "99", code=3)
+    refused(run("submit", source, *QUALITY, "--store", other), "99", code=2)
     refused(run("submit", source, *QUALITY, "--store", "gs://bucket"), "gs://bucket")
 
 
