@@ -13,7 +13,7 @@ from nst.engines.concrete.graph import StagePlan, build_graph
 from nst.engines.concrete.switching import switched, word_bits
 from nst.engines.tasks import PairIds, Seconds, StageShape, TaskGraph
 from nst.errors import CircuitError
-from nst.network.architecture import CELL, CONTENT, STYLE, Architecture, grids
+from nst.network.architecture import CELL, CONTENT, STYLE, Architecture, Branch, grids
 from nst.pictures.size import Size
 
 ENGINE = "concrete"
@@ -160,7 +160,10 @@ class CircuitPlan:
 
     def graph(self, pairs: Sequence[PairIds], seconds: Seconds) -> TaskGraph:
         """See `Plan`."""
-        heights = {CONTENT: self.stored.content_parts, STYLE: self.stored.style_parts}
+        heights: dict[Branch, int] = {
+            CONTENT: self.stored.content_parts,
+            STYLE: self.stored.style_parts,
+        }
         return build_graph(self.circuits, heights, pairs, seconds)
 
     def pack_result(self, key_id: str, part: bytes) -> Envelope:
