@@ -58,13 +58,10 @@ def evaluate(pairs: Path | None, options: EvaluateOptions) -> None:
     found, failed = _find(pairs, options)
     errors = Console(stderr=True)
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
-        items = prepared_pairs(found, model, options.fit)
-        samples, missing = evaluation.make_samples(
-            progress.track(items, total=len(found), description="results"),
-            model,
-            options.runs,
-            options.results,
+        items = progress.track(
+            prepared_pairs(found, model, options.fit), total=len(found), description="previews"
         )
+        samples, missing = evaluation.make_samples(items, model, options.runs, options.results)
         task = progress.add_task("measuring", total=len(samples))
         measurements = evaluation.measure_samples(
             samples, vgg, lambda done: progress.advance(task, done)

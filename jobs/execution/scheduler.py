@@ -1,6 +1,6 @@
 """One loop that walks a task graph, shared by every executor.
 
-**The policy** is two functions: `priority`, by which ready tasks wait in a heap, and `_Walk._admit`,
+**The policy** is two functions: `priority`, the order in which ready tasks wait, and `_Walk._admit`,
 which lets a pair begin when all it could ever hold at once fits into the executor's memory beside
 the pairs that are in flight. Engines know nothing of it.
 
