@@ -80,7 +80,7 @@ def acceptance(site: Site, ready: list[PreparedPair]) -> tuple[Outcome, dict[str
     outcome = injections.survived(job, seconds)
     decibels = {
         pair.name: psnr(
-            np.asarray(to_image(pair.preview(site.network))), load_png(job.out / f"{pair.name}.png")
+            np.asarray(to_image(pair.preview(site.model))), load_png(job.out / f"{pair.name}.png")
         )
         for pair in ready
     }

@@ -382,7 +382,7 @@ def test_a_store_that_is_away_hides_no_other_jobs(
 ) -> None:
     other = open_store(str(tmp_path / "elsewhere"), create=True)
     book_of(home, other, fake_job(other, "second", grid_of_pairs(1, 1)))
-    (tmp_path / "elsewhere" / layout.STORE).write_text('{"format": 99}')
+    (tmp_path / "elsewhere").rename(tmp_path / "away")
     result = run("list", "--json")
     assert result.exit_code == 3
     statuses = {row["job"]: row["status"] for row in json.loads(result.stdout)}

@@ -28,7 +28,7 @@ from nst.model import Model
 from nst.network import levels
 from nst.network.architecture import COLUMNS, CONTENT, STYLE
 from nst.network.integers import IntegerStage, Ints, space_to_depth
-from nst.pictures.color import dither
+from nst.network.pixels import dither
 from nst.pictures.size import SMALLEST, TALLEST, WIDEST, Size
 from nst.training.quality import psnr
 from tests.command_line import refused, run

@@ -107,7 +107,7 @@ def list_jobs(as_json: bool) -> None:
 
 
 def _list(as_json: bool) -> None:
-    """Show all jobs; exits 3 if the store of one does not answer."""
+    """Show all jobs; exits 3 if the store of one does not answer, else 2 if one is damaged."""
     from rich.table import Table
 
     from jobs.client.home import Home
@@ -116,35 +116,38 @@ def _list(as_json: bool) -> None:
 
     home, screen = Home.default(), Screen()
     sessions: dict[str, Session] = {}
-    problems: dict[str, str] = {}
+    away: dict[str, StoreError] = {}
+    problems: dict[str, int] = {}
     rows: list[dict[str, Any]] = []
     table = Table("job", "created (UTC)", "quality", "state", "progress")
     for book in home.books():
-        if book.store not in sessions.keys() | problems.keys():
-            try:
-                sessions[book.store] = Session.open(home, book.store)
-            except StoreError as error:
-                problems[book.store] = str(error)
         row = {"job": book.job_id, "created": book.created, "quality": book.quality}
         created = book.created[:16].replace("T", " ")
-        if problem := problems.get(book.store):
-            rows.append({**row, "status": "unknown", "reason": problem})
-            table.add_row(book.job_id, created, book.quality, "unknown", "store out of reach")
-        else:
+        try:
+            if book.store in away:
+                raise away[book.store]
+            if book.store not in sessions:
+                sessions[book.store] = Session.open(home, book.store)
             state, shown = _state_of(sessions[book.store], book)
-            rows.append({**row, **state.model_dump()})
             progress = describe(state, time.time())
-            table.add_row(book.job_id, created, book.quality, shown, progress)
+            rows.append({**row, **state.model_dump()})
+        except StoreError as error:
+            problems[str(error)] = error.exit_code
+            rows.append({**row, "status": "unknown", "reason": str(error)})
+            shown, progress = "unknown", "damaged in the store"
+            if error.exit_code == EXIT_UNREACHABLE:
+                away[book.store], progress = error, "store out of reach"
+        table.add_row(book.job_id, created, book.quality, shown, progress)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     elif rows:
         screen.console.print(table)
     else:
         click.echo(f"no jobs yet in {home.root}; begin with: nst-batch submit PAIRS")
-    for problem in problems.values():
+    for problem in problems:
         click.echo(f"error: {problem}", err=True)
     if problems:
-        raise SystemExit(EXIT_UNREACHABLE)
+        raise SystemExit(max(problems.values()))
 
 
 def _state_of(session: Session, book: JobBook) -> tuple[JobState, str]:

@@ -15,16 +15,10 @@ from jobs.cli.estimate import estimate
 from jobs.cli.evaluate import evaluate, export
 from jobs.cli.examples import examples
 from jobs.cli.keys import keys
-from jobs.cli.screen import EXIT_UNREACHABLE, EXIT_USAGE, warnings_shown
+from jobs.cli.screen import EXIT_USAGE, warnings_shown
 from jobs.cli.submit import demo, preview, submit
 from jobs.cli.train import train
-from nst.errors import (
-    ClusterError,
-    NstBatchError,
-    StoreAddressError,
-    StoreContentError,
-    StoreError,
-)
+from nst.errors import NstBatchError
 
 
 class _Commands(ConfiguredGroup):
@@ -46,9 +40,7 @@ class _Commands(ConfiguredGroup):
             raise
         except NstBatchError as error:
             click.echo(f"error: {error}", err=True)
-            away = isinstance(error, ClusterError | StoreError)
-            wrong = isinstance(error, StoreAddressError | StoreContentError)
-            ctx.exit(EXIT_UNREACHABLE if away and not wrong else EXIT_USAGE)
+            ctx.exit(error.exit_code)
 
 
 def _end(error: click.UsageError) -> None:
@@ -72,8 +64,8 @@ def main() -> None:
 
     Options that no flag gives are taken from the environment and from nst-batch.toml: see config.
 
-    Exit codes: 0 all done, 1 some pairs failed, 2 wrong usage or input, 3 store or
-    cluster out of reach.
+    Exit codes: 0 all done, 1 some pairs failed, 2 wrong usage or input, or damaged things,
+    3 store or cluster out of reach.
     """
 
 

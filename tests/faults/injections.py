@@ -17,7 +17,7 @@ import numpy as np
 from jobs.storage import layout
 from jobs.storage.store import open_store
 from nst.ciphertext import Envelope
-from nst.engines.concrete.client import KeyRing
+from nst.keyring import KeyRing
 from tests.faults.site import BUCKET, POISON, Job, Outcome, Site, prefix_of
 
 OUTAGE = 20.0
@@ -210,7 +210,7 @@ def evaluation_key_truncated(site: Site) -> Outcome:
 def evaluation_key_of_another_set(site: Site) -> Outcome:
     """The store has, under their name, evaluation keys that fit the circuits and no ciphertext."""
     ring = KeyRing(site.folder / "other-keys")
-    card = ring.create(site.home.circuits / site.origin.model_id, site.quality)
+    card = ring.create(site.model.published, site.quality)
     other = ring.evaluation_keys(card.key_id)
     return _without_keys(site, "evaluation_key_of_another_set", other, "evaluation keys")
 
@@ -242,13 +242,13 @@ def result_byte_corrupted(site: Site) -> Outcome:
     key = next(k for k in keys if site.origin.pairs[0].pair_id in k and k.endswith(".ct"))
     _flip_bit(site, job, key)
     try:
-        levels, reasons = site.fetch(job.book, job.store, site.folder / "out-corrupted")
+        results, reasons = site.fetch(job.book, job.store, site.folder / "out-corrupted")
     finally:
         _flip_bit(site, job, key)
     assert set(reasons) == {name} and "does not match its SHA-256" in reasons[name], reasons
-    same = all(np.array_equal(found, site.undisturbed[n]) for n, found in levels.items())
+    same = all(np.array_equal(found, site.undisturbed[n]) for n, found in results.items())
     return Outcome(
-        "result_byte_corrupted", len(site.origin.pairs), len(levels), 1, 0, same, 0.0, reasons
+        "result_byte_corrupted", len(site.origin.pairs), len(results), 1, 0, same, 0.0, reasons
     )
 
 
@@ -257,9 +257,9 @@ def pair_poisoned(site: Site) -> Outcome:
     """A pair kills every actor that computes on it."""
     job = site.job("pair_poisoned")
     key = layout.encrypted_input(job.book.job_id, job.record.pairs[0].content)
-    row = Envelope.unpack(job.store.read(key), "poison").rows[0]
+    part = Envelope.unpack(job.store.read(key), "poison").parts[0]
     poison = Path(os.environ[POISON])
-    poison.write_text(hashlib.sha256(row).hexdigest())
+    poison.write_text(hashlib.sha256(part).hexdigest())
     try:
         return one_failed(job, job.finish(job.start()), "worker died")
     finally:

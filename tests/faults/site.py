@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -23,20 +24,22 @@ from unittest import mock
 import numpy as np
 import psutil
 from click.testing import CliRunner, Result
-from numpy.typing import NDArray
 
 from jobs.cli.main import main
 from jobs.client.fetch import fetch
-from jobs.client.home import Home, JobBook
+from jobs.client.home import PICTURES, Home, JobBook
 from jobs.client.pairs import find_pairs
 from jobs.client.preparation import PreparedPair, prepare
+from jobs.client.session import Session
 from jobs.client.submit import new_id, submit
 from jobs.storage import layout
 from jobs.storage.records import JobRecord, JobState, read_record, read_state, write_record
 from jobs.storage.store import Store, open_store
-from nst.engines.concrete.client import SECRET_FILE
-from nst.network.levels import get_level
-from nst.network.weights import load_weights
+from nst.engines.base import Features
+from nst.keyring import SECRET_FILE
+from nst.model import Model
+from nst.network.finishing import Floats
+from nst.pictures.picture import Picture
 from tests.ray_cluster import ray_cluster
 from tests.s3_server import S3Server
 
@@ -49,7 +52,8 @@ QUIET_SECONDS = 60.0
 """For actors to disappear after the end of a job, on machines that are busy otherwise."""
 SUCCEEDED = ("done", "succeeded")
 TERMINAL = (*SUCCEEDED, "failed", "cancelled")
-Levels = NDArray[np.int64]
+ACTOR = "ray::EvaluatorActor"
+"""What Ray calls the process of an actor that computes."""
 
 
 @dataclass
@@ -62,8 +66,8 @@ class Outcome:
         succeeded: Pairs with a result.
         failed: Pairs that failed or were cancelled, with a reason.
         lost: Pairs in no terminal state.
-        bit_identical: Whether all results decrypt to the levels of the undisturbed run; None if
-            there are none.
+        bit_identical: Whether all results decrypt to those of the undisturbed run; None if there
+            are none.
         seconds_lost: Wall time beyond the undisturbed run's; until the reason was there, if the
             job could not be done.
         reasons: By name of pair, why it failed.
@@ -103,22 +107,16 @@ class Nodes:
         self._cluster.add_node(num_cpus=1)
 
     def actors(self) -> list[psutil.Process]:
-        """The processes of all row actors."""
-        found = []
-        for node in self._cluster.list_all_nodes():
-            for process in _tree(node):
-                with contextlib.suppress(psutil.Error):
-                    if "RowActor" in " ".join(process.cmdline()):
-                        found.append(process)
-        return found
+        """The processes of all actors that compute."""
+        return [process for node in self._cluster.list_all_nodes() for process in _actors(node)]
 
     def kill_one(self) -> None:
         """`kill -9` of all processes of a node that has an actor."""
-        nodes = sorted(self._cluster.worker_nodes, key=lambda n: _has_actor(n), reverse=True)
-        for process in _tree(nodes[0]):
+        node = max(self._cluster.worker_nodes, key=lambda node: len(_actors(node)))
+        for process in _tree(node):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        self._cluster.remove_node(nodes[0], allow_graceful=False)
+        self._cluster.remove_node(node, allow_graceful=False)
 
     def logs(self) -> Iterator[Path]:
         """All files that Ray has written."""
@@ -136,12 +134,14 @@ def _tree(node: Any) -> list[psutil.Process]:
     return out
 
 
-def _has_actor(node: Any) -> bool:
+def _actors(node: Any) -> list[psutil.Process]:
+    """Those of them that are actors that compute."""
+    found = []
     for process in _tree(node):
         with contextlib.suppress(psutil.Error):
-            if "RowActor" in " ".join(process.cmdline()):
-                return True
-    return False
+            if ACTOR in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 class Driver:
@@ -220,12 +220,12 @@ class Job:
         return driver
 
     def wait_for_work(self, share: float = 0.25) -> None:
-        """Until so much of its PBS are done; AssertionError if that takes too long."""
+        """Until so much of its work is done; AssertionError if that takes too long."""
 
         def far_enough() -> bool:
             state = self.state
             assert not state.finished, f"{self.fault}: ended before the fault: {state.reason}"
-            return state.pbs_done > share * state.pbs_total > 0
+            return state.share > share
 
         wait_until(far_enough, self.site.patience, f"{self.fault}: no progress")
 
@@ -242,18 +242,18 @@ class Job:
         assert shown.exit_code in (0, 1), shown.output
         return {p["name"]: (p["status"], p["reason"]) for p in json.loads(shown.stdout)["pairs"]}
 
-    def fetched(self) -> tuple[dict[str, Levels], dict[str, str]]:
-        """By name, the decrypted levels of the results and why there is none."""
+    def fetched(self) -> tuple[dict[str, Features], dict[str, str]]:
+        """By name, the decrypted results and why there is none."""
         return self.site.fetch(self.book, self.store, self.out)
 
     def conclude(self, seconds: float) -> Outcome:
         """See what became of it, and that it leaves nothing behind; AssertionError if it does."""
         statuses = self.statuses()
-        levels, reasons = self.fetched()
+        results, reasons = self.fetched()
         ends = [status for status, _ in statuses.values()]
         succeeded = [name for name, (status, _) in statuses.items() if status in SUCCEEDED]
-        assert set(levels) <= set(succeeded), "a picture of a pair that did not succeed"
-        identical = [np.array_equal(levels[n], self.site.undisturbed[n]) for n in levels]
+        assert set(results) <= set(succeeded), "a picture of a pair that did not succeed"
+        identical = [np.array_equal(results[n], self.site.undisturbed[n]) for n in results]
         self.site.wait_until_quiet()
         leaks = self.site.leaks(self.store)
         assert not leaks, f"{self.fault}: {leaks}"
@@ -261,9 +261,9 @@ class Job:
         return Outcome(
             fault=self.fault,
             pairs=len(statuses),
-            succeeded=len(levels),
+            succeeded=len(results),
             failed=sum(end in ("failed", "cancelled") for end in ends)
-            + len(set(succeeded) - set(levels)),
+            + len(set(succeeded) - set(results)),
             lost=sum(end not in TERMINAL for end in ends),
             bit_identical=all(identical) if identical else None,
             seconds_lost=round(seconds, 1),
@@ -292,9 +292,8 @@ class Site:
         self.folder, self.quality = folder, quality
         self.actors, self.patience = actors, patience
         self.home = Home(folder / "home")
-        self.level = get_level(quality)
-        self.network = load_weights(self.level.weights)
-        self.undisturbed: dict[str, Levels] = {}
+        self.model = Model.load(quality, self.home.models)
+        self.undisturbed: dict[str, Features] = {}
         self.pictures: dict[str, bytes] = {}
         self.undisturbed_s = 0.0
         self._open = contextlib.ExitStack()
@@ -326,10 +325,10 @@ class Site:
         """Encrypt the pairs of a folder or CSV file, once, and run their job undisturbed."""
         self.source = source
         pairs, skipped = find_pairs(source)
-        ready, unreadable = prepare(pairs, self.network, self.level.side, "crop")
+        ready, unreadable = prepare(pairs, self.model, "crop")
         assert not skipped and not unreadable, (skipped, unreadable)
-        store = open_store(self.url("origin"), create=True)
-        self.origin = submit(self.home, store, self.level, self.network, ready, [], lambda *_: None)
+        session = Session.open(self.home, self.url("origin"), create=True)
+        self.origin = submit(session, self.model, ready, [])
         job = self.job("undisturbed")
         seconds = job.finish(job.start())
         self.undisturbed, reasons = job.fetched()
@@ -365,7 +364,9 @@ class Site:
         book = self.origin.model_copy(
             update={"job_id": job_id, "store": store.url, "pairs": self.origin.pairs[:pairs]}
         )
-        self.home.save_job(book, self.home.pictures(self.origin.job_id))
+        self.home.save_book(book)
+        pictures = self.home.root / "jobs" / self.origin.job_id / PICTURES
+        shutil.copy(pictures, self.home.root / "jobs" / job_id)
         write_record(store, layout.job(job_id), copy)
         return Job(self, fault, book, store)
 
@@ -383,18 +384,17 @@ class Site:
 
     def fetch(
         self, book: JobBook, store: Store, out: Path
-    ) -> tuple[dict[str, Levels], dict[str, str]]:
-        """Fetch as the client does; by name, the levels that were decrypted and what failed."""
-        seen: list[Levels] = []
-        from jobs.client import fetch as module
+    ) -> tuple[dict[str, Features], dict[str, str]]:
+        """Fetch as the client does; by name, the results that were decrypted and what failed."""
+        seen: list[Features] = []
+        finish = Model.finish
 
-        def finish(network: Any, content: Any, style: Any, levels: Levels) -> Any:
-            seen.append(levels)
-            return original(network, content, style, levels)
+        def seeing(model: Model, content: Picture, style: Picture, features: Features) -> Floats:
+            seen.append(features)
+            return finish(model, content, style, features)
 
-        original = module.finish
-        with mock.patch.object(module, "finish", finish):
-            report = fetch(self.home, store, book, self.level, self.network, out, True)
+        with mock.patch.object(Model, "finish", seeing):
+            report = fetch(Session(self.home, store), book, out, True)
         return dict(zip(report.done, seen, strict=True)), report.failed
 
     def wait_until_quiet(self) -> None:

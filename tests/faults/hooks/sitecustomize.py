@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 class _Poison(importlib.abc.MetaPathFinder):
-    """Replaces `Evaluator.run` when `nst.engines.concrete.server` is imported."""
+    """Replaces `CircuitEvaluator.run` when `nst.engines.concrete.server` is imported."""
 
     def find_spec(self, name, path=None, target=None):
         if name != "nst.engines.concrete.server":
@@ -26,16 +26,16 @@ class _Poison(importlib.abc.MetaPathFinder):
 
         def exec_module(module):
             execute(module)
-            run = module.Evaluator.run
+            run = module.CircuitEvaluator.run
 
-            def run_unless_poisoned(self, stage, rows):
+            def run_unless_poisoned(self, stage, inputs):
                 listed = Path(os.environ["NST_TEST_POISON"])
                 poison = listed.read_text().split() if listed.exists() else []
-                if any(hashlib.sha256(row).hexdigest() in poison for row in rows):
+                if any(hashlib.sha256(part).hexdigest() in poison for part in inputs):
                     os.kill(os.getpid(), signal.SIGKILL)
-                return run(self, stage, rows)
+                return run(self, stage, inputs)
 
-            module.Evaluator.run = run_unless_poisoned
+            module.CircuitEvaluator.run = run_unless_poisoned
 
         spec.loader.exec_module = exec_module
         return spec
