@@ -26,14 +26,14 @@ import psutil
 from benchmarks.measure import FOLDER, role_of, session_of
 from cluster.local import ACTOR_MALLOC
 from jobs.execution.forecast import Forecaster, Offer
-from nst.engines.tasks import build_graph
 from jobs.execution.loading import EvaluatorLoader, job_plan, read_plan
 from jobs.execution.stage_times import read_times, times_of
 from jobs.storage import layout
 from jobs.storage.records import TaskTrace, read_job
 from jobs.storage.store import open_store
-from nst.network.architecture import CONTENT, STYLE
 from nst.ciphertext import Envelope
+from nst.engines.tasks import build_graph
+from nst.network.architecture import CONTENT, STYLE
 
 EVERY_S = 15.0
 """Seconds of the job between two pauses."""

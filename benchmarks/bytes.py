@@ -17,14 +17,14 @@ from benchmarks.measure import provenance, write_result
 from benchmarks.redone import redone
 from benchmarks.run import load
 from jobs.execution.checkpoints import boundaries
-from nst.network.architecture import STYLE, grids
 from nst.engines.concrete.circuits import PLAN_FILE, SERVER_FILE, build, load_plan
 from nst.engines.concrete.client import Cipher, KeyRing
-from nst.network.integers import IntegerNetwork
-from nst.network.levels import LEVELS
 from nst.engines.concrete.plan import CircuitPlan
 from nst.engines.concrete.server import Evaluator
 from nst.engines.concrete.switching import stored_result_bytes, switched, word_bits
+from nst.network.architecture import STYLE, grids
+from nst.network.integers import IntegerNetwork
+from nst.network.levels import LEVELS
 
 CHECKED = "draft"
 ACTORS = 2

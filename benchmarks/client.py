@@ -26,12 +26,12 @@ from jobs.client.pictures import write_png
 from jobs.client.submit import new_id, submit, upload_shared
 from jobs.storage import layout
 from jobs.storage.store import open_store
-from nst.network.architecture import CELL, CONTENT, STYLE
 from nst.engines.concrete.circuits import SERVER_FILE, build, load_plan
 from nst.engines.concrete.client import KeyRing
 from nst.engines.concrete.server import Evaluator
-from nst.stylize import finish
 from nst.engines.concrete.switching import switched, word_bits
+from nst.network.architecture import CELL, CONTENT, STYLE
+from nst.stylize import finish
 
 LEVELS = ("draft", "low", "mid", "high", "ultra")
 EXAMPLES = FOLDER.parent / "examples" / "pairs"

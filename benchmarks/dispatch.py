@@ -11,8 +11,8 @@ import ray
 
 from cluster.executor import RayExecutor
 from cluster.local import local_ray
-from nst.engines.tasks import Task, TaskGraph
 from jobs.execution.scheduler import Completion, LostError, Orders, run_graph
+from nst.engines.tasks import Task, TaskGraph
 
 SOURCES = 10
 """Arguments of a task, as at low."""

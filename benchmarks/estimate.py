@@ -31,14 +31,14 @@ from benchmarks.bare import BareCalls, Stages, bare_rate, predicted_s
 from benchmarks.measure import FOLDER, provenance, write_result
 from benchmarks.run import load, prepared, run_submitted, submit_pairs
 from jobs.execution.forecast import Forecaster, Offer, distinct_pairs, largest_call
-from nst.engines.tasks import build_graph
 from jobs.execution.loading import read_plan
 from jobs.execution.stage_times import SHIPPED, StageTime, StageTimes, times_of
 from jobs.storage.store import open_store
-from nst.network import levels
 from nst.engines.concrete.circuits import build, load_plan
-from nst.network.levels import QualityLevel
 from nst.engines.concrete.plan import CircuitPlan
+from nst.engines.tasks import build_graph
+from nst.network import levels
+from nst.network.levels import QualityLevel
 from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_weights
 
 EXAMPLES = FOLDER.parent / "examples" / "pairs"

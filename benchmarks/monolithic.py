@@ -25,9 +25,9 @@ from benchmarks.measure import provenance, write_result
 from benchmarks.pbs import ROUNDS, StageCall, operations_per_pbs
 from benchmarks.run import load
 from nst.engines.concrete.compilation import compile_module
+from nst.engines.concrete.plan import count_pbs
 from nst.network.integers import IntegerNetwork
 from nst.network.levels import P_ERROR
-from nst.engines.concrete.plan import count_pbs
 from tests.oracle import make_oracle, run_clear
 from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_network
 

@@ -22,9 +22,9 @@ from concrete import fhe
 
 from benchmarks.measure import provenance, write_result
 from benchmarks.run import load
-from nst.network import architecture as shape
 from nst.engines.concrete.compilation import compile_module
 from nst.engines.concrete.fft_plan import fix_fft_plan
+from nst.network import architecture as shape
 from nst.network.integers import IntegerNetwork
 from nst.network.levels import noise_levels
 from tests.toy import TOY_SIZE, toy_network

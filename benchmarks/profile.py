@@ -28,8 +28,8 @@ from benchmarks.measure import FOLDER, provenance, write_result
 from benchmarks.run import Finished, load, prepared, run_submitted, submit_pairs
 from nst.engines.concrete.circuits import SERVER_FILE, build, load_plan
 from nst.engines.concrete.client import KeyRing
-from nst.network.levels import get_level
 from nst.engines.concrete.server import Evaluator
+from nst.network.levels import get_level
 
 EXAMPLES = FOLDER.parent / "examples" / "pairs"
 ACTORS = 2

@@ -6,9 +6,9 @@ import heapq
 from collections.abc import Callable
 
 from jobs.execution.checkpoints import StoredRow, checkpointed, without_done
-from nst.engines.tasks import Task, TaskGraph, build_graph
 from jobs.storage.records import PairRecord
 from nst.engines.concrete.plan import CircuitPlan
+from nst.engines.tasks import Task, TaskGraph, build_graph
 
 DEATHS = 19
 """Moments at which the driver dies, evenly spread over the pair."""

@@ -60,7 +60,9 @@ def submit_pairs(folder: Path, pairs: list[PreparedPair], quality: str) -> tuple
     level, network = load(quality)
     home = Home(folder / "home")
     start = time.perf_counter()
-    book = submit(home, open_store(str(home.store), create=True), level, network, pairs, [], lambda *_: None)
+    book = submit(
+        home, open_store(str(home.store), create=True), level, network, pairs, [], lambda *_: None
+    )
     return book, time.perf_counter() - start
 
 

@@ -41,14 +41,14 @@ from benchmarks.bare import BareCalls, Stages, time_stages
 from benchmarks.dispatch import time_dispatch
 from benchmarks.measure import PeakMemory, RoleUse
 from jobs.client.home import Home, JobBook
-from nst.engines.tasks import build_graph
 from jobs.execution.loading import read_plan
 from jobs.execution.stage_times import StageTimes
 from jobs.storage import layout
 from jobs.storage.records import JobRecord, TaskTrace, read_record, read_state
 from jobs.storage.store import open_store
-from nst.network import levels
 from nst.engines.concrete.circuits import load_plan
+from nst.engines.tasks import build_graph
+from nst.network import levels
 from nst.training.loop import Options
 from nst.training.vgg import LAYERS_16
 from tests.toy import TOY, TOY_P_ERROR, TOY_SIZE, toy_network

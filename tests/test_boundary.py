@@ -31,7 +31,7 @@ SERVER_MODULES = (
     "nst.engines.concrete.switching",
     "jobs.execution.driver",
     "jobs.execution.loading",
-    "jobs.execution.writer",
+    "jobs.execution.recorder",
     "cluster.actors",
     "cluster.executor",
 )
@@ -206,5 +206,5 @@ def test_the_core_knows_neither_cluster_nor_store() -> None:
 
 
 def test_the_scan_sees_imports() -> None:
-    assert offences("jobs", ("nst.engines.concrete.server",))
+    assert offences("nst", ("nst.engines.concrete.server",))
     assert offences("cluster", ("ray",))

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from jobs.client import drivers
+from jobs.storage import layout
+from jobs.storage.records import PairEnd, read_job, write_record
+from jobs.storage.store import open_store
 from nst.network import levels
 from nst.network.levels import QualityLevel
 from tests.command_line import refused, run
-from tests.toy import TOY_P_ERROR, TOY_SIZE, offer_toy, toy_weights
+from tests.toy import TOY_SIZE, offer_toy, toy_level, toy_weights
 from tests.user_pairs import folder_of, picture
 
 QUALITY = ["--quality", "toy"]
@@ -32,7 +37,7 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def toy_level(weights: Path, shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def toy(weights: Path, shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     offer_toy(monkeypatch, weights, shared_home)
 
 
@@ -122,7 +127,7 @@ def test_unusable_stores(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "store.json").write_text('{"format": 99}')
-    refused(run("submit", source, *QUALITY, "--store", other), "99", code=2)
+    refused(run("submit", source, *QUALITY, "--store", other), "99")
     refused(run("submit", source, *QUALITY, "--store", "gs://bucket"), "gs://bucket")
 
 
@@ -177,7 +182,7 @@ def test_keys_and_circuits(shared_home: Path) -> None:
     listed = json.loads(run("keys", "list", "--json").output)
     assert listed[-1]["quality"] == "toy"
     inspected = json.loads(run("circuits", "inspect", *QUALITY, "--json").output)
-    assert inspected["size"] == TOY_SIZE
+    assert inspected["width"] == inspected["height"] == TOY_SIZE
     assert inspected["pbs_per_pair"] == inspected["pbs_style"] + inspected["pbs_content"]
     assert inspected["pbs_per_pair"] == sum(s["pbs"] for s in inspected["stages"])
     assert inspected["model_id"] == listed[-1]["model_id"]
@@ -185,6 +190,56 @@ def test_keys_and_circuits(shared_home: Path) -> None:
         assert inspected[key] > 0
     secret = shared_home / "keys" / listed[-1]["key_id"] / "secret.key"
     assert secret.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.fixture
+def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """Submits a pair whose driver does nothing; gives the job's id."""
+    monkeypatch.setattr(drivers, "start_here", lambda *_: None)
+    source = folder_of(tmp_path / "pairs", ("sea",))
+
+    def submit() -> str:
+        call = ["submit", source, *QUALITY, "--no-wait", "--store", tmp_path / "store"]
+        result = run(*call)
+        assert result.exit_code == 0, result.output
+        return json.loads(run("list", "--json").stdout)[-1]["job"]
+
+    return submit
+
+
+def test_what_is_damaged_is_named_and_stops_nothing_else(
+    submitted: Callable[[], str], shared_home: Path
+) -> None:
+    key, book = (shared_home / "keys" / "bad", shared_home / "jobs" / "bad")
+    for folder, name in ((key, "key.json"), (book, "book.json")):
+        folder.mkdir(parents=True)
+        (folder / name).write_text("{")
+    job = submitted()
+    try:
+        for command, damaged in (("keys", key / "key.json"), ("list", book / "book.json")):
+            result = run(command, *(["list"] if command == "keys" else []))
+            assert result.exit_code == 0
+            (line,) = result.stderr.splitlines()
+            assert line.startswith(f"warning: {damaged} is damaged")
+            assert "toy" in result.stdout
+    finally:
+        shutil.rmtree(key)
+        shutil.rmtree(book)
+    assert run("delete", job, "--yes").exit_code == 0
+
+
+def test_a_retry_changes_nothing_if_its_cluster_does_not_answer(
+    submitted: Callable[[], str], tmp_path: Path
+) -> None:
+    job, store = submitted(), open_store(str(tmp_path / "store"))
+    (pair,) = read_job(store, job).pairs
+    marker = layout.pair_end(job, pair.pair_id)
+    write_record(store, marker, PairEnd(pair_id=pair.pair_id, status="failed", reason="boom"))
+    refused(run("retry", job, "--failed", "--cluster", SILENT, "--no-wait"), SILENT, code=3)
+    assert store.exists(marker)
+    assert run("retry", job, "--failed", "--no-wait").exit_code == 0
+    assert not store.exists(marker)
+    assert run("delete", job, "--yes").exit_code == 0
 
 
 @pytest.mark.slow
@@ -233,13 +288,18 @@ def test_submit_status_fetch(tmp_path: Path, shared_home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_result_of_other_circuits_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_job_is_fetched_with_the_model_that_it_was_made_with(
+    tmp_path: Path, shared_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = json.loads(run("status", "--json").output)
     if not jobs:
         pytest.skip("needs the job of test_submit_status_fetch")
+    book = json.loads((shared_home / "jobs" / jobs[0]["job"] / "book.json").read_text())
     other = toy_weights(tmp_path / "other.safetensors", seed=1)
-    monkeypatch.setitem(levels.LEVELS, "toy", QualityLevel("toy", TOY_SIZE, other, TOY_P_ERROR))
-    result = run("fetch", jobs[0]["job"], "--out", tmp_path / "out")
-    refused(result, jobs[0]["job"], "circuits")
+    monkeypatch.setitem(levels.LEVELS, "toy", toy_level(other))
+    fetch = ["fetch", jobs[0]["job"], "--out"]
+    assert "1 picture in" in run(*fetch, tmp_path / "out").output
+    cached = shared_home / "models" / book["model_id"]
+    cached.rename(tmp_path / "away")
+    refused(run(*fetch, tmp_path / "again"), book["model_id"])
+    (tmp_path / "away").rename(cached)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -14,18 +13,20 @@ import pytest
 from PIL import Image
 
 from jobs.client.auto import choose
+from jobs.client.home import Home, JobBook
 from jobs.execution.forecast import Offer, distinct_pairs
-from jobs.execution.stage_times import read_times
 from jobs.storage import layout
-from jobs.storage.records import TaskTrace
-from nst.network import levels
-from nst.engines.concrete.circuits import load_plan
+from jobs.storage.records import JobRecord, TaskTrace, write_record
+from jobs.storage.store import Store, open_store
+from nst.engines.base import Plan, Published
+from nst.engines.cache import ModelCache
 from nst.errors import InputError
+from nst.model import Model
+from nst.network import levels
 from nst.network.levels import QualityLevel
-from nst.engines.concrete.plan import CircuitPlan
 from tests.command_line import refused, run
 from tests.plans import made_up_plan
-from tests.toy import offer_toy, toy_weights
+from tests.toy import offer_toy, toy_network, toy_weights
 
 QUALITY = ["--quality", "toy"]
 
@@ -65,22 +66,21 @@ def estimate(*arguments: str | Path) -> dict:
     return json.loads(result.stdout)
 
 
-def plan_of(home: Path) -> CircuitPlan:
-    (folder,) = (home / "circuits").iterdir()
-    return load_plan(folder)
+def plan_of(home: Path) -> Plan:
+    return Model.load("toy", home / "models").plan
 
 
 def untouched(home: Path) -> bool:
-    """Whether there are circuits and nothing else."""
-    return {path.name for path in home.iterdir()} <= {"circuits"}
+    """Whether there is a model and nothing else."""
+    return {path.name for path in home.iterdir()} <= {"models"}
 
 
 def test_an_estimate_without_pairs(home: Path) -> None:
     record = estimate("--pairs", 5, "--cores", "1,3,60", "--core-price", 0.5)
     plan = plan_of(home)
     assert record["pairs"] == record["styles"] == 5
-    assert record["pbs"] == 5 * (plan.pbs_content + plan.pbs_style)
-    assert record["wire"]["up"] == 10 * plan.input_ciphertext_bytes
+    assert record["wire"]["up"] == 5 * (plan.stored.content + plan.stored.style)
+    assert record["wire"]["down"] == 5 * plan.stored.result
     assert [on["cores"] for on in record["on"]] == [1, 3, 60]
     one, three, many = record["on"]
     assert one["job_s"] > three["job_s"] > many["job_s"]
@@ -89,7 +89,7 @@ def test_an_estimate_without_pairs(home: Path) -> None:
     assert one["bytes_between_nodes"] == three["bytes_between_nodes"] == 0
     assert many["bytes_between_nodes"] > 0
     assert one["dollars"] == pytest.approx(0.5 * one["core_hours"])
-    assert record["stage_times"]["machine"] and record["stage_times"]["date"]
+    assert record["rates"]["machine"] and record["rates"]["date"]
     assert untouched(home)
 
 
@@ -97,8 +97,7 @@ def test_an_estimate_of_a_folder_knows_its_styles_and_repeats_it(source: Path, h
     plan = plan_of(home)
     grid = estimate(source, "--grid", "--cores", "2")
     assert (grid["pairs"], grid["styles"]) == (4, 2)
-    assert grid["pbs"] == 4 * plan.pbs_content + 2 * plan.pbs_style
-    assert grid["wire"]["up"] == 4 * plan.input_ciphertext_bytes
+    assert grid["wire"]["up"] == 2 * (plan.stored.content + plan.stored.style)
     more = estimate(source, "--grid", "--pairs", 10, "--cores", "2")
     assert (more["pairs"], more["styles"]) == (10, 6)
 
@@ -107,7 +106,7 @@ def test_the_text_says_where_one_pair_stops_and_what_limits_a_job() -> None:
     result = run("estimate", *QUALITY, "--pairs", 2, "--cores", "1,64")
     assert result.exit_code == 0, result.output
     assert "critical path" in result.output and "are of no use to it" in result.output
-    assert re.search(r"up +\d+\.\d s, 8 rows at the same time", result.output)
+    assert re.search(r"up +\d+\.\d s, 8 tasks at the same time", result.output)
     assert "limited on 1 core by the cores" in result.output
     assert "limited on 64 cores by its few pairs" in result.output
 
@@ -123,13 +122,13 @@ def test_slower_wires_are_felt() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--cores", "16,x"], ["--cores '16,x'", "16,96,1024"]),
-        (["--cores", "0"], ["--cores '0'"]),
+        (["--cores", "16,x"], ["--cores", "'16,x'", "16,96,1024"]),
+        (["--cores", "0"], ["--cores", "'0'"]),
         (["--cores", ""], ["--cores"]),
-        (["--pairs", "0"], ["--pairs 0"]),
-        (["--pairs", "10000000"], ["too many to simulate"]),
-        (["--bandwidth", "0"], ["--bandwidth 0"]),
-        (["--uplink", "nan"], ["--uplink nan"]),
+        (["--pairs", "0"], ["--pairs", "0 is less than 1"]),
+        (["--pairs", "90000"], ["too many to simulate"]),
+        (["--bandwidth", "0"], ["--bandwidth", "0.0 is not above 0"]),
+        (["--uplink", "nan"], ["--uplink", "nan is not above 0"]),
         (["--like", "nosuchjob"], ["nosuchjob"]),
         (["nosuchfolder"], ["nosuchfolder", "does not exist"]),
         (["--quality", "huge"], ["no quality level 'huge'"]),
@@ -154,11 +153,10 @@ def test_a_dry_run_says_what_a_job_would_take_and_does_nothing(
     assert "skipped text: " in result.output and "text.png" in result.output
     lines = {line[:12].strip(): line[12:].strip() for line in result.stdout.splitlines()}
     assert lines["pairs"] == "2 at toy, 2 styles; 1 skipped"
-    assert lines["PBS"] == f"{2 * (plan.pbs_content + plan.pbs_style):,}"
-    assert lines["bytes up"].startswith(f"{4 * plan.input_ciphertext_bytes:,}, and ")
+    assert lines["bytes up"].startswith(f"{2 * (plan.stored.content + plan.stored.style):,}, and ")
     assert lines["wall time"].endswith(" on 2 cores")
-    assert lines["cost"].endswith("at $9 an hour of a core")
-    for label in ("core-hours", "bytes down", "memory", "stage times"):
+    assert lines["cost"].endswith("at $9 per core-hour")
+    for label in ("core-hours", "bytes down", "memory", "rates"):
         assert lines[label]
     assert untouched(home) and not store.exists()
 
@@ -171,7 +169,7 @@ def test_a_dry_run_as_json_and_on_a_cluster(source: Path, home: Path, tmp_path: 
     plan = plan_of(home)
     assert (here["pairs"], here["cores"], here["upload_s"]) == (2, 2, 0)
     assert [s["name"] for s in here["skipped"]] == ["lone"] and here["skipped"][0]["reason"]
-    assert here["bytes_up"] == 4 * plan.input_ciphertext_bytes
+    assert here["bytes_up"] == 2 * (plan.stored.content + plan.stored.style)
     assert here["dollars"] == pytest.approx(2 * here["core_hours"])
     far = ["--store", "s3://bucket/prefix", "--cluster", "http://head:8265"]
     there = json.loads(run(*call, *far, "--actors", 8).stdout)
@@ -235,30 +233,33 @@ def test_the_best_level_is_the_largest_that_fits() -> None:
     for name, size in sizes.items():
         weights = Path(__file__) if name != "l" else Path("nowhere")
         levels.LEVELS[name] = QualityLevel(name, size, weights)
-    plans = {
-        name: replace(made_up_plan(size=size), input_ciphertext_bytes=10**6)
-        for name, size in sizes.items()
-    }
-    pairs, times = distinct_pairs(3), read_times()
+    pairs, bytes_per_s = distinct_pairs(3), 1e4
+
+    def model_of(level: QualityLevel) -> Model:
+        model = Model(level, toy_network(), ModelCache(Path("nowhere")))
+        model.published = Published(Path("nowhere"), made_up_plan(size=level.side))
+        return model
 
     def pick(budget: float, cores: int = 4, uploads: bool = False) -> tuple[str, float]:
-        choice = choose(
-            pairs, cores, budget, times, Offer(4), lambda level: plans[level.name], uploads
-        )
+        offer = Offer(4, uplink=bytes_per_s)
+        choice = choose(pairs, cores, budget, offer, model_of, uploads)
+        assert choice.reason.startswith("about ") and f"on {cores} cores" in choice.reason
         return choice.level.name, choice.seconds
 
     name, medium = pick(1e9)
     assert name == "m", "l has no weights"
     assert pick(1.001 * medium)[0] == "m" and pick(0.999 * medium)[0] == "s"
     assert pick(0.999 * medium, cores=8)[0] == "m"
-    assert pick(1e9, uploads=True)[1] == pytest.approx(medium + 6e6 / 12.5e6, rel=0.01)
+    stored = made_up_plan(size=64).stored
+    wire = 3 * (stored.content + stored.style + stored.result)
+    assert pick(1e9, uploads=True)[1] == pytest.approx(medium + wire / bytes_per_s)
     with pytest.raises(InputError, match="fits 1 min on 4 cores: s takes about"):
         pick(0.001)
 
 
 def test_a_job_over_the_limit_is_asked_about(source: Path, home: Path, tmp_path: Path) -> None:
     arguments = ["submit", source, *QUALITY, "--store", tmp_path / "store", "--limit", 0.001]
-    # Nobody there to answer.
+    # There is no answer.
     refused(run(*arguments), "2 pairs at toy: about 0.0", "--yes", alone=False)
     refused(run(*arguments, typed="n\n"), "nothing was submitted", alone=False)
     assert untouched(home) and not (tmp_path / "store").exists()
@@ -274,50 +275,51 @@ def test_the_limit_may_stand_in_the_environment(
 
 @pytest.mark.parametrize("how", ["yes", "answer", "within"])
 def test_a_job_that_is_allowed_goes_on(
-    how: str, source: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+    how: str, source: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submitted = []
-    monkeypatch.setattr("jobs.cli.main._submit", lambda *a: submitted.append(a))
+    monkeypatch.setattr("jobs.cli.submit._submit", lambda *a: submitted.append(a))
     limit = ["--limit", "0.001"] if how != "within" else []
+    arguments = [source, *QUALITY, *limit, "--store", tmp_path / "store"]
     yes = ["--yes"] if how == "yes" else []
-    result = run("submit", source, *QUALITY, *limit, *yes, typed="y\n" if how == "answer" else "")
+    result = run("submit", *arguments, *yes, typed="y\n" if how == "answer" else "")
     assert result.exit_code == 0, result.output
     assert len(submitted) == 1
     assert untouched(home)
 
 
-def test_stage_times_of_a_job_of_ones_own(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from jobs.client.home import Home, JobBook
-    from jobs.storage.store import open_store
-
-    estimate("--pairs", 1, "--cores", "1")  # compiles the circuits if no test has yet
+@pytest.fixture
+def traced(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The store of a job, j1, each of whose tasks took two seconds."""
     plan = plan_of(home)
     own = Home(tmp_path / "own")
     monkeypatch.setenv("NST_BATCH_HOME", str(own.root))
     own.root.mkdir()
-    (own.root / "circuits").symlink_to(home / "circuits")
+    (own.root / "models").symlink_to(home / "models")
     store = open_store(str(own.store), create=True)
-    store.write(layout.circuit_plan(plan.model_id), json.dumps(plan.to_dict()).encode())
+    store.write(layout.model_plan(plan.model_id), json.dumps(plan.to_dict()).encode())
+    ids = {"job_id": "j1", "created": "2026-01-01", "quality": "toy", "key_id": "k"}
+    sides = {"width": plan.size.width, "height": plan.size.height, "model_id": plan.model_id}
+    write_record(store, layout.job("j1"), JobRecord(**ids, **sides, pairs=[]))
+    rest = {"store": store.url, "engine": plan.engine, "skipped": []}
+    own.save_book(JobBook(**ids, **sides, **rest, pairs=[]))
     tasks = [
-        TaskTrace(stage=s.name, group="g", row=0, pbs=1, start=5, end=7, cpu_s=2)
+        TaskTrace(stage=s.name, group="g", part=0, seconds=1, start=5, end=7, cpu_s=2)
         for s in plan.stages
     ]
     lines = ",".join(task.model_dump_json() for task in tasks)
     store.write(layout.trace("j1"), f"[{lines}]".encode())
-    book = JobBook(
-        job_id="j1",
-        created="2026-01-01",
-        store=store.url,
-        quality="toy",
-        key_id="k",
-        model_id=plan.model_id,
-        pairs=[],
-        skipped=[],
-    )
-    own.save_book(book)
+    return store
+
+
+def test_rates_of_a_job_that_has_run(traced: Store, home: Path) -> None:
     record = estimate("--pairs", 1, "--cores", "1", "--like", "j1")
-    assert record["stage_times"]["machine"] == "job j1"
-    calls = sum(stage.rows for stage in plan.stages)
-    assert record["work_core_hours"] == pytest.approx(2 * calls / 3600)
+    assert record["rates"]["machine"] == "job j1"
+    tasks = sum(stage.tasks for stage in plan_of(home).stages)
+    assert record["work_core_hours"] == pytest.approx(2 * tasks / 3600)
+
+
+@pytest.mark.parametrize("trace", [b"[", b'{"a": 1}', b'[{"stage": 1}]'])
+def test_a_damaged_trace_is_one_line(traced: Store, trace: bytes) -> None:
+    traced.write(layout.trace("j1"), trace)
+    refused(run("estimate", *QUALITY, "--like", "j1"), "trace.json is damaged")

@@ -63,7 +63,7 @@ def test_every_option_says_what_it_is_for() -> None:
 
 @pytest.mark.parametrize(
     "call",
-    ["list", "status", "logs", "prune", "keys list", "circuits inspect", "config show", "doctor",
+    ["list", "status", "logs", "keys list", "circuits inspect", "config show", "doctor",
      "estimate", "evaluate"],
 )  # fmt: skip
 def test_what_lists_something_lists_it_for_programs_too(call: str) -> None:
@@ -99,7 +99,7 @@ def test_what_is_completed(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     for job_id in ("aa11", "ab22"):
         book = JobBook(
             job_id=job_id, created="2026-01-01", store="s", quality="low", key_id="k",
-            model_id="c", pairs=[], skipped=[],
+            model_id="c", width=32, height=32, engine="concrete", pairs=[], skipped=[],
         )  # fmt: skip
         Home(tmp_path).save_book(book)
     assert completed("") == set(main.commands)

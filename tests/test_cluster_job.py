@@ -79,7 +79,7 @@ def test_jobs_on_a_cluster(
     assert run(*submit).exit_code == 0
     (second,) = [b for b in home.books() if b.job_id != book.job_id]
     deadline = time.monotonic() + PATIENCE
-    while not read_state(store, second.job_id).pbs_done:
+    while not read_state(store, second.job_id).seconds_done:
         assert time.monotonic() < deadline, run("logs", second.job_id).output
         time.sleep(0.5)
     asked = time.monotonic()

@@ -8,8 +8,10 @@ from pathlib import Path
 import click
 import pytest
 
-from jobs.cli.configured import FILE, all_commands, options_of, variables
 from jobs.cli.main import main
+from jobs.configuration import FILE
+from jobs.fields import options_of
+from jobs.options import COMMANDS
 from tests.command_line import refused, run
 
 
@@ -29,49 +31,71 @@ def write(text: str, path: Path = Path(FILE)) -> None:
     path.write_text(text)
 
 
-def shown(command: str, key: str) -> tuple[object, str, str]:
-    """An option's value, source and variable or file."""
-    result = run("config", "show", "--json")
+def shown(command: str, key: str) -> tuple[str, str]:
+    """An option's value, and the variable or file that it is from."""
+    result = run("config", "show", *command.split(), "--json")
     assert result.exit_code == 0, result.output
-    (row,) = [
-        r
-        for r in json.loads(result.stdout)["options"]
-        if (r["command"], r["key"]) == (command, key)
-    ]
-    return row["value"], row["source"], row["where"]
+    (row,) = [r for r in json.loads(result.stdout)["options"] if r["key"] == key]
+    assert row["command"] == command
+    return row["value"], row["source"]
+
+
+def test_every_option_of_a_command_is_a_field_of_its_dataclass() -> None:
+    """Nothing is spelled twice: what can be configured is what the command line takes."""
+    for words, kind in COMMANDS.items():
+        command: click.Command = main
+        for word in words.split():
+            assert isinstance(command, click.Group)
+            command = command.commands[word]
+        taken = {p.name for p in command.params if isinstance(p, click.Option)}
+        assert taken == set(options_of(kind)), words
 
 
 def test_the_first_that_says_something_wins(
     user_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = str(user_file)
-    assert shown("submit", "quality") == ("low", "default", "")
-    assert shown("submit", "budget") == ("8 h", "default", ""), "as a file would say it"
+    assert shown("submit", "quality") == ("low", "default")
+    assert shown("submit", "budget") == ("8h", "default"), "as a file would say it"
     write('quality = "draft"\nbudget = "90min"', user_file)
-    assert shown("submit", "budget") == ("90min", "user file", where)
-    assert shown("submit", "quality") == ("draft", "user file", where)
+    assert shown("submit", "budget") == ("90min", where)
+    assert shown("submit", "quality") == ("draft", where)
     write('[submit]\nquality = "mid"\n[keys.create]\nquality = "high"', user_file)
-    assert shown("submit", "quality") == ("mid", "user file", where)
-    assert shown("keys create", "quality") == ("high", "user file", where)
-    assert shown("preview", "quality") == ("low", "default", "")
+    assert shown("submit", "quality") == ("mid", where)
+    assert shown("keys create", "quality") == ("high", where)
+    assert shown("preview", "quality") == ("low", "default")
     # Of the project even what is said to all is stronger than what the user says of one command.
     write('quality = "high"')
-    assert shown("submit", "quality") == ("high", "project file", FILE)
+    assert shown("submit", "quality") == ("high", FILE)
     monkeypatch.setenv("NST_BATCH_QUALITY", "low")
-    assert shown("submit", "quality") == ("low", "environment", "NST_BATCH_QUALITY")
+    assert shown("submit", "quality") == ("low", "NST_BATCH_QUALITY")
     monkeypatch.setenv("NST_BATCH_SUBMIT_QUALITY", "draft")
-    assert shown("submit", "quality") == ("draft", "environment", "NST_BATCH_SUBMIT_QUALITY")
-    assert shown("keys create", "quality")[2] == "NST_BATCH_QUALITY"
+    assert shown("submit", "quality") == ("draft", "NST_BATCH_SUBMIT_QUALITY")
+    assert shown("keys create", "quality")[1] == "NST_BATCH_QUALITY"
 
 
 def test_commands_take_what_is_configured_unless_a_flag_is_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    write('quality = "nosuch"\n[estimate]\ncores = "8"')
-    refused(run("estimate"), "'nosuch'")
-    refused(run("estimate", "--quality", "other"), "'other'")
-    monkeypatch.setenv("NST_BATCH_QUALITY", "third")
-    refused(run("estimate"), "'third'")
+    write('[estimate]\nlike = "first"\ncores = "8"')
+    refused(run("estimate"), "'first'")
+    monkeypatch.setenv("NST_BATCH_LIKE", "second")
+    refused(run("estimate"), "'second'")
+    refused(run("estimate", "--like", "third"), "'third'")
+
+
+def test_a_value_for_all_commands_reaches_those_that_take_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write('quality = "auto"')
+    assert shown("submit", "quality") == ("auto", FILE)
+    assert shown("preview", "quality") == ("low", "default")
+    write("")
+    monkeypatch.setenv("NST_BATCH_QUALITY", "auto")
+    assert shown("estimate", "quality") == ("auto", "NST_BATCH_QUALITY")
+    assert shown("doctor", "quality") == ("low", "default")
+    write('[preview]\nquality = "auto"')
+    refused(run("list"), f"{FILE}: preview.quality: no quality level 'auto'")
 
 
 @pytest.mark.parametrize(
@@ -80,13 +104,15 @@ def test_commands_take_what_is_configured_unless_a_flag_is_there(
         ('qualty = "low"', ["qualty: no option of any command", "quality?"]),
         ("[submit]\nmagnify = 2", ["submit.magnify: no option of submit"]),
         ("[submitt]\nlimit = 2", ["submitt:", "submit?"]),
-        ("quality = 3", ["quality: 3", "text in quotes"]),
+        ("quality = 3", ["quality: 3 is not text"]),
+        ('quality = "lowest"', ["quality: no quality level 'lowest'", "draft"]),
         ('limit = "many"', ["limit: 'many'", "a number"]),
-        ("keep-days = true", ["keep-days: True", "a whole number"]),
+        ("actors = true", ["actors: True", "a whole number"]),
         ('grid = "yes"', ["grid: 'yes'", "true or false"]),
-        ("[submit]\nkeep-days = 0", ["submit.keep-days: 0 is not in the range"]),
+        ("[submit]\nactors = 0", ["submit.actors: 0 is less than 1"]),
+        ('[submit]\nbudget = "tomorrow"', ["submit.budget: 'tomorrow' is no span of time"]),
         ('fit = "round"', ["fit: 'round'", "crop"]),
-        ("[estimate]\nuplink = -1", ["estimate.uplink: --uplink -1"]),
+        ("[estimate]\nuplink = -1", ["estimate.uplink: -1 is not above 0"]),
         ("quality =", ["is no TOML"]),
         ('passphrase = "x"', ["passphrase: secrets do not belong"]),
         ('aws_secret_access_key = "x"', ["aws_secret_access_key: secrets do not belong"]),
@@ -104,15 +130,6 @@ def test_a_wrong_file_is_one_line(text: str, words: list[str]) -> None:
     assert run("submit", "--help").exit_code == run("--version").exit_code == 0
 
 
-@pytest.mark.parametrize("text", ['limit = "many"', "keep-days = true", "[train]\nseed = 1.5"])
-def test_a_value_of_another_type_ends_every_command(text: str) -> None:
-    write(text)
-    refused(run("list"), f"{FILE}: ", "is not what it takes")
-    # What only one command can judge, it judges: a folder need not be there from everywhere.
-    write('[train]\ncontent-dir = "nowhere"\n[submit]\nbudget = "tomorrow"')
-    assert run("list").exit_code == 0
-
-
 def test_files_that_cannot_be_read(user_file: Path) -> None:
     Path(FILE).mkdir()
     refused(run("list"), f"{FILE}: cannot be read (Is a directory)")
@@ -121,19 +138,37 @@ def test_files_that_cannot_be_read(user_file: Path) -> None:
     refused(run("list"), f"{user_file}: is no TOML")
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file() -> None:
+    Path(FILE).write_bytes(b'\xef\xbb\xbfquality = "draft"')
+    assert shown("preview", "quality") == ("draft", FILE)
+
+
+def test_the_address_of_a_webhook_stays_with_its_user(user_file: Path) -> None:
+    write('notify-url = "https://hooks.example/T0K3N"')
+    refused(run("list"), f"{FILE}: notify-url: only your own file", str(user_file))
+    Path(FILE).unlink()
+    write('notify-url = "https://hooks.example/T0K3N"', user_file)
+    assert shown("submit", "notify-url") == ("https://hooks.example/…", str(user_file))
+
+
 def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NST_BATCH_KEEP_DAYS", "soon")
-    refused(run("config", "show", "submit"), "NST_BATCH_KEEP_DAYS: 'soon'")
-    refused(run("submit", "nowhere"), "NST_BATCH_KEEP_DAYS", "'soon'")
+    monkeypatch.setenv("NST_BATCH_ACTORS", "soon")
+    refused(run("config", "show", "submit"), "NST_BATCH_ACTORS: 'soon'")
+    refused(run("submit", "nowhere"), "NST_BATCH_ACTORS: 'soon' is not a whole number")
+    assert run("list").exit_code == run("submit", "--help").exit_code == 0
+
+
+@pytest.mark.parametrize(("text", "shows"), [("true", "true"), ("0", "false"), ("No", "false")])
+def test_flags_in_the_environment(text: str, shows: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NST_BATCH_SUBMIT_WAIT", text)
+    assert shown("submit", "wait") == (text, "NST_BATCH_SUBMIT_WAIT")
+    outcome = run("submit", "nowhere", "--out", "o").output
+    assert ("--out needs --wait" in outcome) is (shows == "false")
 
 
 def test_secrets_are_no_options_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The passphrase's variable is called like a flag, which must not be told it."""
     monkeypatch.setenv("NST_BATCH_PASSPHRASE", "open sesame")
-    with click.Context(main) as root:
-        for path, command in all_commands(root):
-            for key in options_of(path, command):
-                assert "NST_BATCH_PASSPHRASE" not in variables(path, key)
     result = run("keys", "create", "--quality", "nosuch")
     refused(result, "'nosuch'")
     assert "sesame" not in result.output + run("config", "show", "--json").output
@@ -144,22 +179,24 @@ def test_what_is_configured_for_a_cluster_or_s3_does_not_stop_this_machine(
 ) -> None:
     write('cluster = "http://127.0.0.1:1"\nprofile = "studio"\nendpoint-url = "http://127.0.0.1:1"')
     refused(run("submit", "nowhere", "--here"), "'nowhere' does not exist")
-    refused(run("submit", "nowhere"), "--cluster needs --store")
-    refused(run("submit", "nowhere", "--here", "--cluster", "http://h:1"), "exclude each other")
+    refused(run("submit", "nowhere"), "a cluster needs a store")
     refused(run("retry", "nosuchjob"), "nosuchjob")
     folder = str(tmp_path / "store")
     refused(run("submit", "nowhere", "--store", folder, "--here"), "'nowhere' does not exist")
-    result = run("submit", "nowhere", "--store", folder, "--here", "--profile", "studio")
-    assert result.exit_code == 2 and "takes no" in result.output
+    refused(run("submit", "nowhere", "--here", "--profile", "studio"), "takes no profile")
 
 
-def test_the_text_tells_what_differs_from_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "all options have their defaults" in run("config", "show").stdout
+def test_a_folder_for_results_is_of_no_use_to_a_command_that_does_not_wait() -> None:
+    write('out = "res"')
+    refused(run("submit", "nowhere", "--no-wait"), "'nowhere' does not exist")
+    refused(run("submit", "nowhere", "--no-wait", "--out", "o"), "--out needs --wait")
+
+
+def test_the_text_has_equal_options_in_one_line() -> None:
     write("core-price = 1")
-    lines = run("config", "show").stdout.splitlines()
-    assert lines[-1].split() == ["core-price", "1", "project", "file", FILE, "estimate,", "submit"]
-    assert "keep-days" in run("config", "show", "submit").stdout
-    refused(run("config", "show", "submitt"), "no command submitt")
+    lines = [line.split() for line in run("config", "show").stdout.splitlines()]
+    assert ["core-price", "1", FILE, "estimate,", "submit"] in lines
+    refused(run("config", "show", "submitt"), "no options of submitt")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +207,7 @@ def test_the_text_tells_what_differs_from_the_defaults(monkeypatch: pytest.Monke
         (["keys", "creat"], ["no such command 'creat'", "keys --help"]),
         (["submit", "x", "--qualty", "low"], ["--qualty", "--quality", "submit --help"]),
         (["submit"], ["missing argument 'PAIRS'", "submit --help"]),
-        (["submit", "x", "--keep-days", "0"], ["'--keep-days'", "0 is not in the range"]),
+        (["submit", "x", "--actors", "0"], ["'--actors'", "0 is less than 1"]),
         (["submit", "x", "--out", "o", "--no-wait"], ["--out needs --wait"]),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
-from jobs.cli import keys as cli_keys
+from jobs.cli import screen
 from jobs.client import drivers
 from nst import keyring
 from nst.engines.base import Published
@@ -248,7 +248,7 @@ def home(
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody types what a command is given as input."""
-    monkeypatch.setattr(cli_keys, "is_terminal", lambda: True)
+    monkeypatch.setattr(screen, "is_terminal", lambda: True)
 
 
 def listed() -> dict[str, bool]:
@@ -400,8 +400,8 @@ def test_a_passphrase_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None
         return PASSPHRASE
 
     monkeypatch.delenv(PASSPHRASE_VARIABLE, raising=False)
-    monkeypatch.setattr(cli_keys, "is_terminal", lambda: True)
-    monkeypatch.setattr(cli_keys.click, "prompt", prompt)
-    passphrases = cli_keys.Passphrases()
-    assert passphrases("abc") == passphrases("abc") == PASSPHRASE
+    monkeypatch.setattr(screen, "is_terminal", lambda: True)
+    monkeypatch.setattr(screen.click, "prompt", prompt)
+    shown = screen.Screen()
+    assert shown.passphrase("abc") == shown.passphrase("abc") == PASSPHRASE
     assert asked == ["Passphrase of key abc"]

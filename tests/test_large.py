@@ -19,15 +19,16 @@ from jobs.execution.driver import run_job
 from jobs.execution.inprocess import InProcessExecutor
 from jobs.execution.loading import EvaluatorLoader, job_plan
 from jobs.storage import layout
-from jobs.storage.records import JobRecord, read_record
+from jobs.storage.records import read_job
 from jobs.storage.store import open_store
 from nst.engines.concrete.plan import CircuitPlan
 from nst.engines.tasks import InputPart
 from nst.errors import CircuitError, InputError
+from nst.model import Model
 from nst.network import levels
 from nst.network.architecture import COLUMNS, CONTENT, STYLE
 from nst.network.integers import IntegerStage, Ints, space_to_depth
-from nst.pictures.color import dither
+from nst.network.pixels import dither
 from nst.pictures.size import SMALLEST, TALLEST, WIDEST, Size
 from nst.training.quality import psnr
 from tests.command_line import refused, run
@@ -198,7 +199,7 @@ def test_another_size_is_encrypted_computed_and_cut_out(
     def start_here(_: Home, book: JobBook, actors: int, *__: object) -> None:
         store = open_store(book.store)
         loader = EvaluatorLoader(store.url, book.model_id, book.key_id)
-        record = read_record(store, layout.job(book.job_id), JobRecord)
+        record = read_job(store, book.job_id)
         state = run_job(store, record, InProcessExecutor(loader()), actors)
         plan = job_plan(store, record)
         assert isinstance(plan, CircuitPlan)
@@ -248,15 +249,16 @@ def test_dry_runs_and_estimates_are_those_of_the_size(
         said("submit", pairs, "--dry-run", "--size", f"{TOY_SIZE}x{height}") for height in (32, 96)
     )
     assert set(toy_job.home.models.iterdir()) == before
-    style = sum(
-        s.out_channels * {"style_stem": 64, "style_body": 16, "style_rows": 4}.get(s.name, 1)
-        for s in TOY.stages()
-        if s.branch == STYLE
-    )
-    assert tall["pbs"] - style == 3 * (usual["pbs"] - style)
     assert (tall["width"], tall["height"]) == (TOY_SIZE, 96)
     assert tall["bytes_up"] == 2 * usual["bytes_up"]
     assert tall["bytes_down"] == 3 * usual["bytes_down"]
-    assert said("estimate", "--pairs", "1", "--size", "32x96")["pbs"] == tall["pbs"]
-    shown = said("circuits", "inspect", "--size", "32x96")
-    assert (shown["height"], shown["pbs_per_pair"]) == (96, tall["pbs"])
+    low, high = (said("circuits", "inspect", "--size", f"32x{height}") for height in (32, 96))
+    assert (high["height"], high["pbs_content"]) == (96, 3 * low["pbs_content"])
+    assert high["pbs_style"] == low["pbs_style"]
+    model = Model.load("toy", toy_job.home.models)
+    style_s = sum(s.tasks * model.seconds[s.name] for s in model.plan.stages if s.style)
+    less, more = (
+        3600 * said("estimate", "--pairs", "1", "--size", f"32x{height}")["work_core_hours"]
+        for height in (32, 96)
+    )
+    assert more - style_s == pytest.approx(3 * (less - style_s))

@@ -17,10 +17,24 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from nst.errors import CircuitError
-from nst.network.architecture import CONTENT, OUTPUT, POOL, STYLE, STYLE_CODE, Architecture
+from nst.network.architecture import (
+    CONTENT,
+    CONV,
+    OUTPUT,
+    POOL,
+    ROW_POOL,
+    STYLE,
+    STYLE_CODE,
+    Architecture,
+    Grid,
+    Kind,
+    Stage,
+    rows_read,
+)
 from nst.network.levels import LEVELS
+from nst.network.pixels import dither, quantize_pixels
 from nst.network.weights import load_weights, save_weights
-from nst.pictures.color import ColorStatistics, dither, quantize_pixels, whiten
+from nst.pictures.color import ColorStatistics, whiten
 from nst.training.network import Conditions, StageLayer, StyleTransfer, cells, pixel_levels
 from tests.toy import TOY, noise_pixels, toy_network, toy_weights
 
@@ -123,6 +137,29 @@ def test_numpy_forward_is_the_training_forward_bit_for_bit(
         features = integers.content_features(quantize_pixels(content, dithered=True), ours)
         np.testing.assert_array_equal(features, expected[OUTPUT][0].numpy())
         np.testing.assert_allclose(integers.finish(content, features), result, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stride"),
+    [(CONV, 1), (CONV, 2), (ROW_POOL, 1), (POOL, 1), (Kind(1), 2), (Kind(5), 1), (Kind(5), 2)],
+)
+def test_a_kind_of_stage_is_read_from_its_fields_everywhere(kind: Kind, stride: int) -> None:
+    """Also kinds that no network has: in training, in integers, and row by row."""
+    torch.manual_seed(1)
+    layer = StageLayer(Stage("some", CONTENT, kind, ("a", "b"), (2, 3), 4, stride), code=1)
+    layer.quantize(True)
+    source = Grid(8, 12)
+    x = torch.randint(-2, 3, (1, 5, source.rows, source.width)).float()
+    with torch.no_grad():
+        levels = layer(x, None, Conditions())[0].numpy()
+    stage, whole, grid = layer.integers(), x[0].numpy().astype(np.int64), kind.grid(source, stride)
+    acc = stage.accumulate(whole, None)
+    assert acc.shape[1:] == (grid.rows, grid.width) and np.unique(acc).size > 2
+    np.testing.assert_array_equal(stage.activate(acc), levels)
+    for row in range(grid.rows):
+        window = whole[:, rows_read(kind.reads, row, stride, source.rows)]
+        alone = stage.accumulate(window, None, window=True)
+        np.testing.assert_array_equal(alone, acc[:, row : row + 1])
 
 
 def test_the_compared_network_is_not_trivially_zero() -> None:

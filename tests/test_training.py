@@ -195,10 +195,10 @@ def test_a_large_jpeg_is_decoded_small_and_another_large_file_not_at_all(
     large.save(tmp_path / "b.png")
     monkeypatch.setattr(reading, "MAX_PIXELS", 500 * 400)
     assert random_square(tmp_path / "a.jpg", SIZE, random.Random(0)).shape == (3, SIZE, SIZE)
-    with pytest.raises(InputError, match="2000 x 1600"):
+    with pytest.raises(InputError, match="too many pixels"):
         random_square(tmp_path / "b.png", SIZE, random.Random(0))
     for name in ("a.jpg", "b.png"):
-        with pytest.raises(InputError, match="2000 x 1600"):
+        with pytest.raises(InputError, match="too many pixels"):
             dataset.center_square(tmp_path / name, SIZE)
 
 

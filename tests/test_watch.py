@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from jobs.cli.job import see_through
-from jobs.cli.keys import Passphrases
+from cluster.types import Completion
+from jobs.cli.job import follow as follow_in_terminal
+from jobs.cli.screen import Screen
 from jobs.client import drivers, watch
 from jobs.client.home import BookPair, BookSkipped, Home, JobBook
+from jobs.client.session import Session
 from jobs.execution.driver import run_job
-from jobs.execution.scheduler import Completion
 from jobs.storage import layout
 from jobs.storage.records import (
     JobRecord,
@@ -28,7 +29,7 @@ from jobs.storage.records import (
 )
 from jobs.storage.store import Store, open_store
 from tests.command_line import run
-from tests.fakes import Meddling, fake_executor, fake_job, plain_results  # noqa: F401
+from tests.fakes import PLAN, Meddling, fake_executor, fake_job
 
 
 class DroppingExecutor(Meddling):
@@ -38,7 +39,7 @@ class DroppingExecutor(Meddling):
         super().__init__(0, lambda: None)
         self.dropped = False
 
-    def wait(self, timeout: float) -> list[Completion]:
+    def wait(self, timeout: float) -> list[Completion[bytes]]:
         """See `Executor`."""
         ended = super().wait(timeout)
         if ended and not self.dropped:
@@ -73,8 +74,8 @@ def book(home: Home, store: Store, job: JobRecord) -> JobBook:
         for i, p in enumerate(job.pairs)
     ]
     book = JobBook(
-        job_id="job", created=job.created, store=store.url, quality="toy", key_id="key",
-        model_id=job.model_id, pairs=pairs,
+        job_id="job", created=job.created, store=store.url, quality="toy", width=32, height=32,
+        engine=PLAN.engine, key_id="key", model_id=job.model_id, pairs=pairs,
         skipped=[BookSkipped(name="text", reason="is no picture")],
     )  # fmt: skip
     home.save_book(book)
@@ -84,8 +85,8 @@ def book(home: Home, store: Store, job: JobRecord) -> JobBook:
 def steps(store: Store, book: JobBook) -> Iterator[bool]:
     """What a driver would do to the store between two looks."""
     first, second = (pair.pair_id for pair in book.pairs[:2])
-    state = JobState(status="running", pairs_total=6, pbs_total=400, actors=4, nodes=2)
-    state.first_task, state.pbs_done = 1.0, 100
+    state = JobState(status="running", pairs_total=6, seconds_total=400, actors=4, nodes=2)
+    state.first_task, state.seconds_done = 1.0, 100
     state.pairs_running, state.stages = [first, second], {first: "up", second: "stem"}
     write_record(store, layout.state("job"), state)
     yield True
@@ -132,14 +133,14 @@ def test_lines_tell_of_progress_now_and_then(
 ) -> None:
     monkeypatch.setattr(watch, "PLAIN_EVERY", -1.0)
     lines = follow(store, book, terminal=False).splitlines()
-    assert sum("100/400 PBS" in line and "ETA" in line for line in lines) == 1
+    assert sum("25% of 6 min 40 s" in line and "ETA" in line for line in lines) == 1
 
 
-def test_the_table_shows_pairs_stages_rate_failures_and_nodes(store: Store, book: JobBook) -> None:
+def test_the_table_shows_stages_progress_failures_and_nodes(store: Store, book: JobBook) -> None:
     text = follow(store, book, terminal=True)
     for part in (
         *("n0", "n5", "running", "queued", "stem", "up"),
-        *("100/400 PBS (25%)", "PBS/s", "ETA", "4 actors on 2 nodes", "1 failed"),
+        *("25% of 6 min 40 s of core time", "ETA", "4 actors on 2 nodes", "1 failed"),
         *("its worker died", "3 tasks to be begun again"),
     ):
         assert part in text
@@ -153,12 +154,12 @@ def test_what_failed_is_shown_first_and_long_jobs_are_cut(book: JobBook) -> None
              enumerate(book.pairs * 10)]  # fmt: skip
     ended = {"59": PairEnd(pair_id="59", status="failed", reason="boom")}
     long = book.model_copy(update={"pairs": pairs})
-    state = JobState(status="running", pairs_running=["3"], pbs_total=4, pbs_done=1)
+    state = JobState(status="running", pairs_running=["3"], seconds_total=4, seconds_done=1)
     out = io.StringIO()
     Console(file=out, width=90).print(table(Snapshot(long, state, ended, "words")))
-    rows = [line.split()[1] for line in out.getvalue().splitlines() if "│ n" in line]
+    names = [line.split()[1] for line in out.getvalue().splitlines() if "│ n" in line]
     assert any(line.startswith("┏") for line in out.getvalue().splitlines())
-    assert rows[:2] == ["n59", "n3"] and len(rows) == MOST_ROWS
+    assert names[:2] == ["n59", "n3"] and len(names) == MOST_ROWS
     assert "60 pairs: 1 failed, 1 running, 58 queued" in out.getvalue()
 
 
@@ -172,7 +173,7 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     class Interrupted:
-        """A driver that somebody presses Ctrl-C over."""
+        """A driver whose user presses Ctrl-C."""
 
         def alive(self) -> bool:
             raise KeyboardInterrupt
@@ -184,8 +185,9 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(
             pytest.fail("the job is to go on")
 
     write_record(store, layout.state("job"), JobState(status="running", pairs_total=6))
-    console = Console(file=io.StringIO(), force_terminal=terminal)
-    see_through(home, store, book, Interrupted(), console, None, Passphrases())
+    screen = Screen()
+    screen.console = Console(file=io.StringIO(), force_terminal=terminal)
+    follow_in_terminal(Session(home, store), book, Interrupted(), screen, None)
     told = capsys.readouterr().out
     assert "the job goes on" in told and "nst-batch status job --watch" in told
     assert "nst-batch fetch job" in told
@@ -223,7 +225,7 @@ def driver_log(home: Home, store: Store, job: JobRecord, book: JobBook) -> Path:
     import logging
 
     from jobs.execution.driver import log_to_stderr
-    from jobs.execution.writer import log
+    from jobs.execution.recorder import log
 
     log_to_stderr()
     (handler,) = log.handlers
@@ -252,9 +254,9 @@ def test_logs_of_a_pair_by_its_name(store: Store, driver_log: Path, book: JobBoo
     assert len(ends) == 3
     own = run("logs", "job", "--pair", "n5").stdout.splitlines()
     assert any("running" in line for line in own) and any("succeeded" in line for line in own)
-    assert all("n5" in line or " rows, " in line for line in own)
-    assert any(" up: 8 rows, " in line and " for " not in line for line in own)
-    shared = [line for line in own if " style_stem: " in line]
+    assert all("n5" in line or " task" in line for line in own)
+    assert any(" up: 4 tasks, " in line and " for " not in line for line in own)
+    shared = [line for line in own if " look: " in line]
     assert len(shared) == 1 and shared[0].endswith(", for 3 pairs")
 
 
@@ -267,9 +269,9 @@ def test_logs_as_json_are_what_is_printed(driver_log: Path, book: JobBook) -> No
     assert own["lines"] == printed[: len(own["lines"])] != []
     assert len(printed) == len(own["lines"]) + len(own["stages"])
     last = own["stages"][-1]
-    assert (last["stage"], last["rows"], last["pairs"]) == ("up", 8, 1)
+    assert (last["stage"], last["tasks"], last["pairs"]) == ("up", 4, 1)
     assert own["stages"][0]["pairs"] == 3, "its style's"
-    assert last["pbs"] > 0 and last["end"] >= last["start"] and last["core_s"] >= 0
+    assert last["end"] >= last["start"] and last["core_s"] >= 0
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ from nst.network.architecture import (
 )
 from nst.network.integers import IntegerNetwork, IntegerStage, Ints
 from nst.network.levels import QualityLevel
+from nst.network.pixels import PIXEL_STEPS
 from nst.network.weights import save_weights
-from nst.pictures.color import PIXEL_STEPS
 from nst.pictures.picture import Picture
 from nst.pictures.size import Size
 

@@ -102,18 +102,14 @@ def say_choice(choice: Choice) -> None:
     click.echo(f"quality {choice.level.name}: {choice.reason}", err=True)
 
 
-def print_dry_run(batch: Batch, options: SubmitCommand, url: str) -> None:
-    """Print what submitting a batch would take on the cores of its place.
-
-    Raises:
-        InputError: if only a cluster knows how many these are.
-    """
-    from jobs.client.run import cores_of, named
+def print_dry_run(batch: Batch, options: SubmitCommand, url: str, cores: int) -> None:
+    """Print what it would take to submit a batch to a store, and to compute it on some cores."""
+    from jobs.client.run import named
     from jobs.client.watch import duration
     from jobs.execution.forecast import Forecaster, Offer
     from jobs.storage.store import address_of
 
-    cores, model = cores_of(options), batch.model
+    model = batch.model
     offer = Offer(cores_per_node=cores, core_price=options.core_price)
     forecaster = Forecaster(model.plan, model.engine.rates(), offer)
     forecast = forecaster.estimate(batch.records, [cores])

@@ -48,7 +48,7 @@ def submit(pairs: Path, options: SubmitCommand) -> None:
     """
     from jobs.client.fetch import make_folder, refuse_overwriting
     from jobs.client.home import Home
-    from jobs.client.run import ready
+    from jobs.client.run import cores_of, ready
     from jobs.client.session import Session
 
     if options.as_json and not options.dry_run:
@@ -57,11 +57,12 @@ def submit(pairs: Path, options: SubmitCommand) -> None:
         raise click.UsageError("--budget needs --quality auto")
     out, home, screen = out_of(options), Home.default(), Screen()
     url = options.fold(options.store or str(home.store), on_command_line(*STORE_FIELDS))
+    cores = cores_of(options) if options.dry_run else 0
     with screen.working("finding pairs") as working:
         batch = ready(pairs, options, home, url, working)
     _say_what_is_left(batch)
     if options.dry_run:
-        print_dry_run(batch, options, url)
+        print_dry_run(batch, options, url, cores)
         exit_if(bool(batch.skipped))
         return
     _require_allowed(batch, options)

@@ -156,7 +156,7 @@ def check_cluster(address: str) -> Check:
 
 
 def check_keys(home: Home) -> Iterator[Check]:
-    """Key sets: complete, readable by their owner alone, and for this version's circuits."""
+    """Key sets: complete, readable by their owner alone, and for models of this version."""
     folders = [p for p in sorted(home.keys.glob("*")) if not p.name.startswith(".")]
     if not folders:
         yield Check("ok", "keys", f"none yet in {home.keys}; submit makes them")
@@ -207,7 +207,7 @@ def check_memory(available: int | None, actors: int, bytes_each: int, output_byt
 
     Args:
         available: Bytes, None if unknown.
-        actors: How many run at once, one a core.
+        actors: How many run at once, one per core.
         bytes_each: What one of them takes.
         output_bytes: Ciphertexts of one result, which a job holds in flight.
     """

@@ -45,7 +45,7 @@ class Entry:
         content: None if it could not be read; likewise the style.
         result: None if there is none, or not yet.
         note: The reason of a failure, or what the pair waits for.
-        facts: What it took: time, PBS.
+        facts: What it took.
     """
 
     name: str

@@ -16,6 +16,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
+from nst.pictures.size import GRID
+
 ACCUMULATOR_BITS = 10
 KEPT_BITS = 4
 SHIFT = ACCUMULATOR_BITS - KEPT_BITS
@@ -30,7 +32,7 @@ PIXEL_MIN, PIXEL_MAX = -8, 7
 """Whitened pixels enter the circuits as signed 4-bit integers."""
 RELU_MAX = (1 << (KEPT_BITS - 1)) - 1
 SIGNED_MIN, SIGNED_MAX = -(1 << (KEPT_BITS - 1)), (1 << (KEPT_BITS - 1)) - 1
-CELL = 4
+CELL = GRID // 2
 """Side in pixels of one latent position: pictures enter by space-to-depth of 4 x 4 cells."""
 CELL_CHANNELS = 3 * CELL * CELL
 UPSAMPLE = 2
@@ -260,8 +262,8 @@ def grids(
     """
     width, height = width or size, height or size
     for side in (size, width, height):
-        if side <= 0 or side % (2 * CELL):
-            raise ValueError(f"picture size {side} is no positive multiple of {2 * CELL}")
+        if side <= 0 or side % GRID:
+            raise ValueError(f"picture size {side} is no positive multiple of {GRID}")
     out = {
         CONTENT: Grid(height // CELL, width // CELL),
         STYLE: Grid(size // CELL, size // CELL),

@@ -11,9 +11,10 @@ from __future__ import annotations
 import numpy as np
 
 from nst.pictures.color import Floats, standardized
+from nst.pictures.size import GRID
 
-PERIOD = 8
-"""Pixels: the coarsest cells that the network works on, and a multiple of all finer ones."""
+PERIOD = GRID
+"""Pixels: a multiple of all finer cells."""
 REACH = 2.0
 """Cells: standard deviation of the weights of a neighbourhood. Another part of the picture may have
 another lattice; with less, strokes that happen to be alike are taken for one."""

@@ -31,7 +31,7 @@ def read_rgb(path: Path, short_side: int | None = None) -> Image.Image:
         InputError: if the file is missing, unreadable, damaged, too large or not a picture.
     """
     shown = repr(str(path))
-    too_large = f"{shown} has too many pixels to be opened safely"
+    too_large = f"{shown} has too many pixels to be opened safely: scale it down"
     try:
         if path.exists() and not path.is_file():
             raise InputError(f"{shown} is not a file: name a picture")
@@ -42,15 +42,14 @@ def read_rgb(path: Path, short_side: int | None = None) -> Image.Image:
                 picture.draft(None, (width, height))
             # Only the header has been read so far. Pillow has a limit too, but any library of the
             # process may have lifted it.
-            width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise InputError(f"{too_large} ({width} x {height}): scale it down")
+            if picture.width * picture.height > MAX_PIXELS:
+                raise InputError(too_large)
             picture.load()
             return _to_rgb(ImageOps.exif_transpose(picture))
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(f"{too_large}: scale it down") from error
+        raise InputError(too_large) from error
     except FileNotFoundError as error:
         raise InputError(f"{shown} does not exist: check the path") from error
     except PermissionError as error:

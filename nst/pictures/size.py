@@ -11,10 +11,10 @@ import re
 from dataclasses import dataclass
 
 from nst.errors import InputError
-from nst.network.architecture import CELL
 
-GRID = 2 * CELL
-"""Pixels: sides that are no multiple of this are padded to the next one before encryption."""
+GRID = 8
+"""Pixels: the coarsest cells that the network works on. Other sides are padded to a multiple of it
+before encryption."""
 SMALLEST, WIDEST, TALLEST = 16, 1024, 4096
 """Pixels. A row is one task, which has to hold three rows of everything that it reads: what limits
 the width is a worker's memory (see docs/architecture.md), and nothing does the height but time."""

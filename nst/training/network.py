@@ -41,7 +41,7 @@ from nst.network.architecture import (
     Stage,
 )
 from nst.network.integers import RESULT_FLOOR, IntegerNetwork, IntegerStage, Ints
-from nst.pictures.color import PIXEL_STEPS, dither
+from nst.network.pixels import PIXEL_STEPS, dither
 from nst.training.finishing import standardized
 
 TIE = 0.5 / LEVEL
@@ -281,7 +281,7 @@ def pixel_levels(white: Tensor, quantized: bool, noise: Tensor | None = None) ->
     Args:
         white: `[N, 3, S, S]`.
         quantized: Whether to round.
-        noise: Of a content, `nst.pictures.color.dither`.
+        noise: Of a content, `nst.network.pixels.dither`.
     """
     scaled = white * PIXEL_STEPS if noise is None else white * PIXEL_STEPS + noise
     levels = torch.floor(scaled + 0.5) if quantized else scaled

@@ -20,7 +20,8 @@ from concrete import fhe
 from concrete.fhe.compilation.configuration import SecurityLevel
 from numpy.typing import NDArray
 
-from nst.engines.concrete.plan import CircuitPlan, StagePlan
+from nst.engines.concrete.graph import StagePlan
+from nst.engines.concrete.plan import CircuitPlan
 from nst.errors import CircuitError
 from nst.network import architecture as shape
 from nst.network.architecture import (
@@ -184,16 +185,12 @@ def _function(layer: IntegerStage, parameters: list[str]) -> Callable[..., NDArr
         x = _joined([sum(r[1:], r[0]) if ROWS in kind.summed else _joined(r, 2) for r in each], 1)
         if COLUMNS in kind.summed:
             x = np.sum(x, axis=3, keepdims=True)
-        # A stride leaves the last columns' right neighbours out.
-        right = kind.margin if stage.stride == 1 else 0
-        edges = [x[:, :, :, :1]] * kind.margin, [x[:, :, :, -1:]] * right
+        left = [x[:, :, :, :1]] * kind.margin
+        # The last window of a strided convolution ends before the right margin does.
+        right = [x[:, :, :, -1:]] * max(0, kind.margin + 1 - stage.stride)
+        strides = stage.stride, stage.stride
         # The bias goes into the convolution: a sum without it might need an eleventh bit.
-        return fhe.conv(
-            _joined([*edges[0], x, *edges[1]], 3),
-            layer.weight,
-            layer.bias,
-            strides=(stage.stride, stage.stride),
-        )
+        return fhe.conv(_joined([*left, x, *right], 3), layer.weight, layer.bias, strides=strides)
 
     def run(**arguments: Any) -> Any:
         rows = [arguments[p] for p in parameters if p != CODE_PARAMETER]

@@ -14,7 +14,7 @@ from nst.engines.base import PreparedContent, PreparedInput, PreparedStyle
 from nst.errors import InputError
 from nst.network.architecture import CONTENT
 from nst.network.integers import AccumulatorRange, IntegerNetwork
-from nst.pictures.color import quantize_pixels
+from nst.network.pixels import quantize_pixels
 from nst.pictures.picture import Picture
 
 Ints = NDArray[np.int64]
