@@ -137,7 +137,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert build.returncode == 0, build.stderr
     command_line = (tmp_path / "cli.html").read_text()
     # Groups and what is below them, with options, whatever mkdocs makes of them.
-    for part in ("nst-batch keys create", "--keep-days", "--cores-per-node"):
+    for part in ("nst-batch keys create", "--notify-url", "--cores-per-node"):
         assert part in command_line, part
     python = (tmp_path / "api.html").read_text()
     assert "find_pairs" in python and "CircuitError" in python
