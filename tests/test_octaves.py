@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from nst.training import finishing
 from nst.pictures.octaves import LEAST, MOST, Floats, match_octaves
+from nst.training import finishing
 
 
 def noise(size: int, period: int, strength: float, seed: int) -> Floats:

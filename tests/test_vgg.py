@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from nst.errors import InputError
-from nst.training.vgg import CHANNELS, IMAGENET_DEVIATION, IMAGENET_MEAN, LAYERS_16, LAYERS_19, VGG16
+from nst.training.vgg import (
+    CHANNELS,
+    IMAGENET_DEVIATION,
+    IMAGENET_MEAN,
+    LAYERS_16,
+    LAYERS_19,
+    VGG16,
+)
 from tests.vggs import (
     NORMALISED,
     POSITIONS_16,
