@@ -42,7 +42,7 @@ EVERY_S = 15.0
 STOPS_IN_S = 1.0
 """Seconds after which a process that has not stopped is not waited for."""
 LOCAL = 1e9
-"""Bytes a second to the store, which here is a folder."""
+"""Bytes per second to the store, which here is a folder."""
 
 Stages = dict[str, dict[str, float]]
 """By stage: `pbs` of one call, `rows` a pair has, `seconds` of one call."""

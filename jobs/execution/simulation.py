@@ -34,7 +34,7 @@ class Machines:
         cores: Workers, one core each.
         cores_per_node: Cores of a node. If one node is enough, the driver is on it; otherwise the
             driver has a node of its own, as in `cluster/`.
-        bandwidth: Bytes a second of every wire: between two nodes, and to and from the store.
+        bandwidth: Bytes per second of every wire: between two nodes, and to and from the store.
         latency_s: Seconds that fetching a ciphertext takes besides its bytes.
         dispatch_s: Seconds of the driver's for every task.
         overhead_s: Seconds between the end of a task and the start of the next on a worker.
