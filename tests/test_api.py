@@ -91,7 +91,7 @@ def test_a_job_that_has_run_gives_its_pictures(
     clear = stylizer.preview(example("content"), example("style"))
     assert results[NAME].size == clear.size == (TOY_SIZE, TOY_SIZE)
     # Encrypted: the circuits' noise is in it, and only that.
-    assert 20 < psnr(pixels(clear), pixels(results[NAME])) < 60
+    assert 20 < psnr(pixels(clear) / 255, pixels(results[NAME]) / 255) < 60
     assert not job.cancel() and not job.cancelled() and job.retry(failed=True) == 0
 
     report = job.fetch(tmp_path / "out")

@@ -19,7 +19,7 @@ from jobs.storage.store import open_store
 from nst.network import levels
 from nst.network.levels import QualityLevel
 from tests.command_line import refused, run
-from tests.toy import TOY_SIZE, offer_toy, toy_level, toy_weights
+from tests.toy import TOY_SIZE, offer_toy, toy_weights
 from tests.user_pairs import folder_of, picture
 
 QUALITY = ["--quality", "toy"]
@@ -285,21 +285,3 @@ def test_submit_status_fetch(tmp_path: Path, shared_home: Path) -> None:
         + len(list((tmp_path / "again").glob("wood.png")))
         == 1
     )
-
-
-@pytest.mark.slow
-def test_a_job_is_fetched_with_the_model_that_it_was_made_with(
-    tmp_path: Path, shared_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    jobs = json.loads(run("status", "--json").output)
-    if not jobs:
-        pytest.skip("needs the job of test_submit_status_fetch")
-    book = json.loads((shared_home / "jobs" / jobs[0]["job"] / "book.json").read_text())
-    other = toy_weights(tmp_path / "other.safetensors", seed=1)
-    monkeypatch.setitem(levels.LEVELS, "toy", toy_level(other))
-    fetch = ["fetch", jobs[0]["job"], "--out"]
-    assert "1 picture in" in run(*fetch, tmp_path / "out").output
-    cached = shared_home / "models" / book["model_id"]
-    cached.rename(tmp_path / "away")
-    refused(run(*fetch, tmp_path / "again"), book["model_id"])
-    (tmp_path / "away").rename(cached)
