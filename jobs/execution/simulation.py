@@ -221,13 +221,19 @@ class VirtualCluster(Callback[_Blob]):
         return ready
 
 
-def simulate(graph: TaskGraph, machines: Machines, stored: StoredBytes) -> Simulated:
+def simulate(
+    graph: TaskGraph,
+    machines: Machines,
+    stored: StoredBytes,
+    callbacks: Sequence[Callback[_Blob]] = (),
+) -> Simulated:
     """Walk a graph in virtual time.
 
     Args:
         graph: What to run.
         machines: What to run it on.
         stored: Sizes of what goes through the store.
+        callbacks: Told of the walk as well.
     """
     cluster = VirtualCluster(machines, stored)
     styles = {
@@ -237,7 +243,8 @@ def simulate(graph: TaskGraph, machines: Machines, stored: StoredBytes) -> Simul
         for source in task.sources
         if isinstance(source, InputPart)
     }
-    run_graph(graph, cluster, lambda input_id: cluster.read_input(input_id in styles), [cluster])
+    told = [cluster, *callbacks]
+    run_graph(graph, cluster, lambda input_id: cluster.read_input(input_id in styles), told)
     cluster.report.wall_s = cluster.driver_at
     return cluster.report
 
