@@ -56,7 +56,7 @@ def main() -> None:
         "job": {"quality": arguments.job_quality, "pairs": PAIRS, **job},
     }
     print(write_result("profile", result))
-    print(table("once a process", stage["once_s"]))
+    print(table("once per process", stage["once_s"]))
     print(table(f"one call of {STAGE}", stage["call_s"]))
     print(table("one job", job["phases_s"]))
 

@@ -76,7 +76,7 @@ def _levels_and_auto() -> Iterable[str]:
     return (*LEVELS, AUTO)
 
 
-SIDES = "draft 32, low 64, mid 128, high 192, ultra 256 pixels"
+SIDES = ", ".join(f"{level.name} {level.side}" for level in LEVELS.values()) + " pixels"
 
 
 @dataclass(frozen=True, kw_only=True)

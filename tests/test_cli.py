@@ -133,7 +133,7 @@ def test_unusable_stores(tmp_path: Path) -> None:
 
 @pytest.fixture
 def no_aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody has told this machine any credentials, and nothing is waited for."""
+    """This machine has no credentials, and nothing is waited for."""
     for name in [n for n in os.environ if n.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

@@ -33,7 +33,7 @@ from tests.command_line import refused, run
 from tests.fakes import PLAN, fake_executor, fake_job
 from tests.plans import grid_of_pairs
 
-NOBODY = "http://127.0.0.1:9"
+SILENT = "http://127.0.0.1:9"
 """A port that no Jobs API has."""
 BOX = Box(0, 0, PLAN.size.width, PLAN.size.height)
 
@@ -205,7 +205,7 @@ def test_a_process_that_got_the_drivers_number_is_not_the_driver(home: Home, boo
 def test_a_silent_cluster_is_judged_by_the_sign_of_life(
     session: Session, home: Home, store: Store, book: JobBook
 ) -> None:
-    book = book.model_copy(update={"cluster": NOBODY, "submission": "s"})
+    book = book.model_copy(update={"cluster": SILENT, "submission": "s"})
     home.save_book(book)
     driver = ClusterDriver(book)
     set_state(store, status="running")
@@ -214,19 +214,19 @@ def test_a_silent_cluster_is_judged_by_the_sign_of_life(
     write_record(store, layout.state("job"), late)
     assert not lifecycle.at_work(store, book, late, driver)
     assert "driver gone" in run("status", "job").output
-    # Nobody can stop it, and nobody need to.
+    # It cannot be stopped, and need not be.
     assert lifecycle.cancel(session, book).status == "cancelled"
-    refused(run("logs", "job"), NOBODY, "--cluster", code=3)
+    refused(run("logs", "job"), SILENT, "--cluster", code=3)
 
 
 def test_a_cluster_that_does_not_answer(
     home: Home, store: Store, book: JobBook, drive: list[int]
 ) -> None:
-    refused(run("retry", "job", "--cluster", NOBODY), NOBODY, code=3)
+    refused(run("retry", "job", "--cluster", SILENT), SILENT, code=3)
     assert read_state(store, "job").status == "submitted" and not drive
     refused(run("retry", "job", "--cluster", "ftp://x"), "ftp://x", "http://host:8265")
     # Of two places the last one counts.
-    assert run("retry", "job", "--cluster", NOBODY, "--here").exit_code == 0 and drive
+    assert run("retry", "job", "--cluster", SILENT, "--here").exit_code == 0 and drive
 
 
 def test_a_retry_of_failed_pairs_asks_the_cluster_before_it_deletes_their_markers(
@@ -236,7 +236,7 @@ def test_a_retry_of_failed_pairs_asks_the_cluster_before_it_deletes_their_marker
     book_of(session.home, session.store, fake_job(session.store, pairs=pairs, poisoned="c1"))
     assert run("retry", "job").exit_code == 1
     before = session.store.list("")
-    refused(run("retry", "job", "--failed", "--cluster", NOBODY), NOBODY, code=3)
+    refused(run("retry", "job", "--failed", "--cluster", SILENT), SILENT, code=3)
     assert session.store.list("") == before and "name of p10" in shown()
     assert run("status", "job").exit_code == 1 and len(drive) == 1
 
@@ -357,7 +357,7 @@ def test_what_other_jobs_use_outlives_a_job(home: Home, store: Store, book: JobB
     ):
         assert store.exists(key)
     assert not any(key.startswith("jobs/job/") for key in store.list(""))
-    # Of a job of another version nobody knows what it uses.
+    # What a job of another version uses is not known.
     store.write(layout.job("newer"), b'{"format": 99}')
     assert run("delete", "other", "--yes").exit_code == 0
     assert store.exists(layout.evaluation_keys("key"))
@@ -465,7 +465,7 @@ def test_cancelling_waits_for_the_driver(
 def test_a_driver_that_cannot_be_ended_is_not_called_cancelled(
     session: Session, store: Store, book: JobBook
 ) -> None:
-    book = book.model_copy(update={"cluster": NOBODY, "submission": "s"})
+    book = book.model_copy(update={"cluster": SILENT, "submission": "s"})
     set_state(store, status="running")
     with pytest.raises(ClusterError):
         lifecycle.cancel(session, book, patience=0.1)
