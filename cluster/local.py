@@ -15,13 +15,13 @@ LONGEST_BASE = 24
 """Characters of a folder for temporary files below which the names of Ray's sockets fit."""
 CONNECT_SECONDS = 10.0
 TOKEN_ADVICE = "ray._private.authentication.authentication_token_setup"
-"""Logger that tells everybody whom Ray gave a token how to do without."""
+"""Logger that says how to do without the token that Ray makes."""
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
-"""For GLIBC_TUNABLES: `malloc` asks for transparent huge pages. A PBS reads the whole bootstrapping
-key, tens of megabytes; with pages of 4 KiB two actors slow each other down by 4 %."""
+"""For GLIBC_TUNABLES: `malloc` asks for transparent huge pages. Calls read whole evaluation keys,
+tens of megabytes, all the time; with pages of 4 KiB two actors slow each other down by 4 %."""
 ACTOR_MALLOC = f"{HUGE_PAGES}:glibc.malloc.mmap_threshold=1048576"
-"""Of actors besides: a call's rows, megabytes each, go back to the system with its end and leave no
-holes in the heap."""
+"""Of actors besides: a call's ciphertexts, megabytes each, go back to the system with its end and
+leave no holes in the heap."""
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def local_ray(cpus: int) -> Iterator[None]:
     # Ray gives workers nice 15 by default, and they would starve beside any busy process.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Actors run one single-threaded circuit each; idle OpenMP threads would only spin.
+    # Actors run one single-threaded task each; idle OpenMP threads would only spin.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("GLIBC_TUNABLES", ACTOR_MALLOC)
     logging.getLogger(TOKEN_ADVICE).setLevel(logging.ERROR)

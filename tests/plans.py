@@ -6,7 +6,8 @@ from itertools import product
 from typing import Any
 
 from jobs.storage.records import PairRecord
-from nst.engines.concrete.plan import CircuitPlan, StagePlan
+from nst.engines.concrete.graph import StagePlan
+from nst.engines.concrete.plan import CircuitPlan
 from nst.network.architecture import Architecture, grids
 
 

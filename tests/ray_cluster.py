@@ -32,11 +32,13 @@ def ray_cluster(**head: Any) -> Iterator[tuple[Cluster, Path]]:
         tempfile.TemporaryDirectory(
             prefix="nst-", dir=socket_base(), ignore_cleanup_errors=True
         ) as folder,
-        # Below it is the address file as well, which clusters without this variable share.
+        # The address file is below RAY_TMPDIR, as no earlier Ray need have made /tmp/ray; sockets
+        # of Ray's dashboard are below TMPDIR.
         mock.patch.dict(
             os.environ,
             {
                 "RAY_TMPDIR": folder,
+                "TMPDIR": folder,
                 "RAY_worker_niceness": "0",
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "OMP_NUM_THREADS": "1",

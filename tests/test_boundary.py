@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -203,6 +204,18 @@ def test_cluster_knows_neither_jobs_nor_the_client() -> None:
 
 def test_the_core_knows_neither_cluster_nor_store() -> None:
     assert offences("nst", ("ray", "boto3", "botocore", "jobs", "cluster")) == []
+
+
+@pytest.mark.parametrize("package", ["jobs/execution", "jobs/storage", "jobs/client", "cluster"])
+def test_what_runs_and_stores_jobs_knows_no_engine(package: str) -> None:
+    assert offences(package, ("nst.engines.concrete", "concrete", "mlir")) == []
+
+
+@pytest.mark.parametrize("package", ["jobs/execution", "jobs/storage", "cluster"])
+def test_costs_are_seconds_and_bytes_outside_engines(package: str) -> None:
+    words = re.compile(r"concrete|\bpbs\b|_pbs|pbs_", re.IGNORECASE)
+    named = [path for path in (ROOT / package).rglob("*.py") if words.search(path.read_text())]
+    assert named == []
 
 
 def test_the_scan_sees_imports() -> None:

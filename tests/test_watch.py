@@ -136,9 +136,7 @@ def test_lines_tell_of_progress_now_and_then(
     assert sum("25% of 6 min 40 s" in line and "ETA" in line for line in lines) == 1
 
 
-def test_the_table_shows_stages_progress_failures_and_nodes(
-    store: Store, book: JobBook
-) -> None:
+def test_the_table_shows_stages_progress_failures_and_nodes(store: Store, book: JobBook) -> None:
     text = follow(store, book, terminal=True)
     for part in (
         *("n0", "n5", "running", "queued", "stem", "up"),

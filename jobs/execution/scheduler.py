@@ -1,8 +1,8 @@
 """One loop that walks a task graph, shared by every executor.
 
-**The policy** is two functions: `priority`, by which ready tasks wait in a heap, and `_Walk._admit`,
-which lets a pair begin when all it could ever hold at once fits into the executor's memory beside
-the pairs that are in flight. Engines know nothing of it.
+**The policy** is two functions: `priority` orders the tasks that are ready, and `_Walk._admit` lets
+a pair begin when all it could ever hold at once fits into the executor's memory beside the pairs
+that are in flight. Engines know nothing of it.
 
 The executor is kept supplied with a little more than it can run, so that it never waits for this
 loop; results are released as soon as their last reader is done, which keeps a few results per stage

@@ -20,7 +20,8 @@ from concrete import fhe
 from concrete.fhe.compilation.configuration import SecurityLevel
 from numpy.typing import NDArray
 
-from nst.engines.concrete.plan import CircuitPlan, StagePlan
+from nst.engines.concrete.graph import StagePlan
+from nst.engines.concrete.plan import CircuitPlan
 from nst.errors import CircuitError
 from nst.network import architecture as shape
 from nst.network.architecture import (

@@ -6,8 +6,9 @@ style, which is computed once however many contents it meets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from nst.engines.tasks import (
     InputPart,
@@ -21,13 +22,71 @@ from nst.engines.tasks import (
 )
 from nst.network.architecture import CONTENT, STYLE, STYLE_CODE, Branch, rows_read
 
-if TYPE_CHECKING:
-    from nst.engines.concrete.plan import CircuitPlan
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One circuit function and how often a picture calls it.
+
+    Attributes:
+        name: Function name.
+        branch: Whose input it works on.
+        sources: Stages or inputs whose rows it reads.
+        reads: Which of their rows, see `nst.network.architecture.Kind.reads`.
+        stride: Rows of the source per row of the result.
+        modulated: Whether it takes the style code as its last argument.
+        rows: Calls per picture.
+        pbs: PBS of all these calls.
+        operations: Their cost on Concrete's `complexity` scale.
+        output_bytes: Size of one call's serialized result.
+    """
+
+    name: str
+    branch: Branch
+    sources: tuple[str, ...]
+    reads: tuple[int, ...] | None
+    stride: int
+    modulated: bool
+    rows: int
+    pbs: int
+    operations: float
+    output_bytes: int
+
+    @property
+    def pbs_per_row(self) -> int:
+        """PBS of one call."""
+        return self.pbs // self.rows
+
+    @property
+    def in_style(self) -> bool:
+        """Whether it belongs to the style branch."""
+        return self.branch == STYLE
+
+    @staticmethod
+    def from_dict(record: dict[str, Any]) -> StagePlan:
+        """Out of a JSON record; raises TypeError or KeyError if it is damaged."""
+        reads = record["reads"]
+        lists = {
+            "sources": tuple(record["sources"]),
+            "reads": None if reads is None else tuple(reads),
+        }
+        return StagePlan(**{**record, **lists})
 
 
-def build_graph(plan: CircuitPlan, pairs: Sequence[PairIds], seconds: Seconds) -> TaskGraph:
-    """Lay out the row tasks of a job's pairs; see `nst.engines.base.Plan.graph`."""
-    builder = _Builder(plan, seconds)
+def build_graph(
+    circuits: Sequence[StagePlan],
+    heights: Mapping[Branch, int],
+    pairs: Sequence[PairIds],
+    seconds: Seconds,
+) -> TaskGraph:
+    """Lay out the row tasks of a job's pairs; see `nst.engines.base.Plan.graph`.
+
+    Args:
+        circuits: In order of evaluation.
+        heights: Rows of an encrypted content, and of an encrypted style.
+        pairs: What is to be done.
+        seconds: By stage.
+    """
+    builder = _Builder(circuits, heights, seconds)
     codes: dict[str, int] = {}
     outputs: dict[str, tuple[int, ...]] = {}
     pairs_of: dict[str, list[str]] = {}
@@ -45,9 +104,10 @@ def build_graph(plan: CircuitPlan, pairs: Sequence[PairIds], seconds: Seconds) -
 
 
 class _Builder:
-    def __init__(self, plan: CircuitPlan, seconds: Seconds) -> None:
-        self.circuits, self.seconds = plan.circuits, seconds
-        self.heights = {CONTENT: plan.stored.content_parts, STYLE: plan.stored.style_parts}
+    def __init__(
+        self, circuits: Sequence[StagePlan], heights: Mapping[Branch, int], seconds: Seconds
+    ) -> None:
+        self.circuits, self.heights, self.seconds = circuits, heights, seconds
         self.tasks: list[Task] = []
 
     def add(

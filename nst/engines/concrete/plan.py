@@ -9,11 +9,11 @@ from typing import Any
 from nst.ciphertext import FULL_BITS, Envelope
 from nst.engines.base import Json, StoredBytes
 from nst.engines.concrete import PACKAGE
-from nst.engines.concrete.graph import build_graph
+from nst.engines.concrete.graph import StagePlan, build_graph
 from nst.engines.concrete.switching import switched, word_bits
 from nst.engines.tasks import PairIds, Seconds, StageShape, TaskGraph
 from nst.errors import CircuitError
-from nst.network.architecture import CELL, STYLE, Architecture, Branch, grids
+from nst.network.architecture import CELL, CONTENT, STYLE, Architecture, Branch, grids
 from nst.pictures.size import Size
 
 ENGINE = "concrete"
@@ -28,55 +28,6 @@ def count_pbs(architecture: Architecture, side: int) -> int:
     stages = architecture.stages()
     shapes = grids(stages, side)
     return sum(s.out_channels * shapes[s.name].rows * shapes[s.name].width for s in stages)
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """One circuit function and how often a picture calls it.
-
-    Attributes:
-        name: Function name.
-        branch: Whose input it works on.
-        sources: Stages or inputs whose rows it reads.
-        reads: Which of their rows, see `nst.network.architecture.Kind.reads`.
-        stride: Rows of the source per row of the result.
-        modulated: Whether it takes the style code as its last argument.
-        rows: Calls per picture.
-        pbs: PBS of all these calls.
-        operations: Their cost on Concrete's `complexity` scale.
-        output_bytes: Size of one call's serialized result.
-    """
-
-    name: str
-    branch: Branch
-    sources: tuple[str, ...]
-    reads: tuple[int, ...] | None
-    stride: int
-    modulated: bool
-    rows: int
-    pbs: int
-    operations: float
-    output_bytes: int
-
-    @property
-    def pbs_per_row(self) -> int:
-        """PBS of one call."""
-        return self.pbs // self.rows
-
-    @property
-    def in_style(self) -> bool:
-        """Whether it belongs to the style branch."""
-        return self.branch == STYLE
-
-    @staticmethod
-    def from_dict(record: dict[str, Any]) -> StagePlan:
-        """Out of a JSON record; raises TypeError or KeyError if it is damaged."""
-        reads = record["reads"]
-        lists = {
-            "sources": tuple(record["sources"]),
-            "reads": None if reads is None else tuple(reads),
-        }
-        return StagePlan(**{**record, **lists})
 
 
 @dataclass(frozen=True)
@@ -183,7 +134,7 @@ class CircuitPlan:
         return sum(c.operations for c in self.circuits)
 
     def at(self, size: Size) -> CircuitPlan:
-        """See `Plan`: a row more is a call more, and a width is compiled in."""
+        """See `Plan`: each row is a call, and the width is compiled in."""
         if size.width != self.width or size.padded != size:
             raise CircuitError(
                 f"circuits {self.model_id} compute contents {self.width} pixels wide, not {size}; "
@@ -209,7 +160,11 @@ class CircuitPlan:
 
     def graph(self, pairs: Sequence[PairIds], seconds: Seconds) -> TaskGraph:
         """See `Plan`."""
-        return build_graph(self, pairs, seconds)
+        heights: dict[Branch, int] = {
+            CONTENT: self.stored.content_parts,
+            STYLE: self.stored.style_parts,
+        }
+        return build_graph(self.circuits, heights, pairs, seconds)
 
     def pack_result(self, key_id: str, part: bytes) -> Envelope:
         """See `Plan`: a row, its words switched; raises CircuitError if it is no ciphertext."""
