@@ -47,7 +47,6 @@ def parse(call: str) -> None:
     """Raise click.UsageError unless a command line could run, given the files that it names."""
     words = [x for w in shlex.split(call, comments=True) for x in PLACEHOLDERS.get(w, [w])]
     words = [word.strip("[]") for word in words]  # what may be left out
-    words = [VALUES.get(word, word) for word in words]
     command: click.Command = main
     context = click.Context(main, info_name="nst-batch")
     while isinstance(command, click.Group):
