@@ -48,8 +48,8 @@ def main() -> None:
         stage = stage_profile(folder, arguments.stage_quality, CALLS, arguments.native)
     with working_folder() as folder:
         model = load(folder, arguments.job_quality)
-        book, submit_s = submit_pairs(folder, prepared(EXAMPLES, model)[:PAIRS], model)
-        job = job_profile(run_submitted(folder, book, ACTORS, submit_s))
+        local, submit_s = submit_pairs(folder, prepared(EXAMPLES, model)[:PAIRS], model)
+        job = job_profile(run_submitted(folder, local, ACTORS, submit_s))
     result = {
         **provenance("make bench-profile"),
         "stage": {"quality": arguments.stage_quality, "name": STAGE, **stage},

@@ -183,7 +183,7 @@ def _rates_of(job_id: str, home: Home) -> Rates:
     from jobs.storage.records import read_job, read_trace
     from nst.engines import get_engine
 
-    store = Session.open(home, home.book(job_id).store).store
+    store = Session.open(home, home.job(job_id).store).store
     trace = read_trace(store, job_id)
     plan = job_plan(store, read_job(store, job_id))
     tasks = ((task.stage, task.end - task.start) for task in trace)
