@@ -24,23 +24,25 @@ import concrete.compiler as runtime
 import psutil
 
 from benchmarks.measure import FOLDER, role_of, session_of
+from benchmarks.run import circuits
 from cluster.local import ACTOR_MALLOC
 from jobs.execution.forecast import Forecaster, Offer
 from jobs.execution.loading import EvaluatorLoader, job_plan, read_plan
-from jobs.execution.stage_times import read_times, times_of
 from jobs.storage import layout
 from jobs.storage.records import TaskTrace, read_job
 from jobs.storage.store import open_store
 from nst.ciphertext import Envelope
-from nst.engines.tasks import build_graph
-from nst.network.architecture import CONTENT, STYLE
+from nst.engines import get_engine
+from nst.engines.concrete.server import CircuitEvaluator
+from nst.engines.rates import rates_of
+from nst.network.architecture import CONTENT, STYLE, STYLE_CODE, rows_read
 
 EVERY_S = 15.0
 """Seconds of the job between two pauses."""
 STOPS_IN_S = 1.0
 """Seconds after which a process that has not stopped is not waited for."""
 LOCAL = 1e9
-"""Bytes a second to the store, which here is a folder."""
+"""Bytes per second to the store, which here is a folder."""
 
 Stages = dict[str, dict[str, float]]
 """By stage: `pbs` of one call, `rows` a pair has, `seconds` of one call."""
@@ -58,20 +60,25 @@ class Calls:
     def __init__(self, store_url: str, job_id: str) -> None:
         store = open_store(store_url)
         job = read_job(store, job_id)
-        self.plan = read_plan(store, job.model_id)
-        self._evaluator = EvaluatorLoader(store_url, job.model_id, job.key_id)()
+        self.plan = circuits(read_plan(store, job.model_id))
+        evaluator = EvaluatorLoader(store_url, job.model_id, job.key_id)()
+        assert isinstance(evaluator, CircuitEvaluator)
+        self._evaluator = evaluator
         rows: dict[str, bytes] = {}
         for name, input_id in ((CONTENT, job.pairs[0].content), (STYLE, job.pairs[0].style)):
             blob = store.read(layout.encrypted_input(job_id, input_id))
-            rows[name] = Envelope.unpack(blob, name).rows[0]
+            rows[name] = Envelope.unpack(blob, name).parts[0]
         self._arguments: dict[str, list[bytes]] = {}
         self.first: dict[str, float] = {}
-        counts = {stage.name: stage.rows for stage in self.plan.stages}
-        for stage in self.plan.stages:
-            each = {"conv": 3, "row_pool": 1, "pool": counts.get(stage.sources[0], 0)}[stage.kind]
-            arguments = [rows[source] for source in stage.sources for _ in range(each)]
+        counts = {stage.name: stage.rows for stage in self.plan.circuits}
+        for stage in self.plan.circuits:
+            arguments = [
+                rows[source]
+                for source in stage.sources
+                for _ in rows_read(stage.reads, 0, stage.stride, counts.get(source, 1))
+            ]
             if stage.modulated:
-                arguments.append(rows["style_code"])
+                arguments.append(rows[STYLE_CODE])
             self._arguments[stage.name] = arguments
             if not self.first:
                 self._evaluator.run(stage.name, arguments)  # Unpacks the keys.
@@ -100,7 +107,7 @@ class Calls:
                 "rows": stage.rows,
                 "seconds": seconds[stage.name],
             }
-            for stage in self.plan.stages
+            for stage in self.plan.circuits
         }
 
 
@@ -298,9 +305,10 @@ def predicted_s(store_url: str, job_id: str, found: Beside, actors: int) -> floa
     job = read_job(store, job_id)
     plan = job_plan(store, job)
     seconds = {name: s["seconds"] for name, s in found.mean(found.together).items()}
-    times = read_times().model_copy(update={"stages": times_of(plan, seconds)})
-    forecaster = Forecaster(plan, times, Offer(cores_per_node=actors, bandwidth=LOCAL))
-    return forecaster.simulate(build_graph(plan, job.pairs), actors).wall_s
+    shipped = get_engine(plan.engine).rates()
+    rates = shipped.model_copy(update={"stages": rates_of(plan.stages, seconds)})
+    forecaster = Forecaster(plan, rates, Offer(cores_per_node=actors, bandwidth=LOCAL))
+    return forecaster.simulate(forecaster.graph(job.pairs), actors).wall_s
 
 
 def _wait_until_stopped(process: psutil.Process) -> None:
@@ -325,7 +333,7 @@ def efficiency(trace: Sequence[TaskTrace], found: Beside, actors: int) -> dict[s
     alone, together = (found.mean(calls) for calls in (found.alone, found.together))
     alone_s, together_s = (sum(s[t.stage]["seconds"] for t in trace) for s in (alone, together))
     busy = sum(found.running(task.start, task.end) for task in trace)
-    pbs = sum(task.pbs for task in trace)
+    pbs = sum(found.stages[task.stage]["pbs"] for task in trace)
     return {
         "actors": actors,
         "wall_s": wall,

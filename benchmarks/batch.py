@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections import defaultdict
-from pathlib import Path
 
 from benchmarks.bare import EVERY_S, BareCalls, efficiency, predicted_s
 from benchmarks.faults import pairs_of_examples
-from benchmarks.measure import FOLDER, provenance, write_result
-from benchmarks.run import Finished, prepared, run_submitted, submit_pairs
+from benchmarks.measure import FOLDER, provenance, working_folder, write_result
+from benchmarks.run import Finished, load, prepared, run_submitted, submit_pairs
 
 ACTORS = 2
 PAIRS = 8
@@ -31,11 +29,11 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=EVERY_S, help="seconds between two pauses")
     arguments = parser.parse_args()
     quality = arguments.quality
-    with tempfile.TemporaryDirectory(prefix="nst-bench-") as name:
-        folder = Path(name)
+    with working_folder() as folder:
+        model = load(folder, quality)
         listed = pairs_of_examples(folder / "listed", arguments.pairs, shared_styles=False)
-        pairs = prepared(listed, quality)
-        book, submit_s = submit_pairs(folder, pairs, quality)
+        pairs = prepared(listed, model)
+        book, submit_s = submit_pairs(folder, pairs, model)
         with BareCalls(book.store, book.job_id, ACTORS, arguments.every) as bare:
             job = run_submitted(folder, book, ACTORS, submit_s, bare.watch)
         predicted = predicted_s(book.store, book.job_id, bare.found, ACTORS)

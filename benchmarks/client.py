@@ -12,29 +12,24 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.bytes import blank_arguments
-from benchmarks.measure import FOLDER, provenance, write_result
-from benchmarks.run import load, prepared
+from benchmarks.measure import EXAMPLES, FOLDER, provenance, working_folder, write_result
+from benchmarks.run import circuits, load, prepared
 from jobs.client.home import Home
 from jobs.client.pictures import write_png
+from jobs.client.session import Session
 from jobs.client.submit import new_id, submit, upload_shared
 from jobs.storage import layout
-from jobs.storage.store import open_store
-from nst.engines.concrete.circuits import SERVER_FILE, build, load_plan
-from nst.engines.concrete.client import KeyRing
-from nst.engines.concrete.server import Evaluator
-from nst.engines.concrete.switching import switched, word_bits
-from nst.network.architecture import CELL, CONTENT, STYLE
-from nst.stylize import finish
+from nst.engines.cache import ModelCache
+from nst.engines.concrete.client import CircuitCipher
+from nst.network.architecture import OUTPUT
 
 LEVELS = ("draft", "low", "mid", "high", "ultra")
-EXAMPLES = FOLDER.parent / "examples" / "pairs"
 REPEATS = 3
 """Of what is quick; the median counts."""
 TARGETS = {
@@ -64,8 +59,8 @@ def main() -> None:
         "levels": {},
     }
     for quality in ("draft",) if arguments.smoke else arguments.levels:
-        with tempfile.TemporaryDirectory(prefix="nst-bench-") as folder:
-            steps = measured(Path(folder), quality, repeats)
+        with working_folder() as folder:
+            steps = measured(folder, quality, repeats)
         result["levels"][quality] = {"steps_s": steps, **totals(steps)}
         print(quality, json.dumps(result["levels"][quality], indent=2), flush=True)
     if not arguments.smoke:
@@ -109,54 +104,47 @@ def measured(folder: Path, quality: str, repeats: int) -> dict[str, float]:
         return out
 
     home = Home(folder / "home")
-    store, ring = open_store(str(home.store), create=True), KeyRing(home.keys)
-    level, network = step("load_weights", lambda: load(quality), repeats)
-    pair = step("read_and_plan_pair", lambda: prepared(EXAMPLES, quality)[:1])[0]
-
-    def built() -> Path:
-        return build(network, level.side, level.p_error, home.circuits)
-
-    circuits = step("compile_circuits", built)
-    step("find_circuits", built, repeats)
-    plan = load_plan(circuits)
-    key_id = step("make_keys", lambda: ring.create(circuits, quality)).key_id
-    cipher = step("load_keys", lambda: ring.cipher(key_id, circuits), repeats)
+    session = Session.open(home, str(home.store), create=True)
+    store, ring = session.store, session.ring
+    model = step("load_weights", lambda: load(folder, quality), repeats)
+    pair = step("read_and_plan_pair", lambda: prepared(EXAMPLES, model)[:1])[0]
+    published = step("compile_circuits", lambda: model.published)
+    plan, cache = circuits(published.plan), ModelCache(home.models)
+    step("find_circuits", lambda: cache.open(plan.model_id), repeats)
+    key_id = step("make_keys", lambda: ring.create(published, quality)).key_id
+    cipher = step("load_keys", lambda: ring.cipher(key_id, published), repeats)
+    assert isinstance(cipher, CircuitCipher)
     job_id, pair_id = new_id(), new_id()
-    step("upload_circuits_and_keys_once", lambda: upload_shared(home, store, circuits.name, key_id))
-    inputs = ((pair.content, CONTENT, pair.content_gain), (pair.style, STYLE, pair.style_gain))
-    envelopes = step(
-        "encrypt",
-        lambda: list(cipher.encrypt_all([(p.quantized(k, gain), k) for p, k, gain in inputs])),
-        repeats,
-    )
+    inputs = [pair.content.input, pair.style.input]
+    envelopes = step("encrypt", lambda: list(cipher.encrypt_all(inputs)), repeats)
 
     def upload() -> None:
         for number, envelope in enumerate(envelopes):
             store.write(layout.encrypted_input(job_id, f"{number}"), envelope.pack())
 
     step("upload", upload, repeats)
-    step(
-        "whole_submission",
-        lambda: submit(home, store, level, network, [pair], [], lambda *_: None),
-        repeats,
-    )
+    book = submit(session, model, [pair], [])
+    store.delete_prefix(layout.model(plan.model_id))
+    store.delete_prefix(layout.keys(key_id))
+    step("upload_circuits_and_keys_once", lambda: upload_shared(session, book))
+    step("whole_submission", lambda: submit(session, model, [pair], []), repeats)
 
-    evaluator = Evaluator(plan, (circuits / SERVER_FILE).read_bytes(), ring.evaluation_keys(key_id))
-    row = evaluator.run("up", blank_arguments(network, cipher, level.side))
-    blob = switched(key_id, plan.model_id, (row,), word_bits(plan)).pack()
-    places = [layout.result_row(job_id, "a", pair_id, y) for y in range(level.side // CELL)]
+    bundle = published.server_bundle.read_bytes()
+    evaluator = model.engine.load(plan, bundle, ring.evaluation_keys(key_id))
+    row = evaluator.run(OUTPUT, blank_arguments(model.network, cipher, plan.width))
+    blob = plan.pack_result(key_id, row).pack()
+    places = [layout.result_part(job_id, "a", pair_id, y) for y in range(plan.stored.result_parts)]
     for place in places:
         store.write(place, blob)
-    levels = step(
+    features = step(
         "download_and_decrypt",
         lambda: cipher.decrypt_result([store.read(place) for place in places], pair.name),
         repeats,
     )
+    content, style = pair.content.input.picture, pair.style.input.picture
     step(
         "finish_and_write",
-        lambda: write_png(
-            finish(network, pair.content, pair.style, levels), folder / "out.png", force=True
-        ),
+        lambda: write_png(model.finish(content, style, features), folder / "out.png", force=True),
         repeats,
     )
     return steps

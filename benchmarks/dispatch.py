@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import ray
 
-from cluster.executor import RayExecutor
+from cluster.executor import Held, RayExecutor
 from cluster.local import local_ray
-from jobs.execution.scheduler import Completion, LostError, Orders, run_graph
+from cluster.types import Callback
+from jobs.execution.scheduler import run_graph
 from nst.engines.tasks import Task, TaskGraph
 
 SOURCES = 10
@@ -25,12 +26,12 @@ class StandIn:
     """As many workers as wanted, in one process: their tasks do nothing for a while."""
 
     def ready(self) -> str:
-        """Like `RowActor`."""
+        """Like `EvaluatorActor`."""
         return ""
 
     @ray.method(num_returns=2)
-    async def run(self, stage: str, *rows: Any) -> tuple[Any, dict[str, float]]:
-        """Like `RowActor`."""
+    async def run(self, stage: str, *inputs: Any) -> tuple[Any, dict[str, float]]:
+        """Like `EvaluatorActor`."""
         await asyncio.sleep(WAIT)
         now = time.time()
         return np.zeros(8, np.uint8), {"start": now, "end": now, "cpu_s": 0.0}
@@ -45,43 +46,28 @@ class StandInExecutor(RayExecutor):
         slot.actor, slot.coming = self.shared, None
 
 
-class Silent:
-    """A listener that does nothing."""
+class NoneFails(Callback[Held]):
+    """Ends the walk if a task fails."""
 
-    def look(self, live_bytes: int) -> Orders:
-        """See `Listener`."""
-        return Orders()
-
-    def task_started(self, task: Task) -> None:
-        """See `Listener`."""
-
-    def task_done(self, task: Task, completion: Completion, live_bytes: int) -> None:
-        """See `Listener`."""
-
-    def row_done(self, pair_id: str, row: int, ciphertext: bytes) -> None:
-        """See `Listener`."""
-
-    def pair_done(self, pair_id: str) -> None:
-        """See `Listener`."""
-
-    def pair_failed(self, pair_id: str, reason: str) -> None:
-        """See `Listener`."""
+    def on_pair_failed(self, pair_id: str, reason: str) -> None:
+        """See `Callback`."""
         raise AssertionError(reason)
 
 
 def time_dispatch(actors: int, tasks: int) -> float:
-    """Seconds a task of a walk on so many stand-ins, less what waiting for them takes."""
+    """Seconds per task of a walk on so many stand-ins, less what waiting for them takes."""
     graph = TaskGraph(
         tuple(
             Task(
                 index=index,
                 stage="none",
                 group="pair:p",
-                row=0,
+                part=index,
                 sources=tuple(range(SOURCES)) if index >= SOURCES else (),
-                pbs=1,
+                seconds=WAIT,
                 output_bytes=8,
-                priority=(0, 0, index),
+                rank=0,
+                depth=0,
             )
             for index in range(tasks)
         ),
@@ -91,9 +77,9 @@ def time_dispatch(actors: int, tasks: int) -> float:
     with local_ray(1):
         StandInExecutor.shared = StandIn.options(max_concurrency=4 * actors).remote()
         ray.get(StandInExecutor.shared.ready.remote())
-        executor = StandInExecutor(actors, lambda: None, Completion, LostError)  # type: ignore
+        executor = StandInExecutor(actors, lambda: None)  # type: ignore[arg-type,return-value]
         start, cpu = time.perf_counter(), time.thread_time()
-        run_graph(graph, executor, lambda _: [], Silent())
+        run_graph(graph, executor, lambda _: [], [NoneFails()])
         spent = time.perf_counter() - start, time.thread_time() - cpu
-    print(f"{actors} actors: {spent[0] / tasks:.2e} s a task, {spent[1] / tasks:.2e} s of CPU")
+    print(f"{actors} actors: {spent[0] / tasks:.2e} s per task, {spent[1] / tasks:.2e} s of CPU")
     return spent[1] / tasks

@@ -6,10 +6,10 @@ bench-estimate`.
    (cores of one machine share its caches and its clock), and from these seconds alone the run is
    predicted.
 2. The stages of low are called bare, on all cores at once: these are the times that ship as
-   `jobs/execution/stage_times.json`.
+   `nst/engines/concrete/rates.json`.
 3. With them, 1 low, 1 high and 1,000 low pairs are estimated on 16, 96 and 1,024 cores.
 
-Takes some 10 minutes. Run it on an idle machine: what it measures becomes everybody's estimate.
+Takes some 10 minutes. Run it on an idle machine: estimates of all users rest on what it measures.
 `--smoke` only tries it out, in a minute or two, and records nothing.
 """
 
@@ -20,28 +20,21 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bare import BareCalls, Stages, bare_rate, predicted_s
-from benchmarks.measure import FOLDER, provenance, write_result
+from benchmarks.bare import BareCalls, bare_rate, predicted_s
+from benchmarks.measure import EXAMPLES, FOLDER, provenance, working_folder, write_result
 from benchmarks.run import load, prepared, run_submitted, submit_pairs
 from jobs.execution.forecast import Forecaster, Offer, distinct_pairs, largest_call
-from jobs.execution.loading import read_plan
-from jobs.execution.stage_times import SHIPPED, StageTime, StageTimes, times_of
-from jobs.storage.store import open_store
-from nst.engines.concrete.circuits import build, load_plan
-from nst.engines.concrete.plan import CircuitPlan
-from nst.engines.tasks import build_graph
+from nst.engines.rates import Rates, rates_of
 from nst.network import levels
-from nst.network.levels import QualityLevel
-from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_weights
+from tests.toy import toy_level, toy_weights
 
-EXAMPLES = FOLDER.parent / "examples" / "pairs"
+SHIPPED = FOLDER.parent / "nst" / "engines" / "concrete" / "rates.json"
 TOY = "toy"
 CORES = (16, 96, 1024)
 ESTIMATED = (("low", 1), ("high", 1), ("low", 1000))
@@ -64,40 +57,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="try it out; record nothing")
     smoke = parser.parse_args().smoke
-    with tempfile.TemporaryDirectory(prefix="nst-bench-") as name:
-        folder = Path(name)
-        weights = toy_weights(folder / "toy.safetensors")
-        levels.LEVELS[TOY] = QualityLevel(TOY, TOY_SIZE, weights, TOY_P_ERROR)
+    with working_folder() as folder:
+        levels.LEVELS[TOY] = toy_level(toy_weights(folder / "toy.safetensors"))
         dispatch = {str(cores): dispatch_seconds(cores, smoke) for cores in CORES}
         print("dispatch", dispatch)
-        base = StageTimes(
+        base = Rates(
             machine=_machine(),
             date=time.strftime("%Y-%m-%d", time.gmtime()),
             command="make bench-estimate",
             call_s=CALL_S,
             dispatch_s=dispatch[str(CORES[-1])],
             overhead_s=0.0,
-            worker_bytes=0,
+            actor_bytes=0,
             bytes_per_source_byte=0.0,
             stages={},
         )
         runs = [compare(folder, actors, smoke) for actors in (1, 2)]
-        times = measured_times(folder, base, runs, TOY if smoke else "low")
+        rates = measured_rates(folder, base, runs, TOY if smoke else "low")
         estimates = [
-            estimated(times, quality, pairs, CORES)
+            estimated(folder, rates, quality, pairs)
             for quality, pairs in (((TOY, 1), (TOY, 20)) if smoke else ESTIMATED)
         ]
     result = {
         **provenance("make bench-estimate"),
         "runs": runs,
         "dispatch_s_by_actors": dispatch,
-        "stage_times": times.model_dump(),
+        "rates": rates.model_dump(),
         "estimates": estimates,
     }
     if smoke:
         print(json.dumps(result, indent=2))
         return
-    SHIPPED.write_text(times.model_dump_json(indent=2) + "\n")
+    SHIPPED.write_text(rates.model_dump_json(indent=2) + "\n")
     print(write_result("estimate", result))
     for run in runs:
         print(f"{run['actors']} actors: {run['error']:+.1%} of the measured {run['wall_s']:.1f} s")
@@ -105,15 +96,16 @@ def main() -> None:
 
 def compare(folder: Path, actors: int, smoke: bool) -> dict[str, Any]:
     """A real run and its prediction from bare calls made in pauses of it."""
-    pairs = prepared(EXAMPLES, TOY, grid=True)[: 1 if smoke else PAIRS]
-    book, _ = submit_pairs(folder, pairs, TOY)
+    model = load(folder, TOY)
+    pairs = prepared(EXAMPLES, model, grid=True)[: 1 if smoke else PAIRS]
+    book, _ = submit_pairs(folder, pairs, model)
     with BareCalls(book.store, book.job_id, actors, EVERY_S) as bare:
         job = run_submitted(folder, book, actors, 0.0, bare.watch)
         peak = bare.peak_rss()
     seconds = bare.found.mean(bare.found.together)
     predicted = predicted_s(book.store, book.job_id, bare.found, actors)
     wall_s = bare.found.running(job.state.first_task, job.state.last_task)
-    pbs = sum(task.pbs for task in job.trace)
+    pbs = sum(seconds[task.stage]["pbs"] for task in job.trace)
     return {
         "actors": actors,
         "pairs": len(pairs),
@@ -130,33 +122,32 @@ def compare(folder: Path, actors: int, smoke: bool) -> dict[str, Any]:
     }
 
 
-def measured_times(
-    folder: Path, base: StageTimes, runs: Sequence[dict[str, Any]], quality: str
-) -> StageTimes:
-    """Stage times of a level with all cores of this machine busy."""
-    book, _ = submit_pairs(folder, prepared(EXAMPLES, quality)[:1], quality)
-    plan = read_plan(open_store(book.store), book.model_id)
+def measured_rates(
+    folder: Path, base: Rates, runs: Sequence[dict[str, Any]], quality: str
+) -> Rates:
+    """Rates of a level with all cores of this machine busy."""
+    model = load(folder, quality)
+    book, _ = submit_pairs(folder, prepared(EXAMPLES, model)[:1], model)
     with BareCalls(book.store, book.job_id, os.cpu_count() or 1) as bare:
         bare.measure_rest(ROUNDS)
         peak = bare.peak_rss()
+    together = bare.found.mean(bare.found.together)
     # A process at toy size holds circuits and keys and hardly any ciphertexts.
-    worker_bytes = max(run["bare_peak_rss_bytes"] for run in runs)
-    largest = largest_call(build_graph(plan, distinct_pairs(1)))
+    actor_bytes = max(run["bare_peak_rss_bytes"] for run in runs)
+    largest = largest_call(model.plan.graph(distinct_pairs(1), model.seconds))
     return base.model_copy(
         update={
-            "stages": _times(plan, bare.found.mean(bare.found.together)),
-            "worker_bytes": worker_bytes,
-            "bytes_per_source_byte": max(peak - worker_bytes, 0) / largest,
+            "stages": rates_of(
+                model.plan.stages, {name: stage["seconds"] for name, stage in together.items()}
+            ),
+            "actor_bytes": actor_bytes,
+            "bytes_per_source_byte": max(peak - actor_bytes, 0) / largest,
         }
     )
 
 
-def _times(plan: CircuitPlan, stages: Stages) -> dict[str, StageTime]:
-    return times_of(plan, {name: stage["seconds"] for name, stage in stages.items()})
-
-
 def dispatch_seconds(actors: int, smoke: bool) -> float:
-    """Seconds of the driver's for a task, when so many actors have all they can queue.
+    """Seconds of the driver per task, when so many actors have all they can queue.
 
     The real executor and scheduler hand tasks to one process that stands in for all actors and
     does nothing but wait; only the driver is at work.
@@ -169,13 +160,10 @@ def dispatch_seconds(actors: int, smoke: bool) -> float:
     return float(done.stdout.splitlines()[-1])
 
 
-def estimated(times: StageTimes, quality: str, pairs: int, cores: Sequence[int]) -> dict[str, Any]:
+def estimated(folder: Path, rates: Rates, quality: str, pairs: int) -> dict[str, Any]:
     """What `nst-batch estimate` says."""
-    level, network = load(quality)
-    with tempfile.TemporaryDirectory() as folder:
-        plan = load_plan(build(network, level.side, level.p_error, Path(folder)))
-    offer, start = Offer(), time.perf_counter()
-    estimate = Forecaster(plan, times, offer).estimate(distinct_pairs(pairs), cores)
+    plan, offer, start = load(folder, quality).plan, Offer(), time.perf_counter()
+    estimate = Forecaster(plan, rates, offer).estimate(distinct_pairs(pairs), CORES)
     return {
         "quality": quality,
         "offer": asdict(offer),

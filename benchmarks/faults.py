@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import FOLDER, load_png, provenance, psnr, write_result
+from benchmarks.measure import EXAMPLES, FOLDER, load_png, provenance, psnr, write_result
 from jobs.client.preparation import PreparedPair
-from nst.stylize import to_image
+from nst.pictures.picture import to_image
 from tests.faults import injections
 from tests.faults.site import POLL, Outcome, Site, as_record
 from tests.s3_server import weed_binary
@@ -35,7 +35,6 @@ KILL_EVERY, COMES_AFTER = 60.0, 10.0
 LEAST_PSNR = 20.0
 """dB against the preview: pictures of noise have less than 12."""
 FAULTS = {**injections.FAULTS, "store_full_for_long": injections.store_full_for_long}
-EXAMPLES = FOLDER.parent / "examples" / "pairs"
 
 
 def pairs_of_examples(folder: Path, count: int, shared_styles: bool = True) -> Path:

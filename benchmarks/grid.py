@@ -7,7 +7,6 @@ picture, to the last bit.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -15,56 +14,56 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measure import (
+    EXAMPLES,
     FOLDER,
     load_png,
     provenance,
     psnr,
+    working_folder,
     write_result,
 )
 from benchmarks.run import (
     Finished,
+    circuits,
     fetch_pictures,
     load,
     prepared,
     run_submitted,
     submit_pairs,
 )
-from jobs.client.fetch import SHEET
+from jobs.client.gallery import SHEET
 from jobs.client.submit import new_id
-from jobs.execution.loading import read_plan
 from jobs.storage import layout
 from jobs.storage.records import read_job, write_record
-from jobs.storage.store import open_store
-from nst.stylize import to_image
+from nst.engines.tasks import is_style_group
+from nst.pictures.picture import to_image
 
 CONTENTS, STYLES = ("astronaut", "cat", "coffee"), ("cat", "coffee")
 ACTORS = 2
-EXAMPLES = FOLDER.parent / "examples" / "pairs"
 
 
 def main(quality: str = "draft") -> None:
     """Run, print and record; fails if a style was computed more than once."""
-    _, network = load(quality)
-    with tempfile.TemporaryDirectory(prefix="nst-bench-") as name:
-        folder = Path(name)
+    with working_folder() as folder:
+        model = load(folder, quality)
         for side, stems in (("content", CONTENTS), ("style", STYLES)):
             (folder / "pairs" / side).mkdir(parents=True)
             for stem in stems:
                 shutil.copy(EXAMPLES / side / f"{stem}.jpg", folder / "pairs" / side)
-        pairs = prepared(folder / "pairs", quality, grid=True)
-        book, submit_s = submit_pairs(folder, pairs, quality)
-        store = open_store(book.store)
-        plan = read_plan(store, book.model_id)
+        pairs = prepared(folder / "pairs", model, grid=True)
+        book, submit_s = submit_pairs(folder, pairs, model)
+        plan = circuits(model.plan)
         job = run_submitted(folder, book, ACTORS, submit_s)
-        fetch_pictures(job, quality, folder / "out")
+        fetch_pictures(job, folder / "out")
         shutil.copy(folder / "out" / SHEET, FOLDER / "grid.png")
         decrypted = {p.name: load_png(folder / "out" / f"{p.name}.png") for p in pairs}
+        pbs = {circuit.name: circuit.pbs_per_row for circuit in plan.circuits}
         counted = Counter[str]()
         for task in job.trace:
-            counted["style" if task.group.startswith("style:") else "content"] += task.pbs
+            counted["style" if is_style_group(task.group) else "content"] += pbs[task.stage]
 
         decibels = {
-            p.name: psnr(np.asarray(to_image(p.preview(network))), decrypted[p.name]) for p in pairs
+            p.name: psnr(np.asarray(to_image(p.preview(model))), decrypted[p.name]) for p in pairs
         }
         expected = len(STYLES) * plan.pbs_style
         result = {
@@ -86,24 +85,25 @@ def main(quality: str = "draft") -> None:
         if counted["style"] != expected:
             raise SystemExit("a style was computed more than once")
         first = book.pairs[0].name
-        lone = run_alone(folder, job, quality)
+        lone = run_alone(folder, job)
         result["pixels_equal_to_single_pair"] = float(np.mean(lone == decrypted[first]))
         result["psnr_db_to_single_pair"] = psnr(lone, decrypted[first])
         print(write_result("grid", result))
 
 
-def run_alone(folder: Path, job: Finished, quality: str) -> NDArray[np.uint8]:
+def run_alone(folder: Path, job: Finished) -> NDArray[np.uint8]:
     """The first pair of a job as a job of its own, on the very same ciphertexts."""
-    store, book = job.store, job.book
+    home, store, book = job.session.home, job.session.store, job.book
     record = read_job(store, book.job_id)
     alone = record.model_copy(update={"job_id": new_id(), "pairs": record.pairs[:1]})
     for input_id in (alone.pairs[0].content, alone.pairs[0].style):
         blob = store.read(layout.encrypted_input(book.job_id, input_id))
         store.write(layout.encrypted_input(alone.job_id, input_id), blob)
     single = book.model_copy(update={"job_id": alone.job_id, "pairs": book.pairs[:1]})
-    job.home.save_job(single, job.home.pictures(book.job_id))
+    pictures = home.pictures(book.job_id)
+    home.save_job(single, [pictures[position] for position in range(len(pictures))])
     write_record(store, layout.job(alone.job_id), alone)
-    fetch_pictures(run_submitted(folder, single, ACTORS, 0.0), quality, folder / "alone")
+    fetch_pictures(run_submitted(folder, single, ACTORS, 0.0), folder / "alone")
     return load_png(folder / "alone" / f"{book.pairs[0].name}.png")
 
 

@@ -6,47 +6,46 @@ task is compared with that rate times the actors.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.bare import BareCalls, efficiency, predicted_s
 from benchmarks.measure import (
+    EXAMPLES,
     FOLDER,
     folder_bytes,
     load_png,
     provenance,
     psnr,
     side_by_side,
+    working_folder,
     write_result,
 )
 from benchmarks.run import fetch_pictures, load, prepared, run_submitted, submit_pairs
-from nst.stylize import to_image
+from nst.pictures.picture import to_image
 
 PAIR = "coffee"
 ACTORS = 2
 EVERY_S = 60.0
 """Seconds between two pauses, which at low take some 20 themselves."""
-EXAMPLES = FOLDER.parent / "examples" / "pairs"
 
 
 def main(quality: str = "low") -> None:
     """Run, print and record."""
-    _, network = load(quality)
-    pairs = [p for p in prepared(EXAMPLES, quality) if p.name == PAIR]
-    with tempfile.TemporaryDirectory(prefix="nst-bench-") as name:
-        folder = Path(name)
-        book, submit_s = submit_pairs(folder, pairs, quality)
+    with working_folder() as folder:
+        model = load(folder, quality)
+        pairs = [p for p in prepared(EXAMPLES, model) if p.name == PAIR]
+        book, submit_s = submit_pairs(folder, pairs, model)
         with BareCalls(book.store, book.job_id, ACTORS, EVERY_S) as bare:
             job = run_submitted(folder, book, ACTORS, submit_s, bare.watch)
         predicted = predicted_s(book.store, book.job_id, bare.found, ACTORS)
         stored = folder_bytes(Path(book.store) / "jobs")
-        fetch_s = fetch_pictures(job, quality, folder / "out")
+        fetch_s = fetch_pictures(job, folder / "out")
         decrypted = load_png(folder / "out" / f"{PAIR}.png")
-    pair = pairs[0]
-    clear = np.asarray(to_image(pair.preview(network)))
-    pictures = [np.asarray(to_image(p)) for p in (pair.content.rgb, pair.style.rgb)]
+    (pair,) = pairs
+    clear = np.asarray(to_image(pair.preview(model)))
+    pictures = [np.asarray(to_image(p.input.picture.rgb)) for p in (pair.content, pair.style)]
     side_by_side([*pictures, clear, decrypted], FOLDER / "low.png")
     result = {
         **provenance("make bench-low"),

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,10 +22,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 FOLDER = Path(__file__).resolve().parent
+EXAMPLES = FOLDER.parent / "examples" / "pairs"
 SAMPLE_EVERY = 2.0
 """Seconds; looking more often would take time from what is measured."""
 ROLES = {
-    "actor": "ray::RowActor",
+    "actor": "ray::EvaluatorActor",
     "driver": "jobs.execution.driver",
     "raylet": "raylet/raylet",
     "gcs": "gcs_server",
@@ -67,6 +69,13 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
     return path
 
 
+@contextmanager
+def working_folder() -> Iterator[Path]:
+    """A folder for as long as a benchmark runs."""
+    with tempfile.TemporaryDirectory(prefix="nst-bench-") as name:
+        yield Path(name)
+
+
 def psnr(a: NDArray[Any], b: NDArray[Any]) -> float:
     """Peak signal-to-noise ratio in dB of two 8-bit pictures."""
     error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
@@ -101,7 +110,7 @@ class RoleUse:
 
 @dataclass
 class PeakMemory:
-    """Peak resident memory of a process and its descendants, shared pages counted once a process.
+    """Peak resident memory of a process and its descendants, shared pages counted in each.
 
     Attributes:
         rss: Largest sum of resident set sizes; Ray's shared object store counts in every process

@@ -23,11 +23,11 @@ from concrete.ml.torch.compile import compile_brevitas_qat_model
 
 from benchmarks.measure import provenance, write_result
 from benchmarks.pbs import ROUNDS, StageCall, operations_per_pbs
-from benchmarks.run import load
 from nst.engines.concrete.compilation import compile_module
 from nst.engines.concrete.plan import count_pbs
 from nst.network.integers import IntegerNetwork
-from nst.network.levels import P_ERROR
+from nst.network.levels import P_ERROR, get_level
+from nst.network.weights import load_weights
 from tests.oracle import make_oracle, run_clear
 from tests.toy import TOY_P_ERROR, TOY_SIZE, toy_network
 
@@ -53,9 +53,14 @@ def main() -> None:
         result = compared(toy_network(), TOY_SIZE, TOY_P_ERROR, STAGE, 3, False)
         print(json.dumps(result, indent=2))
         return
-    level, network = load("low")
+    level = get_level("low")
     result = compared(
-        network, level.side, P_ERROR, arguments.stage, arguments.patch, not arguments.no_run
+        load_weights(level.weights),
+        level.side,
+        P_ERROR,
+        arguments.stage,
+        arguments.patch,
+        not arguments.no_run,
     )
     print(write_result("monolithic", {**provenance("make bench-monolithic"), **result}))
     print(json.dumps(result, indent=2))
@@ -129,7 +134,7 @@ def staged(
     network: IntegerNetwork, size: int, p_error: float, stage: str, run: bool
 ) -> dict[str, Any]:
     """The stage's row circuit, in its module with all others, as jobs run it."""
-    module, _ = compile_module(network, size, p_error)
+    module, _ = compile_module(network, size, p_error, size)
     out = {
         "kept_bits": 4,
         "p_error": module.p_error,

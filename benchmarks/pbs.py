@@ -21,12 +21,12 @@ import numpy as np
 from concrete import fhe
 
 from benchmarks.measure import provenance, write_result
-from benchmarks.run import load
 from nst.engines.concrete.compilation import compile_module
 from nst.engines.concrete.fft_plan import fix_fft_plan
 from nst.network import architecture as shape
 from nst.network.integers import IntegerNetwork
-from nst.network.levels import noise_levels
+from nst.network.levels import get_level, noise_levels
+from nst.network.weights import load_weights
 from tests.toy import TOY_SIZE, toy_network
 
 KEPT = (3, 4, 5, 6)
@@ -46,8 +46,8 @@ def main() -> None:
     if parser.parse_args().smoke:
         print(json.dumps(measured(toy_network(), TOY_SIZE, (4, 3), (0.01,), (0.01,)), indent=2))
         return
-    level, network = load("low")
-    rows = measured(network, level.side, KEPT, P_ERRORS, TIMED)
+    level = get_level("low")
+    rows = measured(load_weights(level.weights), level.side, KEPT, P_ERRORS, TIMED)
     result = {**provenance("make bench-pbs"), "quality": "low", "stage": STAGE, "rows": rows}
     print(write_result("pbs", result))
     print(table(rows))
@@ -68,7 +68,7 @@ def measured(
     rows, calls = [], {}
     for bits, p_error in product(kept, p_errors):
         with keeping(bits):
-            module, _ = compile_module(network, size, p_error)
+            module, _ = compile_module(network, size, p_error, size)
         row: dict[str, Any] = {
             "kept_bits": bits,
             "p_error": p_error,

@@ -14,7 +14,6 @@ import argparse
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -24,18 +23,17 @@ from typing import Any, TypeVar
 import concrete.compiler as runtime
 
 from benchmarks.bytes import blank_arguments
-from benchmarks.measure import FOLDER, provenance, write_result
-from benchmarks.run import Finished, load, prepared, run_submitted, submit_pairs
-from nst.engines.concrete.circuits import SERVER_FILE, build, load_plan
-from nst.engines.concrete.client import KeyRing
-from nst.engines.concrete.server import Evaluator
-from nst.network.levels import get_level
+from benchmarks.measure import EXAMPLES, provenance, working_folder, write_result
+from benchmarks.run import Finished, circuits, load, prepared, run_submitted, submit_pairs
+from nst.engines.base import Evaluator
+from nst.engines.concrete.client import CircuitCipher
+from nst.engines.concrete.server import CircuitEvaluator
+from nst.keyring import KeyRing
+from nst.network.architecture import OUTPUT as STAGE
 
-EXAMPLES = FOLDER.parent / "examples" / "pairs"
 ACTORS = 2
 PAIRS = 2
 CALLS = 5
-STAGE = "up"
 T = TypeVar("T")
 
 
@@ -46,12 +44,11 @@ def main() -> None:
     parser.add_argument("--job-quality", default="draft")
     parser.add_argument("--native", type=Path, help="SVG file for a flame graph of the stage")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="nst-bench-") as name:
-        stage = stage_profile(Path(name), arguments.stage_quality, CALLS, arguments.native)
-    with tempfile.TemporaryDirectory(prefix="nst-bench-") as name:
-        folder = Path(name)
-        pairs = prepared(EXAMPLES, arguments.job_quality)[:PAIRS]
-        book, submit_s = submit_pairs(folder, pairs, arguments.job_quality)
+    with working_folder() as folder:
+        stage = stage_profile(folder, arguments.stage_quality, CALLS, arguments.native)
+    with working_folder() as folder:
+        model = load(folder, arguments.job_quality)
+        book, submit_s = submit_pairs(folder, prepared(EXAMPLES, model)[:PAIRS], model)
         job = job_profile(run_submitted(folder, book, ACTORS, submit_s))
     result = {
         **provenance("make bench-profile"),
@@ -66,14 +63,15 @@ def main() -> None:
 
 def stage_profile(folder: Path, quality: str, calls: int, native: Path | None) -> dict[str, Any]:
     """Seconds that a process pays once, and mean seconds of the parts of one call of `STAGE`."""
-    level, network = load(quality)
-    circuits = build(network, level.side, level.p_error, folder / "circuits")
-    plan, ring = load_plan(circuits), KeyRing(folder / "keys")
-    key_id = ring.create(circuits, quality).key_id
-    rows = blank_arguments(network, ring.cipher(key_id, circuits), get_level(quality).size)
-    archive, keys = (circuits / SERVER_FILE).read_bytes(), ring.evaluation_keys(key_id)
+    model = load(folder, quality)
+    plan, ring = circuits(model.plan), KeyRing(folder / "keys")
+    key_id = ring.create(model.published, quality).key_id
+    cipher = ring.cipher(key_id, model.published)
+    assert isinstance(cipher, CircuitCipher)
+    rows = blank_arguments(model.network, cipher, plan.width)
+    bundle, keys = model.published.server_bundle.read_bytes(), ring.evaluation_keys(key_id)
     once: dict[str, float] = {}
-    evaluator = timed(once, "load circuits and keys", lambda: Evaluator(plan, archive, keys))
+    evaluator = timed(once, "load circuits and keys", lambda: CircuitEvaluator(plan, bundle, keys))
     timed(once, "first call, which unpacks the keys", lambda: evaluator.run(STAGE, rows))
     call: dict[str, float] = defaultdict(float)
     whole: dict[str, float] = defaultdict(float)
@@ -87,7 +85,7 @@ def stage_profile(folder: Path, quality: str, calls: int, native: Path | None) -
     cpu = time.process_time() - cpu
     for _ in range(calls):
         timed(whole, "whole", lambda: evaluator.run(STAGE, rows))
-    pbs = next(s.pbs_per_row for s in plan.stages if s.name == STAGE)
+    pbs = next(circuit.pbs_per_row for circuit in plan.circuits if circuit.name == STAGE)
     if native is not None:
         flame_graph(native, evaluator, rows)
     return {

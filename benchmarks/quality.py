@@ -7,14 +7,15 @@ as circuits compiled for other error probabilities would paint it.
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import provenance, write_result
-from benchmarks.run import load
+from benchmarks.measure import FOLDER, provenance, write_result
 from jobs.client.evaluation import held_out_pairs, make_samples, measure_samples, summarize
 from jobs.client.preparation import prepare
+from nst.engines.cache import ModelCache
+from nst.model import Model
 from nst.network.levels import LEVELS
 from nst.training.vgg import VGG16
 
@@ -32,12 +33,16 @@ def main() -> None:
     vgg = VGG16(arguments.vgg)
     pairs = held_out_pairs(arguments.content_dir, arguments.style_dir, arguments.count)
     rows: list[dict[str, Any]] = []
+    # Previews and simulated noise take no circuits: nothing is built.
+    cache = FOLDER / "no-models"
     for name in (n for n, level in LEVELS.items() if level.trained):
-        level, network = load(name)
-        ready, failed = prepare(pairs, network, level.side, "crop")
-        others = [p for p in P_ERRORS if name == "low" and p != level.p_error]
-        for p_error in (level.p_error, *others):
-            samples, _ = make_samples(ready, network, 1, p_error, None)
+        model = Model.load(name, cache)
+        ready, failed = prepare(pairs, model, "crop")
+        others = [p for p in P_ERRORS if name == "low" and p != model.level.p_error]
+        for p_error in (model.level.p_error, *others):
+            level = replace(model.level, p_error=p_error)
+            noisy = Model(level, model.network, ModelCache(cache))
+            samples, _ = make_samples(ready, noisy, 1, None)
             figures = summarize(measure_samples(samples, vgg, lambda done: None))
             rows.append(
                 {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,21 +15,20 @@ from jobs.client.fetch import fetch
 from jobs.client.home import Home, JobBook
 from jobs.client.pairs import find_pairs
 from jobs.client.preparation import PreparedPair, prepare
+from jobs.client.session import Session
 from jobs.client.submit import submit
-from jobs.storage import layout
-from jobs.storage.records import JobState, TaskTrace, read_state
-from jobs.storage.store import Store, open_store
-from nst.network.integers import IntegerNetwork
-from nst.network.levels import QualityLevel, get_level
-from nst.network.weights import load_weights
+from jobs.storage.records import JobState, TaskTrace, read_state, read_trace
+from jobs.storage.store import open_store
+from nst.engines.base import Plan
+from nst.engines.concrete.plan import CircuitPlan
+from nst.model import Model
 
 
 @dataclass
 class Finished:
     """A job that has run, and what was seen of it."""
 
-    home: Home
-    store: Store
+    session: Session
     book: JobBook
     state: JobState
     trace: list[TaskTrace]
@@ -39,30 +37,31 @@ class Finished:
     driver_s: float
 
 
-def load(quality: str) -> tuple[QualityLevel, IntegerNetwork]:
-    """A level and its network."""
-    level = get_level(quality)
-    return level, load_weights(level.weights)
+def load(folder: Path, quality: str) -> Model:
+    """A level's model, whose circuits are built below `folder` when they are needed."""
+    return Model.load(quality, Home(folder / "home").models)
 
 
-def prepared(source: Path, quality: str, grid: bool = False) -> list[PreparedPair]:
+def circuits(plan: Plan) -> CircuitPlan:
+    """A plan of Concrete's, which knows PBS."""
+    assert isinstance(plan, CircuitPlan)
+    return plan
+
+
+def prepared(source: Path, model: Model, grid: bool = False) -> list[PreparedPair]:
     """Pairs of a folder, ready to encrypt; raises RuntimeError if one is unusable."""
-    level, network = load(quality)
     pairs, skipped = find_pairs(source, grid)
-    ready, unreadable = prepare(pairs, network, level.side, "crop")
+    ready, unreadable = prepare(pairs, model, "crop")
     if skipped or unreadable:
         raise RuntimeError(f"unusable pairs in {source}: {skipped + unreadable}")
     return ready
 
 
-def submit_pairs(folder: Path, pairs: list[PreparedPair], quality: str) -> tuple[JobBook, float]:
+def submit_pairs(folder: Path, pairs: list[PreparedPair], model: Model) -> tuple[JobBook, float]:
     """Encrypt pairs into a store below `folder`; returns the book and the seconds it took."""
-    level, network = load(quality)
     home = Home(folder / "home")
     start = time.perf_counter()
-    book = submit(
-        home, open_store(str(home.store), create=True), level, network, pairs, [], lambda *_: None
-    )
+    book = submit(Session.open(home, str(home.store), create=True), model, pairs, [])
     return book, time.perf_counter() - start
 
 
@@ -83,23 +82,21 @@ def run_submitted(
         watch: Entered while the job runs, with the driver's process id.
     """
     home = Home(folder / "home")
-    store = open_store(book.store)
     start = time.perf_counter()
     process = start_here(home, book, actors)
     with peak_memory(process.pid) as memory, watch(process.pid):
         code = process.wait()
     driver_s = time.perf_counter() - start
+    store = open_store(book.store)
     state = read_state(store, book.job_id)
     if code or state.status != "succeeded":
         raise RuntimeError(f"job {book.job_id}: {state.reason} {home.driver_log(book.job_id)}")
-    entries = json.loads(store.read(layout.trace(book.job_id)))
-    trace = [TaskTrace(**entry) for entry in entries]
-    return Finished(home, store, book, state, trace, memory, submit_s, driver_s)
+    trace = read_trace(store, book.job_id)
+    return Finished(Session(home, store), book, state, trace, memory, submit_s, driver_s)
 
 
-def fetch_pictures(job: Finished, quality: str, out: Path) -> float:
+def fetch_pictures(job: Finished, out: Path) -> float:
     """Decrypt a job's pictures into `out`; returns the seconds it took."""
-    level, network = load(quality)
     start = time.perf_counter()
-    fetch(job.home, job.store, job.book, level, network, out, force=True)
+    fetch(job.session, job.book, out, force=True)
     return time.perf_counter() - start

@@ -12,19 +12,16 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import psutil
 
 from benchmarks.bare import BareProcess, Calls
-from benchmarks.measure import FOLDER, provenance, write_result
-from benchmarks.run import prepared, submit_pairs
+from benchmarks.measure import EXAMPLES, provenance, working_folder, write_result
+from benchmarks.run import load, prepared, submit_pairs
 
-EXAMPLES = FOLDER.parent / "examples" / "pairs"
 STAGE = "body1"
 ROUNDS = 4
 WORKERS = os.cpu_count() or 1
@@ -36,10 +33,9 @@ def main() -> None:
     parser.add_argument("--quality", default="draft")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="nst-bench-") as name:
-        folder = Path(name)
-        pairs = prepared(EXAMPLES, arguments.quality)[:1]
-        book, _ = submit_pairs(folder, pairs, arguments.quality)
+    with working_folder() as folder:
+        model = load(folder, arguments.quality)
+        book, _ = submit_pairs(folder, prepared(EXAMPLES, model)[:1], model)
         compared = compare(book.store, book.job_id, arguments.rounds)
     result = {
         **provenance("make bench-sharing"),

@@ -30,7 +30,7 @@ from nst.errors import first_line
 QUEUED_AHEAD = 2
 """Tasks an actor has at a time: one running, one whose arguments are already on their way."""
 LOADS, DEATHS = 4, 20
-"""Actors in a row that may fail to load their circuits, and that may die while they load."""
+"""Actors in a row that may fail to load their model, and that may die while they load."""
 PAUSE = 2.0
 """Seconds before the next actor is started after one that could not load."""
 OBJECT_STORE_SHARE = 0.8
@@ -64,7 +64,7 @@ class _Slot:
 
     Attributes:
         actor: Who is there, None until the next one may be started.
-        coming: Reference that is ready once it has loaded its circuits; None when it has.
+        coming: Reference that is ready once it has loaded its model; None when it has.
         node: Where it is.
         tasks: What it has to do, by the reference that tells the end, the running one first.
         not_before: When its next actor may be started.
@@ -142,7 +142,7 @@ class RayExecutor:
         """Block until a task has ended or an actor has come, or for so many seconds.
 
         Raises:
-            RayError: if actors cannot load their circuits and keys; its last line says why.
+            RayError: if actors cannot load their model and keys; its last line says why.
         """
         for slot in self._slots:
             if slot.actor is None and time.monotonic() >= slot.not_before:
@@ -189,7 +189,7 @@ class RayExecutor:
                 self._failed_loads += 1
             else:
                 self._early_deaths += 1
-            # Wrong circuits or keys will not get better, a store or a node that is away may.
+            # A wrong model or keys will not get better, a store or a node that is away may.
             if self._failed_loads >= LOADS or self._early_deaths >= DEATHS:
                 raise
             self._kill(slot)

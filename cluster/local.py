@@ -34,7 +34,7 @@ def local_ray(cpus: int) -> Iterator[None]:
     # Ray gives workers nice 15 by default, and they would starve beside any busy process.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Actors run one single-threaded circuit each; idle OpenMP threads would only spin.
+    # Actors run one single-threaded task each; idle OpenMP threads would only spin.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("GLIBC_TUNABLES", ACTOR_MALLOC)
     logging.getLogger(TOKEN_ADVICE).setLevel(logging.ERROR)

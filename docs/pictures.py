@@ -26,7 +26,8 @@ from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 import jobs
-from jobs.cli.main import EXAMPLES, main
+from jobs.cli.main import main
+from jobs.cli.submit import EXAMPLES
 from jobs.client.home import Home
 from jobs.client.view import Snapshot, table
 from jobs.client.watch import describe

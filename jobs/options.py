@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jobs.fields import option, options_of
 from jobs.storage.store import StoreOptions
@@ -76,7 +76,7 @@ def _levels_and_auto() -> Iterable[str]:
     return (*LEVELS, AUTO)
 
 
-SIDES = "draft 32, low 64, mid 128, high 192, ultra 256 pixels"
+SIDES = ", ".join(f"{level.name} {level.side}" for level in LEVELS.values()) + " pixels"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,16 +143,25 @@ class ActorOptions:
     )
 
 
+_CLUSTER: dict[str, Any] = {
+    "help": "Run on the Ray cluster at http://host:8265.",
+    "default": None,
+    "metavar": "ADDRESS",
+}
+_PYTHON: dict[str, Any] = {
+    "help": "Interpreter of the cluster that has this package.",
+    "default": None,
+    "metavar": "PATH",
+    "shown": "python",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlaceOptions(ActorOptions):
     """Where a job runs, and who is told of its end."""
 
-    cluster: str | None = option(
-        "Run on the Ray cluster at http://host:8265.", None, metavar="ADDRESS"
-    )
-    cluster_python: str | None = option(
-        "Interpreter of the cluster that has this package.", None, metavar="PATH", shown="python"
-    )
+    cluster: str | None = option(**_CLUSTER)
+    cluster_python: str | None = option(**_PYTHON)
     notify_url: str = option(
         "Post job, state and counts to this address at the end.", "", metavar="URL", private=True
     )
@@ -221,16 +230,8 @@ class SubmitCommand(ForceOptions, PriceOptions, WaitOptions, SubmitOptions):
 class RetryOptions(PlaceOptions):
     """How another driver goes on with a job: where it ran, unless this call says otherwise."""
 
-    cluster: str | None = option(
-        "Run on the Ray cluster at http://host:8265.", None, metavar="ADDRESS", once=True
-    )
-    cluster_python: str | None = option(
-        "Interpreter of the cluster that has this package.",
-        None,
-        metavar="PATH",
-        shown="python",
-        once=True,
-    )
+    cluster: str | None = option(**_CLUSTER, once=True)
+    cluster_python: str | None = option(**_PYTHON, once=True)
     failed: bool = option("Compute pairs that failed, too.", False, once=True)
 
 

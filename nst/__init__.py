@@ -12,7 +12,7 @@ __all__ = ["EncryptedPair", "Stylizer"]
 
 
 def __getattr__(name: str) -> Any:
-    # Not before somebody asks: server processes import this package and must hold no client code.
+    # Only on demand: server processes import this package and must hold no client code.
     if name in __all__:
         from nst import stylizer
 

@@ -87,7 +87,7 @@ class _Child:
         try:
             # Nothing of the parent's may be finalized here.
             gc.disable()
-            # Its end of the pipe is the parent's alone: without him, writing must fail.
+            # Only the parent keeps the other end of the pipe: when it is gone, writing must fail.
             os.close(source)
             work = make()
             with os.fdopen(target, "wb") as pipe:

@@ -1,7 +1,7 @@
 """A secret key under a passphrase: scrypt makes the key, AES-256-GCM encrypts and authenticates.
 
 Both come from the `cryptography` package. The parameters belong to the format, not to the file:
-a file that somebody has changed cannot ask for weaker ones, nor for gigabytes of memory.
+a file that was tampered with cannot ask for weaker ones, nor for gigabytes of memory.
 """
 
 from __future__ import annotations

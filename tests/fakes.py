@@ -1,4 +1,4 @@
-"""Jobs without cryptography: a second engine whose stages are hash functions, and its jobs.
+"""Jobs without cryptography: a second engine, whose stages are hash functions, and its jobs.
 
 Importing this adds the engine, as a version with two of them would have it.
 """
@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from jobs.execution.inprocess import InProcessExecutor
 from jobs.storage import layout
@@ -16,7 +20,20 @@ from jobs.storage.records import JobRecord, PairRecord, write_record
 from jobs.storage.store import Store
 from nst.ciphertext import Envelope
 from nst.engines import ENGINES
-from nst.engines.base import Json, StoredBytes
+from nst.engines.base import (
+    CLIENT_FILE,
+    PLAN_FILE,
+    SERVER_FILE,
+    Features,
+    Json,
+    KeyPair,
+    Needs,
+    PreparedContent,
+    PreparedInput,
+    PreparedStyle,
+    Published,
+    StoredBytes,
+)
 from nst.engines.rates import Rates, StageRate
 from nst.engines.tasks import (
     InputPart,
@@ -30,6 +47,10 @@ from nst.engines.tasks import (
     style_group,
 )
 from nst.errors import CircuitError
+from nst.network.architecture import CELL, CONTENT, OUTPUT, STYLE
+from nst.network.integers import IntegerNetwork
+from nst.network.levels import QualityLevel
+from nst.pictures.picture import Picture
 from nst.pictures.size import Size
 from tests.plans import grid_of_pairs
 
@@ -74,10 +95,6 @@ class FakePlan:
             StageShape("detail", self.parts, 2.0, False),
             StageShape("up", self.parts // 2, 5.0, False),
         )
-
-    def seconds(self, style: bool) -> float:
-        """Core-seconds of a style, or of a pair without it, at the engine's rates."""
-        return sum(stage.tasks * stage.work for stage in self.stages if stage.style == style)
 
     def at(self, size: Size) -> FakePlan:
         """See `Plan`."""
@@ -143,7 +160,8 @@ class FakePlan:
 
     def to_dict(self) -> dict[str, Json]:
         """See `Plan`."""
-        return {"engine": self.engine, "model_id": self.model_id}
+        sizes = str(self.size), str(self.style_size)
+        return {"engine": self.engine, "model_id": self.model_id, "sizes": [*sizes]}
 
     def summary(self) -> dict[str, Json]:
         """See `Plan`."""
@@ -154,14 +172,39 @@ PLAN = FakePlan()
 
 
 class FakeEngine:
-    """The server's side of `nst.engines.base.Engine`."""
+    """See `nst.engines.base.Engine`."""
 
     name = "fake"
     client_modules: tuple[str, ...] = ()
+    runtime = "hashlib"
 
-    def read_plan(self, record: dict[str, Json]) -> FakePlan:
+    def typical_needs(self, size: Size) -> Needs:
         """See `Engine`."""
-        return FakePlan(model_id=str(record["model_id"]))
+        return Needs(call=50, result=32 * PLAN.stored.result_parts, stored=200)
+
+    def model_id(self, network: IntegerNetwork, level: QualityLevel, size: Size) -> str:
+        """See `Engine`."""
+        return hashlib.sha256(f"{level.name} {size}".encode()).hexdigest()[:16]
+
+    def publish(
+        self, network: IntegerNetwork, level: QualityLevel, size: Size, folder: Path
+    ) -> FakePlan:
+        """See `Engine`; the client's bundle is the shape of features."""
+        plan = FakePlan(
+            model_id=self.model_id(network, level, size), size=size, style_size=level.square
+        )
+        channels = network.stages[OUTPUT].stage.out_channels
+        (folder / PLAN_FILE).write_text(json.dumps(plan.to_dict()))
+        (folder / SERVER_FILE).write_bytes(b"model")
+        (folder / CLIENT_FILE).write_text(
+            json.dumps([channels, size.height // CELL, size.width // CELL])
+        )
+        return plan
+
+    def read_plan(self, record: dict[str, Any]) -> FakePlan:
+        """See `Engine`."""
+        sizes = [Size.parse(text) for text in record["sizes"]]
+        return FakePlan(model_id=record["model_id"], size=sizes[0], style_size=sizes[1])
 
     def rates(self) -> Rates:
         """See `Engine`: a second for a unit of work."""
@@ -183,6 +226,50 @@ class FakeEngine:
 
     def seal(self) -> None:
         """See `Engine`; there is nothing to hide."""
+
+    def prepare_style(self, network: IntegerNetwork, style: Picture) -> PreparedStyle:
+        """See `Engine`."""
+        return PreparedStyle(PreparedInput(style, STYLE), np.zeros(1, np.float32))
+
+    def prepare_content(
+        self, network: IntegerNetwork, content: Picture, style: PreparedStyle
+    ) -> PreparedContent:
+        """See `Engine`."""
+        return PreparedContent(PreparedInput(content, CONTENT), np.zeros((1, 1, 1), np.float32))
+
+    def make_keys(self, client_bundle: Path) -> KeyPair:
+        """See `Engine`."""
+        return KeyPair(b"secret", b"keys")
+
+    def cipher(self, published: Published, key_id: str, secret: bytes) -> FakeCipher:
+        """See `Engine`."""
+        return FakeCipher(published, key_id)
+
+
+class FakeCipher:
+    """Pictures and results as hashes."""
+
+    def __init__(self, published: Published, key_id: str) -> None:
+        self.key_id, self.plan = key_id, published.plan
+        self.shape = json.loads(published.client_bundle.read_text())
+
+    def encrypt_all(self, inputs: Iterable[PreparedInput]) -> Generator[Envelope, None, None]:
+        """See `Cipher`."""
+        counts = {CONTENT: self.plan.stored.content_parts, STYLE: self.plan.stored.style_parts}
+        for each in inputs:
+            digest = hashlib.sha256(each.picture.rgb.tobytes()).digest()
+            parts = tuple(digest + bytes([part]) for part in range(counts[each.role]))
+            yield Envelope(self.key_id, self.plan.model_id, parts)
+
+    def decrypt_result(self, parts: Iterable[bytes], what: str) -> Features:
+        """See `Cipher`: levels that depend on every part."""
+        digest = hashlib.sha256()
+        for part in parts:
+            envelope = Envelope.unpack(part, what)
+            envelope.require(self.key_id, self.plan.model_id, what)
+            digest.update(envelope.parts[0])
+        rng = np.random.default_rng(list(digest.digest()))
+        return rng.integers(0, 8, self.shape).astype(np.float32)
 
 
 class FakeEvaluator:

@@ -41,17 +41,18 @@ from benchmarks.bare import BareCalls, Stages, time_stages
 from benchmarks.dispatch import time_dispatch
 from benchmarks.measure import PeakMemory, RoleUse
 from jobs.client.home import Home, JobBook
-from jobs.execution.loading import read_plan
-from jobs.execution.stage_times import StageTimes
-from jobs.storage import layout
-from jobs.storage.records import JobRecord, TaskTrace, read_record, read_state
+from jobs.client.session import Session
+from jobs.execution.loading import job_plan
+from jobs.storage.records import TaskTrace, read_job, read_state
 from jobs.storage.store import open_store
-from nst.engines.concrete.circuits import load_plan
-from nst.engines.tasks import build_graph
+from nst.engines.base import Published
+from nst.engines.concrete.plan import count_pbs
+from nst.engines.rates import read_rates
+from nst.model import Model
 from nst.network import levels
-from nst.training.loop import Options
+from nst.training.options import TrainOptions
 from nst.training.vgg import LAYERS_16
-from tests.toy import TOY, TOY_P_ERROR, TOY_SIZE, toy_network
+from tests.toy import TOY, TOY_P_ERROR, TOY_SIZE, toy_level, toy_network
 from tests.toy_job import ToyJob
 from tests.training_data import SHORT, make_pictures
 from tests.vggs import random_arrays, write_npz
@@ -76,14 +77,15 @@ def record(
         monkeypatch.setattr(module, "FOLDER", results)
     monkeypatch.setitem(levels.LEVELS, QUALITY, toy_job.level)
 
-    def submit_pairs(folder: Path, *arguments: Any) -> tuple[JobBook, float]:
-        shutil.copytree(toy_job.home.keys, folder / "home" / "keys", dirs_exist_ok=True)
-        shutil.copytree(toy_job.home.circuits, folder / "home" / "circuits", dirs_exist_ok=True)
-        return real(folder, *arguments)
+    def load(folder: Path, name: str) -> Model:
+        for there in (toy_job.home.keys, toy_job.home.models):
+            shutil.copytree(there, folder / "home" / there.name, dirs_exist_ok=True)
+        return real(folder, name)
 
-    real = run.submit_pairs
+    real = run.load
+    for module in (batch, bytes_bench, client, estimate, grid, low, profile):
+        monkeypatch.setattr(module, "load", load)
     for module in (batch, estimate, grid, low, profile):
-        monkeypatch.setattr(module, "submit_pairs", submit_pairs)
         monkeypatch.setattr(module, "run_submitted", lambda *a: finished(toy_job, *a))
     monkeypatch.setattr("benchmarks.bare.BareProcess", lambda *_: FakeProcess(bare))
 
@@ -125,21 +127,27 @@ def finished(
         pass
     home, store = Home(folder / "home"), open_store(book.store)
     toy_job.play_back()(home, book, actors)
-    pairs = read_record(store, layout.job(book.job_id), JobRecord).pairs
+    job = read_job(store, book.job_id)
+    plan = run.circuits(job_plan(store, job))
+    seconds = {circuit.name: circuit.pbs_per_row / 1000 for circuit in plan.circuits}
     trace, now = [], 1000.0
-    for task in build_graph(read_plan(store, book.model_id), pairs).tasks:
-        spent = task.pbs / 1000
+    for task in plan.graph(job.pairs, seconds).tasks:
         trace.append(
             TaskTrace(
-                stage=task.stage, group=task.group, row=task.row, pbs=task.pbs,
-                start=now, end=now + spent, cpu_s=spent,
+                stage=task.stage,
+                group=task.group,
+                part=task.part,
+                seconds=task.seconds,
+                start=now,
+                end=now + task.seconds,
+                cpu_s=task.seconds,
             )
-        )  # fmt: skip
-        now += spent
+        )
+        now += task.seconds
     state = read_state(store, book.job_id)
     state = state.model_copy(update={"first_task": trace[0].start, "last_task": trace[-1].end})
     memory = PeakMemory(2, 1, {"driver": RoleUse(1, 1, 1.0)})
-    return run.Finished(home, store, book, state, trace, memory, submit_s, 10.0)
+    return run.Finished(Session(home, store), book, state, trace, memory, submit_s, 10.0)
 
 
 def argue(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -185,7 +193,7 @@ def test_bare_calls_let_the_actors_stand_still(
     monkeypatch.setattr("benchmarks.bare.BareProcess", lambda *_: Looks(bare))
     loop = "sleep 60; true"
     driver = subprocess.Popen(
-        ["sh", "-c", f"sh -c '{loop}' ray::RowActor & sh -c '{loop}' raylet/raylet & wait"],
+        ["sh", "-c", f"sh -c '{loop}' ray::EvaluatorActor & sh -c '{loop}' raylet/raylet & wait"],
         start_new_session=True,
     )
     try:
@@ -195,10 +203,10 @@ def test_bare_calls_let_the_actors_stand_still(
         def both() -> bool:
             # Before its exec a child has its parent's command line.
             children.update({p.cmdline()[-1]: p for p in leader.children() if p.cmdline()})
-            return {"ray::RowActor", "raylet/raylet"} <= set(children)
+            return {"ray::EvaluatorActor", "raylet/raylet"} <= set(children)
 
         wait_for(both)
-        actor, other = children["ray::RowActor"], children["raylet/raylet"]
+        actor, other = children["ray::EvaluatorActor"], children["raylet/raylet"]
         with BareCalls("", "", 2, every=0.05) as calls, calls.watch(driver.pid):
             wait_for(lambda: len(calls.found.pauses) >= 2)
         assert psutil.STATUS_STOPPED not in (actor.status(), other.status())
@@ -239,14 +247,18 @@ def test_faults(record: Callable[[str], Any], tmp_path: Path) -> None:
 
 
 def test_bytes(
-    record: Callable[[str], Any], toy_job: ToyJob, circuits: Path, monkeypatch: pytest.MonkeyPatch
+    record: Callable[[str], Any], toy_job: ToyJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bytes_bench, "LEVELS", {QUALITY: toy_job.level})
     monkeypatch.setattr(bytes_bench, "CHECKED", QUALITY)
-    monkeypatch.setattr(bytes_bench, "build", lambda *_: circuits)
     bytes_bench.main()
-    checked = record("bytes")["checked_on_ciphertexts"]
+    result = record("bytes")
+    checked = result["checked_on_ciphertexts"]
     assert all(0.9 < size["real_over_planned"] < 1.2 for size in checked.values())
+    # What is stored more makes a death cheaper.
+    again = result["levels"][QUALITY]["redone_after_a_death"]["2_actors"]
+    nothing, checkpoints, all_stored = again.values()
+    assert 1 > nothing > checkpoints > all_stored > 0
 
 
 def test_monolithic(record: Callable[[str], Any]) -> None:
@@ -255,12 +267,7 @@ def test_monolithic(record: Callable[[str], Any]) -> None:
     assert result["monolithic_over_staged"]["operations_per_pbs"] > 1
 
 
-def test_profile(
-    record: Callable[[str], Any],
-    circuits: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(profile, "build", lambda *_: circuits)
+def test_profile(record: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile, "CALLS", 1)
     argue(monkeypatch, "--stage-quality", QUALITY, "--job-quality", QUALITY)
     profile.main()
@@ -270,11 +277,11 @@ def test_profile(
     assert result["job"]["actor_s"]["without a task"] > 0
 
 
-def test_pbs(circuits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pbs(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pbs, "ROUNDS", 1)
     # Fewer kept bits than the circuits of all tests have: their accumulators are as wide.
     (row,) = pbs.measured(toy_network(), TOY_SIZE, (3,), (TOY_P_ERROR,), (TOY_P_ERROR,))
-    plan = load_plan(circuits).summary()
+    plan = published.plan.summary()
     assert row["kept_bits"] == 3
     assert 0 < row["operations_per_pbs"] < plan["operations_per_pbs"]
     assert row["pbs"] > 0 and row["cpu_s_per_pbs"] > 0
@@ -282,16 +289,7 @@ def test_pbs(circuits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "3 bits" in header and f"| {TOY_P_ERROR:g} |" in line and " ms |" in line
 
 
-def test_client(
-    record: Callable[[str], Any], circuits: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = client.measured
-
-    def measured(folder: Path, *arguments: Any) -> dict[str, float]:
-        shutil.copytree(circuits, folder / "home" / "circuits" / circuits.name)
-        return real(folder, *arguments)
-
-    monkeypatch.setattr(client, "measured", measured)
+def test_client(record: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "REPEATS", 1)
     monkeypatch.setattr(client, "COMMANDS", {"help": client.COMMANDS["help"]})
     argue(monkeypatch, "--levels", QUALITY)
@@ -310,14 +308,12 @@ def test_client(
 def test_estimate(
     record: Callable[[str], Any],
     bare: Stages,
-    circuits: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real, shipped = estimate.measured_times, tmp_path / "stage_times.json"
-    monkeypatch.setattr(estimate, "measured_times", lambda *a: real(*a[:3], QUALITY))
+    real, shipped = estimate.measured_rates, tmp_path / "rates.json"
+    monkeypatch.setattr(estimate, "measured_rates", lambda *a: real(*a[:3], QUALITY))
     monkeypatch.setattr(estimate, "dispatch_seconds", lambda cores, _: cores / 1e6)
-    monkeypatch.setattr(estimate, "build", lambda *_: circuits)
     monkeypatch.setattr(estimate, "SHIPPED", shipped)
     monkeypatch.setattr(estimate, "CORES", (2, 4))  # a night on more is walked for long
     monkeypatch.setattr(estimate, "ESTIMATED", ((QUALITY, 1), (QUALITY, 20)))
@@ -329,10 +325,10 @@ def test_estimate(
     assert one["wall_s"] == two["wall_s"] == pytest.approx(one["pbs"] / 1000)
     assert one["predicted_s"] > two["predicted_s"] > 0
     assert one["error"] == pytest.approx(one["predicted_s"] / one["wall_s"] - 1)
-    times = StageTimes.model_validate_json(shipped.read_text())
-    assert set(times.stages) == set(bare) and times.dispatch_s == estimate.CORES[-1] / 1e6
+    rates = read_rates(shipped)
+    assert set(rates.stages) == set(bare) and rates.dispatch_s == estimate.CORES[-1] / 1e6
     small, large = result["estimates"]
-    assert large["pbs"] > 10 * small["pbs"] > 0
+    assert large["work_core_hours"] > 10 * small["work_core_hours"] > 0
 
 
 def test_dispatch() -> None:
@@ -343,15 +339,16 @@ def test_dispatch() -> None:
 def test_architecture(
     record: Callable[[str], Any], data: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def short(**options: Any) -> Options:
-        return Options(**{**options, **SHORT, "max_iter": options["max_iter"]})
+    def short(**options: Any) -> TrainOptions:
+        return TrainOptions(**{**options, **SHORT, "max_iter": options["max_iter"]})
 
-    monkeypatch.setattr(architecture, "Options", short)
+    monkeypatch.setattr(architecture, "TrainOptions", short)
+    monkeypatch.setattr(architecture, "LEVELS", {"low": toy_level()})
     monkeypatch.setattr(architecture, "VARIANTS", {"toy": TOY.to_dict(), "other": {}})
     argue(monkeypatch, "toy", *data, "--steps", 2)
     architecture.main()
     (row,) = record("architecture")["rows"]
-    assert row["variant"] == "toy" and row["pbs"] == 1344
+    assert row["variant"] == "toy" and row["pbs"] == count_pbs(TOY, TOY_SIZE)
     assert row["style"] > 0 and row["minutes"] > 0
 
 

@@ -1,6 +1,6 @@
 """What a pair costs must not rise: PBS and operations of the shipped weights against a budget.
 
-`benchmarks/budget.json` is the record. Who raises it says why.
+`benchmarks/budget.json` is the record; the commit that raises it says why.
 """
 
 from __future__ import annotations

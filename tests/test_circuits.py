@@ -187,14 +187,14 @@ def test_the_real_network_keeps_its_budget(tmp_path: Path) -> None:
     assert plan.pbs_style <= 15_000
     assert plan.pbs_style + plan.pbs_content <= 60_000
     assert plan.operations_per_pair <= 4.5e12
-    # One PBS an activation, no other: no stage requantizes, pads or adds by bootstrapping.
+    # One PBS per activation, no other: no stage requantizes, pads or adds by bootstrapping.
     shapes = grids(architecture.stages(), 64)
     for stage, planned in zip(architecture.stages(), plan.circuits, strict=True):
         grid = shapes[stage.name]
         assert (planned.name, planned.rows) == (stage.name, grid.rows)
         assert planned.pbs == grid.rows * grid.width * stage.out_channels
     assert 0 < plan.p_error <= P_ERROR
-    # 24 bytes a pixel level and some header, where an uncompressed value takes 16 KB.
+    # 24 bytes per pixel level and some header, where an uncompressed value takes 16 KB.
     assert plan.input_ciphertext_bytes <= 64 * 64 * 3 * 26
 
 

@@ -38,7 +38,7 @@ from tests.test_lifecycle import results
 
 BIG = 200_000
 """Bytes of a result that Ray keeps on its node and not with its owner."""
-DEADLY = b"kills whoever takes it"
+DEADLY = b"kills the actor that takes it"
 pytestmark = pytest.mark.slow
 
 

@@ -247,7 +247,7 @@ def home(
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody types what a command is given as input."""
+    """A user types what a command is given as input."""
     monkeypatch.setattr(screen, "is_terminal", lambda: True)
 
 

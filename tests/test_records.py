@@ -86,7 +86,7 @@ def test_missing_records_are_refused(store: Store) -> None:
     error_of(store)
 
 
-def test_a_job_nobody_has_taken_up_is_submitted(store: Store) -> None:
+def test_a_job_that_no_driver_has_taken_up_is_submitted(store: Store) -> None:
     assert read_state(store, "j").status == "submitted"
     write_record(store, layout.state("j"), JobState(status="running", pairs_total=3))
     assert read_state(store, "j").pairs_total == 3

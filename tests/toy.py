@@ -48,7 +48,7 @@ TOY = Architecture(
 )
 """1,216 PBS per pair at 32 px: a quarter of a minute."""
 TOY_P_ERROR = 0.002
-"""Nobody trained the toy to bear the noise that trained networks do."""
+"""The toy was never trained to bear the noise that trained networks do."""
 
 
 def random_stage(stage: Stage, code: int, rng: np.random.Generator) -> IntegerStage:

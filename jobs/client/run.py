@@ -92,7 +92,7 @@ def ready(
     """
     if options.cluster and not options.store:
         raise InputError(
-            "a cluster needs a store: give --store s3://bucket/prefix, or a shared folder"
+            "a cluster needs a store that it reaches: s3://bucket/prefix, or a shared folder"
         )
     if options.notify_url:
         require_url(options.notify_url)
@@ -172,7 +172,9 @@ def cores_of(options: SubmitOptions) -> int:
         InputError: if only a cluster knows.
     """
     if options.cluster and options.actors is None:
-        raise InputError("how many cores a cluster gives is not known here; say it with --actors")
+        raise InputError(
+            "how many cores a cluster gives is not known here; give a number with --actors"
+        )
     return options.place.actors(options.actors)
 
 

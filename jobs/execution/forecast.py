@@ -34,8 +34,8 @@ class Offer:
 
     Attributes:
         cores_per_node: Cores of a node.
-        bandwidth: Bytes a second between two nodes, and between nodes and store.
-        uplink: Bytes a second between client and store.
+        bandwidth: Bytes per second between two nodes, and between nodes and store.
+        uplink: Bytes per second between client and store.
         core_price: Dollars for an hour of a core.
     """
 

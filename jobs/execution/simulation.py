@@ -34,7 +34,7 @@ class Machines:
         cores: Workers, one core each.
         cores_per_node: Cores of a node. If one node is enough, the driver is on it; otherwise the
             driver has a node of its own, as in `cluster/`.
-        bandwidth: Bytes a second of every wire: between two nodes, and to and from the store.
+        bandwidth: Bytes per second of every wire: between two nodes, and to and from the store.
         latency_s: Seconds that fetching a ciphertext takes besides its bytes.
         dispatch_s: Seconds of the driver's for every task.
         overhead_s: Seconds between the end of a task and the start of the next on a worker.
@@ -221,13 +221,19 @@ class VirtualCluster(Callback[_Blob]):
         return ready
 
 
-def simulate(graph: TaskGraph, machines: Machines, stored: StoredBytes) -> Simulated:
+def simulate(
+    graph: TaskGraph,
+    machines: Machines,
+    stored: StoredBytes,
+    callbacks: Sequence[Callback[_Blob]] = (),
+) -> Simulated:
     """Walk a graph in virtual time.
 
     Args:
         graph: What to run.
         machines: What to run it on.
         stored: Sizes of what goes through the store.
+        callbacks: Told of the walk as well.
     """
     cluster = VirtualCluster(machines, stored)
     styles = {
@@ -237,7 +243,8 @@ def simulate(graph: TaskGraph, machines: Machines, stored: StoredBytes) -> Simul
         for source in task.sources
         if isinstance(source, InputPart)
     }
-    run_graph(graph, cluster, lambda input_id: cluster.read_input(input_id in styles), [cluster])
+    told = [cluster, *callbacks]
+    run_graph(graph, cluster, lambda input_id: cluster.read_input(input_id in styles), told)
     cluster.report.wall_s = cluster.driver_at
     return cluster.report
 

@@ -223,7 +223,7 @@ class Marks:
 
     Attributes:
         ended: The pairs that have ended, by pair id.
-        cancelled: Whether somebody wants the job stopped.
+        cancelled: Whether the job is to be stopped.
         complete: Whether the job has its own end marker.
     """
 

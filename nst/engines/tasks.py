@@ -1,7 +1,7 @@
 """The task graph of a job as plain data: built and costed by an engine before anything runs.
 
 A task is one call of a stage on ciphertexts; it belongs to a group, which is a pair or a style
-that several pairs share. Whoever walks a graph (`jobs.execution.scheduler`) knows sources, seconds
+that several pairs share. What walks a graph (`jobs.execution.scheduler`) knows sources, seconds
 and bytes, and nothing of what a stage computes.
 """
 
@@ -106,7 +106,7 @@ class TaskGraph:
 
 @dataclass(frozen=True)
 class StageShape:
-    """What a report may say of a stage: how many tasks a pair takes there, and their cost.
+    """What a report may say of a stage: how many tasks it takes per pair, and their cost.
 
     Attributes:
         name: Of the stage.

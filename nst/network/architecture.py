@@ -1,6 +1,6 @@
 """The network as plain data: a list of stages that training, circuits and the task graph all read.
 
-Every stage is linear work followed by one programmable bootstrap (PBS) an output element. Its
+Every stage is linear work followed by one programmable bootstrap (PBS) per output element. Its
 accumulator is an integer of `ACCUMULATOR_BITS` signed bits; approximate rounding keeps the
 `KEPT_BITS` most significant of them, so one activation level is `LEVEL = 2**6` accumulator units.
 Activations are integers, weights are integers too, and both keep the same meaning in the training

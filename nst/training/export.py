@@ -51,7 +51,7 @@ def export(
         out: Destination `.safetensors`; replaced, with its `.json`, if it exists.
         data: What it was trained on, for the card; None takes it from the card of the weights.
         cache: Folder of compiled circuits.
-        budget: Most PBS a pixel of output, style branch included.
+        budget: Most PBS per pixel of output, style branch included.
         strength: What the client's last layer adds to the content is multiplied by this: less
             than 1 gives back content for style, at no cost.
         octaves: See `nst.pictures.octaves.match_octaves`; None keeps that of weights, or of the
@@ -91,7 +91,7 @@ def export(
     costs = circuit_costs(plan)
     if costs["pbs_per_pixel"] > budget:
         raise CircuitError(
-            f"{checkpoints[-1]} costs {costs['pbs_per_pixel']:.2f} PBS a pixel at {level.name}, "
+            f"{checkpoints[-1]} costs {costs['pbs_per_pixel']:.2f} PBS per pixel at {level.name}, "
             f"over the budget of {budget:g}; train a smaller network or raise --budget-pbs"
         )
     card = {

@@ -43,7 +43,7 @@ from nst.training.vgg import VGG16
 CPU = torch.device("cpu")
 STYLE_STEPS = 2_500
 """Steps of the style branch alone, of a run that starts from random weights."""
-GRAIN_ALLOWED = 0.6
+GRAIN_FREE = 0.6
 """Grain up to which nothing is lost, in terms of the inputs' grain."""
 LARGEST_GRADIENT = 5.0
 """Norm to which gradients are clipped."""
@@ -194,7 +194,7 @@ class Losses(nn.Module):
             "content": content_loss(features[-1], batch.content_target).mean(),
             "style": style_loss(statistics(features), batch.style_target).mean(),
             "ssc": contrastive_loss(signal, code).mean(),
-            "grain": F.relu(grain(shown, batch.content, batch.style) - GRAIN_ALLOWED).mean(),
+            "grain": F.relu(grain(shown, batch.content, batch.style) - GRAIN_FREE).mean(),
             "overflow": zero + conditions.overflow,
             "idle": zero + conditions.idle,
             "range": (rgb - shown).pow(2).mean(),
@@ -420,6 +420,6 @@ def _read_text(path: Path) -> str:
 def default_cache(size: int, scales: tuple[float, ...]) -> int:
     """Crops of contents, and of styles, that fit into `CACHE_BYTES`."""
     pixels = 2 * 2 * 3 * 4
-    """Bytes a pixel: content and style, plain and whitened, three float32."""
+    """Bytes per pixel: content and style, plain and whitened, three float32."""
     targets = sum(512 * 2 * (scale / 8) ** 2 for scale in scales)
     return int(CACHE_BYTES / (size**2 * (pixels + targets)))

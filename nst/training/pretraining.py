@@ -2,8 +2,8 @@
 
 Through the content path the style code gets a faint gradient: after 7,000 steps of the whole
 network it told a seventh of what tells the VGG statistics of two paintings apart, and the network
-painted nearly the same texture for all. Regression on those statistics needs no VGG pass a step and
-no content path; in a few minutes it gives a code that tells a third and more.
+painted nearly the same texture for all. Regression on those statistics needs neither a VGG pass
+per step nor a content path; in a few minutes it gives a code that tells a third and more.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ class CircuitCipher:
             try:
                 out.append(self.decrypt_rows(OUTPUT, full_rows(envelope)))
             except (RuntimeError, ValueError) as error:
-                # Its checksum is right: whoever made it meant it so, or stored another thing.
+                # Its checksum is right: it was made so, or it is another object of the store.
                 raise CircuitError(
                     f"{part} is no result ({first_line(error)}); submit the pair again"
                 ) from error

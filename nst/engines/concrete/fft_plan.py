@@ -8,7 +8,7 @@ driver would not give the picture that an undisturbed run gives.
 
 Concrete has no setting for it. What it measures with is the C library's clock, so for the moment of
 planning that one function is replaced, inside Concrete's library only, by a clock on which the
-chosen algorithm is the fastest. Plans are kept a process and a size, so they last. Processors
+chosen algorithm is the fastest. Plans are kept per process and size, so they last. Processors
 with other vector instructions may still differ from each other in the last bits.
 """
 
@@ -69,7 +69,7 @@ _Clock = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.POINTER(ctypes.c_in
 
 
 def _clock(fastest: int) -> ctypes._FuncPointer:
-    """A `clock_gettime` that is asked twice a measurement, before and after."""
+    """A `clock_gettime` that is asked twice per measurement, before and after."""
     asked = now = 0
 
     def tell(_: int, answer: ctypes._Pointer[ctypes.c_int64]) -> int:

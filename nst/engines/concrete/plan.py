@@ -134,7 +134,7 @@ class CircuitPlan:
         return sum(c.operations for c in self.circuits)
 
     def at(self, size: Size) -> CircuitPlan:
-        """See `Plan`: a row more is a call more, and a width is compiled in."""
+        """See `Plan`: each row is a call, and the width is compiled in."""
         if size.width != self.width or size.padded != size:
             raise CircuitError(
                 f"circuits {self.model_id} compute contents {self.width} pixels wide, not {size}; "

@@ -43,7 +43,7 @@ from nst.errors import CircuitError
 WORD_BITS = (16, 32)
 """Sizes a word may be switched to, cheapest first."""
 NEGLIGIBLE = 1e-30
-"""Probability of a wrong level, a value, that switching may add."""
+"""Probability per value that switching may add a wrong level."""
 _SWITCHED = struct.Struct("<QQ")
 _WORD = 8
 _FULL = np.dtype("<u8")
