@@ -56,7 +56,10 @@ class Entry:
 
     def taken(self, option: Option) -> object:
         """As the option's field has it; raises InputError if it does not take this."""
-        return option.from_value(self.value) if self.of_file else option.from_text(str(self.value))
+        if self.of_file:
+            return option.from_value(self.value)
+        value = option.from_text(str(self.value))
+        return (value,) if option.repeated else value
 
     def require_taken(self) -> None:
         """Raise InputError unless an option that this is for takes the value."""

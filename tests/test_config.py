@@ -9,7 +9,7 @@ import click
 import pytest
 
 from jobs.cli.main import main
-from jobs.configuration import FILE
+from jobs.configuration import FILE, configured
 from jobs.fields import options_of
 from jobs.options import COMMANDS
 from tests.command_line import refused, run
@@ -82,6 +82,13 @@ def test_commands_take_what_is_configured_unless_a_flag_is_there(
     monkeypatch.setenv("NST_BATCH_LIKE", "second")
     refused(run("estimate"), "'second'")
     refused(run("estimate", "--like", "third"), "'third'")
+
+
+def test_a_variable_is_one_value_of_an_option_that_may_be_repeated(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NST_BATCH_STORE", str(tmp_path / "somewhere"))
+    assert configured("doctor")["store"].value == (str(tmp_path / "somewhere"),)
 
 
 def test_a_value_for_all_commands_reaches_those_that_take_it(
