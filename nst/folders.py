@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -16,6 +17,18 @@ def default_folder() -> Path:
     """`$NST_BATCH_HOME`, or the platform's place for a user's data."""
     named = os.environ.get(HOME_VARIABLE)
     return Path(named) if named else user_data_path("nst-batch")
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner enters, and so any folder above it that is missing.
+
+    `Path.mkdir` leaves those above to the umask. Raises OSError.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
 
 
 class Folders:

@@ -15,6 +15,7 @@ from nst.ciphertext import key_set_id
 from nst.engines import get_engine
 from nst.engines.base import Cipher, Published
 from nst.errors import CircuitError, InputError
+from nst.folders import make_private
 from nst.secret_box import is_box, lock, unlock
 
 AskPassphrase = Callable[[str], str]
@@ -76,7 +77,7 @@ class KeyRing:
         secret = keys.secret
         if passphrase is not None:
             secret = lock(secret, passphrase, _label(card.key_id))
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(self.folder)
         partial = Path(tempfile.mkdtemp(dir=self.folder, prefix=".making-"))
         _write_private(partial / SECRET_FILE, secret)
         _write_private(partial / EVALUATION_FILE, keys.evaluation)

@@ -14,14 +14,13 @@ from cluster.types import Completion
 from jobs.execution import checkpoints as writing
 from jobs.execution import recorder
 from jobs.execution.checkpoints import Checkpoints
-from jobs.execution.driver import run_job
 from jobs.execution.resume import StoredResult, without_done
 from jobs.storage import layout
 from jobs.storage.local_store import LocalStore
 from jobs.storage.records import STALE_AFTER, read_marks, read_state
 from jobs.storage.store import open_store
 from nst.engines.tasks import InputPart, TaskGraph
-from tests.fakes import FakePlan, Meddling, fake_executor, fake_job
+from tests.fakes import FakePlan, Meddling, fake_executor, fake_job, run_job
 from tests.plans import grid_of_pairs
 
 GRAPH = FakePlan(parts=16).graph(grid_of_pairs(2, 2))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 from ray.exceptions import AuthenticationError
@@ -16,7 +17,6 @@ from jobs.client.drivers import ClusterDriver, LocalDriver
 from jobs.client.home import JOB_FILE, Home, LocalJob, LocalPair
 from jobs.client.pictures import Box
 from jobs.client.session import Session
-from jobs.execution.driver import run_job
 from jobs.options import Target
 from jobs.storage import layout
 from jobs.storage.records import (
@@ -31,7 +31,7 @@ from jobs.storage.records import (
 from jobs.storage.store import Store, open_store
 from nst.errors import ClusterError
 from tests.command_line import refused, run
-from tests.fakes import PLAN, fake_executor, fake_job
+from tests.fakes import PLAN, cache_model, fake_executor, fake_job, run_job, sha256
 from tests.plans import grid_of_pairs
 
 SILENT = "http://127.0.0.1:9"
@@ -42,7 +42,9 @@ BOX = Box(0, 0, PLAN.size.width, PLAN.size.height)
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     monkeypatch.setenv("NST_BATCH_HOME", str(tmp_path / "home"))
-    return Home(tmp_path / "home")
+    home = Home(tmp_path / "home")
+    cache_model(home.models)
+    return home
 
 
 @pytest.fixture
@@ -265,9 +267,10 @@ def test_what_a_cluster_is_told(
     drivers.start(session, local, Target("127.0.0.1:1", "/opt/the python"), 0)
     ((entrypoint, submission),) = [(t.pop("entrypoint"), t.pop("submission_id")) for t in told]
     assert told == [{}]
+    pin = drivers.pin_of(home, local)
     assert entrypoint == (
         "'/opt/the python' -m jobs.execution.driver 's3://bucket/a?region=r' job --actors 0 "
-        "--cluster"
+        f"--cluster --model {pin.model_id} --key key --plan {pin.plan} --bundle {pin.bundle}"
     )
     saved = home.job("job")
     assert (saved.cluster, saved.cluster_python) == ("127.0.0.1:1", "/opt/the python")
@@ -353,8 +356,7 @@ def test_what_other_jobs_use_outlives_a_job(home: Home, store: Store, local: Loc
     local_job_of(home, store, fake_job(store, "other", grid_of_pairs(1, 1)))
     assert run("delete", "job", "--yes").exit_code == 0
     for key in (
-        layout.model_server(PLAN.model_id),
-        layout.model_plan(PLAN.model_id),
+        *store.list(layout.model(PLAN.model_id)),
         layout.evaluation_keys("key"),
         layout.job("other"),
     ):
@@ -395,15 +397,18 @@ def test_a_store_that_is_away_hides_no_other_jobs(
 def test_missing_shared_objects_are_uploaded_again(
     home: Home, store: Store, local: LocalJob, drive: list[int]
 ) -> None:
-    store.delete(layout.model_server(local.model_id))
-    refused(run("retry", "job"), local.model_id)
-    folder = home.models / local.model_id
-    folder.mkdir(parents=True)
-    (folder / "server.zip").write_bytes(b"model")
+    model = store.list(layout.model(local.model_id))
+    assert len(model) == 2
+    for key in model:
+        store.delete(key)
+    shutil.rmtree(home.models)
+    refused(run("retry", "job"), local.model_id, "submit the pairs again")
+    cache_model(home.models)
+    store.write(model[0], b"planted")
     (home.keys / "key").mkdir(parents=True)
     (home.keys / "key" / "evaluation.key").write_bytes(b"good keys")
     assert run("retry", "job").exit_code == 0
-    assert store.read(layout.model_server(local.model_id)) == b"model"
+    assert sorted(map(sha256, map(store.read, model))) == [PurePath(key).stem for key in model]
     # What was there is replaced if it is not what this machine has.
     assert store.read(layout.evaluation_keys("key")) == b"good keys"
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.execution.loading import read_plan
+from jobs.execution.loading import ModelPin
 from jobs.storage import layout
 from jobs.storage.records import (
     FORMAT,
@@ -166,9 +167,10 @@ def test_a_driver_without_a_sign_of_life_is_gone() -> None:
 
 @pytest.mark.parametrize("blob", [b"", b"{", b"\xff\xfe", b"[]", b"3", b"{}", b'{"format": 99}'])
 def test_damaged_plans_are_refused(store: Store, blob: bytes) -> None:
-    store.write(layout.model_plan("c"), blob)
+    pin = ModelPin("c", "k", hashlib.sha256(blob).hexdigest(), "")
+    store.write(layout.model_plan("c", pin.plan), blob)
     with pytest.raises(CircuitError) as caught:
-        read_plan(store, "c")
+        pin.read_plan(store)
     assert "\n" not in str(caught.value)
 
 

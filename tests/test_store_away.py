@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,12 +72,12 @@ def test_deleting_lists_no_object_of_other_jobs(
     store = open_store(str(disk / "store"))
     local_job_of(Home(disk.parent / "home"), store, fake_job(store, "other"))
     listed: list[str] = []
-    whole = LocalStore.list
+    whole = LocalStore._below
 
-    def noted(self: LocalStore, prefix: str) -> list[str]:
-        listed.append(prefix)
+    def noted(self: LocalStore, prefix: str) -> Iterator[tuple[str, bool]]:
+        listed.append(f"{prefix}/")
         return whole(self, prefix)
 
-    monkeypatch.setattr(LocalStore, "list", noted)
+    monkeypatch.setattr(LocalStore, "_below", noted)
     assert run("delete", "job", "--yes").exit_code == 0
     assert listed and {layout.whole_job("job"), layout.marks("job")}.issuperset(listed)

@@ -365,15 +365,15 @@ def test_an_impossible_architecture_is_refused(sizes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"junk", None])
 def test_a_damaged_checkpoint_is_refused(content: bytes | None, tmp_path: Path) -> None:
-    path = tmp_path / "a.pt"
+    path = tmp_path / "a.ckpt"
     if content is None:
         torch.save({"weights": 1}, path)
     else:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=r"a\.pt is damaged"):
+    with pytest.raises(InputError, match=r"a\.ckpt is damaged"):
         Checkpoint.read(path)
     with pytest.raises(InputError, match="no checkpoint"):
-        Checkpoint.read(tmp_path / "b.pt")
+        Checkpoint.read(tmp_path / "b.ckpt")
 
 
 # The loop

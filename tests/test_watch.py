@@ -18,7 +18,6 @@ from jobs.cli.screen import Screen
 from jobs.client import drivers, watch
 from jobs.client.home import Home, LocalJob, LocalPair, SkippedPair
 from jobs.client.session import Session
-from jobs.execution.driver import run_job
 from jobs.storage import layout
 from jobs.storage.records import (
     JobRecord,
@@ -29,7 +28,7 @@ from jobs.storage.records import (
 )
 from jobs.storage.store import Store, open_store
 from tests.command_line import run
-from tests.fakes import PLAN, Meddling, fake_executor, fake_job
+from tests.fakes import PLAN, Meddling, cache_model, fake_executor, fake_job, run_job
 
 
 class DroppingExecutor(Meddling):
@@ -79,6 +78,7 @@ def local(home: Home, store: Store, job: JobRecord) -> LocalJob:
         skipped=[SkippedPair(name="text", reason="is no picture")],
     )  # fmt: skip
     home.save_job(local)
+    cache_model(home.models)
     return local
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from jobs.client.drivers import pin_of
 from jobs.client.home import Home, LocalJob
 from jobs.client.pairs import find_pairs
 from jobs.client.preparation import prepare
 from jobs.client.session import Session
 from jobs.client.submit import submit
-from jobs.execution.driver import run_job
 from jobs.execution.inprocess import InProcessExecutor
 from jobs.execution.loading import EvaluatorLoader
 from jobs.storage import layout
@@ -32,6 +32,7 @@ from nst.engines.tasks import Task
 from nst.model import Model
 from nst.network import levels
 from nst.network.levels import QualityLevel
+from tests.fakes import run_job
 from tests.toy import toy_level, toy_weights
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "pairs"
@@ -125,7 +126,7 @@ def run_toy_job(folder: Path, model: Path, key: Path) -> ToyJob:
     prepared, skipped = prepare(find_pairs(folder / "pairs")[0], loaded, "crop")
     session = Session.open(home, str(folder / "store"), create=True)
     local = submit(session, loaded, prepared, skipped)
-    loader = EvaluatorLoader(session.store.url, local.model_id, local.key_id)
+    loader = EvaluatorLoader(session.store.url, replace(pin_of(home, local), folder=""))
     executor = RecordingExecutor(loader())
     state = run_job(session.store, read_job(session.store, local.job_id), executor, 1)
     assert state.status == "succeeded"

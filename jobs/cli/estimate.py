@@ -176,16 +176,18 @@ def _rates_of(job_id: str, home: Home) -> Rates:
 
     Raises:
         InputError: if it has not run whole.
+        CircuitError: if this machine does not have its model any more.
         StoreError: if its trace is damaged, or the store does not answer.
     """
     from jobs.client.session import Session
-    from jobs.execution.loading import job_plan
-    from jobs.storage.records import read_job, read_trace
+    from jobs.storage.records import read_trace
     from nst.engines import get_engine
+    from nst.engines.cache import ModelCache
 
-    store = Session.open(home, home.job(job_id).store).store
+    local = home.job(job_id)
+    store = Session.open(home, local.store).store
     trace = read_trace(store, job_id)
-    plan = job_plan(store, read_job(store, job_id))
+    plan = ModelCache(home.models).open(local.model_id).plan.at(local.size.padded)
     tasks = ((task.stage, task.end - task.start) for task in trace)
     return get_engine(plan.engine).rates().measured_by(plan.stages, tasks, f"job {job_id}")
 

@@ -120,7 +120,7 @@ def _find(pairs: Path | None, options: EvaluateOptions) -> Found:
 
 @click.command(
     epilog=examples(
-        "export runs/low/checkpoint.pt --quality low --out weights/low.safetensors \\\n"
+        "export runs/low/checkpoint.ckpt --quality low --out weights/low.safetensors \\\n"
         + '      --data "COCO-2014 and WikiArt, every 16th picture held out"',
         "export weights/high.safetensors --quality ultra --out weights/ultra.safetensors",
     )

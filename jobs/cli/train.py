@@ -69,7 +69,7 @@ def train(options: TrainCommand) -> None:
     except TrainingError as error:
         click.echo(f"error: {error}", err=True)
         raise SystemExit(EXIT_FAILED) from error
-    click.echo(f"{steps} steps; {run.out / 'best.pt'} has the lowest score of held-out pictures")
+    click.echo(f"{steps} steps; {run.out / 'best.ckpt'} has the lowest score of held-out pictures")
 
 
 def _require_gpus(workers: int) -> None:

@@ -21,6 +21,7 @@ from jobs.execution.forecast import distinct_pairs, largest_call
 from jobs.options import Target
 from jobs.storage import layout
 from jobs.storage.store import Store, address_of, check_format, connect
+from nst.cpu import require_features
 from nst.engines import get_engine
 from nst.engines.base import Needs
 from nst.engines.cache import ModelCache
@@ -159,16 +160,35 @@ def check_cluster(address: str) -> Check:
 def check_keys(home: Home) -> Iterator[Check]:
     """Key sets: complete, readable by their owner alone, and for models of this version."""
     folders = [p for p in sorted(home.keys.glob("*")) if not p.name.startswith(".")]
+    yield from (open_to := list(_folder_faults(home)))
+    if open_to and not folders:
+        return
     if not folders:
         yield Check("ok", "keys", f"none yet in {home.keys}; submit makes them")
         return
     faults = [fault for folder in folders for fault in _key_faults(home, folder)]
     yield from faults
-    if not faults:
+    if not faults and not open_to:
         yield Check(
             "ok", "keys", f"{len(folders)} in {home.keys}, readable by you alone",
             "back this folder up: a result without its key is lost",
         )  # fmt: skip
+
+
+def _folder_faults(home: Home) -> Iterator[Check]:
+    """Whoever may write into the data directory can put keys of his own in target of the user's."""
+    for path in (home.root, home.keys, home.models, home.root / "jobs"):
+        if not path.is_dir():
+            continue
+        found = path.stat()
+        mode = stat.S_IMODE(found.st_mode)
+        if found.st_uid != os.geteuid():
+            detail = f"{path} belongs to another user"
+            yield Check("FAIL", f"folder {path.name}", detail, f"set {HOME_VARIABLE} to your own")
+        elif mode & 0o077:
+            status: Status = "FAIL" if mode & 0o022 else "warn"
+            detail = f"{path} has mode {mode:o}: others may {'write' if mode & 0o022 else 'read'}"
+            yield Check(status, f"folder {path.name}", detail, f"chmod 700 {path}")
 
 
 def _key_faults(home: Home, folder: Path) -> Iterator[Check]:
@@ -179,6 +199,9 @@ def _key_faults(home: Home, folder: Path) -> Iterator[Check]:
         return
     for path in (folder, folder / SECRET_FILE):
         mode = stat.S_IMODE(path.stat().st_mode)
+        if path.stat().st_uid != os.geteuid():
+            detail = f"{path} belongs to another user"
+            yield Check("FAIL", what, detail, "delete it, or restore yours from your backup")
         if mode & 0o077:
             right = 0o700 if path.is_dir() else 0o600
             yield Check("FAIL", what, f"{path} has mode {mode:o}", f"chmod {right:o} {path}")
@@ -196,6 +219,12 @@ def _key_faults(home: Home, folder: Path) -> Iterator[Check]:
     except CircuitError as error:
         yield Check("warn", what, str(error), f"delete {model}; it is built again when needed")
         return
+    try:
+        require_features(plan.cpu_features, f"model {card.model_id}")
+    except CircuitError as error:
+        detail = str(error).partition(";")[0]
+        advice = f"to run jobs on this machine, delete {model}; it is built again when needed"
+        yield Check("warn", what, detail, advice)
     if plan.runtime != runtime:
         yield Check(
             "warn", what, f"is for a model of {plan.runtime}, this is {runtime}",

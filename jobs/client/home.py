@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from jobs.client.pictures import Box
 from nst.errors import InputError
-from nst.folders import HOME_VARIABLE, Folders, default_folder
+from nst.folders import HOME_VARIABLE, Folders, default_folder, make_private
 from nst.pictures.picture import Picture
 from nst.pictures.size import Size
 
@@ -199,7 +199,7 @@ class Home(Folders):
     def _writing(self, path: Path) -> Iterator[BinaryIO]:
         """A file that only its owner may read, whole or not there; raises InputError."""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private(path.parent)
             partial = path.with_suffix(".partial")
             descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(descriptor, "w+b") as file:

@@ -1,7 +1,7 @@
 """Every key in a store, in one place. Nothing else in the program spells a path in a store.
 
 store.json                          the store's format
-models/MODEL/                       plan.json, server.zip
+models/MODEL/                       SHA256.json (plan), SHA256.zip (server bundle)
 keys/KEY/                           evaluation.key
 jobs/JOB/                           job.json, state.json, trace.json
 jobs/JOB/inputs/                    INPUT.ct
@@ -23,14 +23,14 @@ def model(model_id: str) -> str:
     return f"models/{model_id}/"
 
 
-def model_server(model_id: str) -> str:
-    """A model's server bundle."""
-    return f"{model(model_id)}server.zip"
+def model_server(model_id: str, sha256: str) -> str:
+    """A model's server bundle by its content: each build of a model has its own."""
+    return f"{model(model_id)}{sha256}.zip"
 
 
-def model_plan(model_id: str) -> str:
-    """What the model costs, and its task graph."""
-    return f"{model(model_id)}plan.json"
+def model_plan(model_id: str, sha256: str) -> str:
+    """What the model costs, and its task graph, by its content."""
+    return f"{model(model_id)}{sha256}.json"
 
 
 def keys(key_id: str) -> str:
@@ -137,7 +137,7 @@ def require_key(store: str, key: str) -> None:
         store: Name of the store in the error.
         key: What should be a key.
     """
-    if any(part in ("", ".", "..") for part in key.split("/")):
+    if "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
         raise StoreContentError(f"store {store}: {key!r} is no key; submit the job again")
 
 

@@ -111,6 +111,11 @@ class Plan(Protocol):
         ...
 
     @property
+    def cpu_features(self) -> tuple[str, ...]:
+        """What its server bundle asks of a CPU (see `nst.cpu`); empty if nothing is known."""
+        ...
+
+    @property
     def size(self) -> Size:
         """Of a content and its result, padded to the network's grid."""
         ...

@@ -12,6 +12,7 @@ from pathlib import Path
 from nst.engines import parse_plan
 from nst.engines.base import CLIENT_FILE, PLAN_FILE, SERVER_FILE, Engine, Published
 from nst.errors import CircuitError
+from nst.folders import make_private
 from nst.network.integers import IntegerNetwork
 from nst.network.levels import QualityLevel
 from nst.network.weights import save_weights
@@ -55,7 +56,7 @@ class ModelCache:
             except CircuitError as error:
                 log.warning("%s; built again", error)
                 shutil.rmtree(folder)
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(self.folder)
         partial = Path(tempfile.mkdtemp(dir=self.folder, prefix=".building-"))
         try:
             engine.publish(network, level, padded, partial)

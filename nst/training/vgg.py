@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nst.errors import InputError
+from nst.training.state_dict import read_state_dict
 
 Layer = tuple[int, int]
 """A convolution by (block, index within the block); a max-pool stands between blocks."""
@@ -166,13 +167,11 @@ def _read(path: Path) -> dict[str, Tensor]:
                     for name in arrays.files
                     if name[-1] in suffix
                 }
-        state = torch.load(path, map_location="cpu", weights_only=True)
         return {
-            key.removeprefix("features."): value.float()
-            for key, value in state.items()
-            if isinstance(value, Tensor)
+            key.removeprefix("features."): torch.from_numpy(value.astype(np.float32))
+            for key, value in read_state_dict(path).items()
         }
-    except Exception as error:  # zip, pickle and both libraries raise nearly anything
+    except Exception as error:  # zip, pickle and NumPy raise nearly anything
         raise InputError(f"{path} cannot be read as weights: give {ACCEPTED}") from error
 
 

@@ -50,6 +50,8 @@ class CircuitPlan:
         lwe_dimension: Mask words of one encrypted value; a word more makes it 8 bytes each.
         output_width: Bits of a level of the result, the bit of padding above them not counted.
         circuits: In order of evaluation.
+        cpu_features: Of the machine that compiled them, which is what Concrete compiles for; empty
+            if that is not known.
     """
 
     model_id: str
@@ -64,6 +66,7 @@ class CircuitPlan:
     lwe_dimension: int
     output_width: int
     circuits: tuple[StagePlan, ...]
+    cpu_features: tuple[str, ...] = ()
 
     @property
     def engine(self) -> str:
@@ -195,7 +198,9 @@ class CircuitPlan:
                     "build the circuits again"
                 )
             circuits = tuple(StagePlan.from_dict(s) for s in fields.pop("circuits"))
-            return CircuitPlan(circuits=circuits, **fields)
+            # Of before: runs anywhere, or dies there.
+            features = tuple(str(name) for name in fields.pop("cpu_features", ()))
+            return CircuitPlan(circuits=circuits, cpu_features=features, **fields)
         except (KeyError, TypeError) as error:
             raise CircuitError(f"circuit plan is damaged ({error}); build it again") from error
 
