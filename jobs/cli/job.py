@@ -156,7 +156,7 @@ def _state_of(session: Session, book: JobBook) -> tuple[JobState, str]:
     from jobs.client.lifecycle import at_work, uploaded
     from jobs.storage.records import read_state
 
-    state = read_state(session.store, book.job_id)
+    state = read_state(session.store, book.job_id, len(book.pairs))
     if state.status == "submitted":
         if not uploaded(session.store, book):
             return state, f"not uploaded: nst-batch delete {book.job_id}"
@@ -215,7 +215,8 @@ def _pairs(session: Session, book: JobBook, state: JobState) -> list[dict[str, s
 
     ended = {}
     if uploaded(session.store, book):
-        ended = read_marks(session.store, read_job(session.store, book.job_id)).ended
+        job = read_job(session.store, book.job_id, len(book.pairs))
+        ended = read_marks(session.store, job).ended
     found = pair_states([pair.pair_id for pair in book.pairs], state, ended)
     known = [(pair.name, found[pair.pair_id]) for pair in book.pairs]
     rows = [{"name": name, "status": s.status, "reason": s.reason} for name, s in known]

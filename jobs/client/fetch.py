@@ -31,6 +31,8 @@ from jobs.storage.records import (
     read_trace,
 )
 from jobs.storage.store import Store
+from nst.ciphertext import HEADER_BYTES, Envelope
+from nst.engines.base import Plan
 from nst.errors import CircuitError, InputError, NstBatchError, StoreError
 from nst.model import Model
 
@@ -131,10 +133,11 @@ def decrypted(session: Session, book: JobBook) -> tuple[JobState, Iterator[Entry
         ) from error
     cipher = model.cipher(session.ring, book.key_id, session.ask)
     # The state first: pairs that end in between are shown as what they are.
-    state = read_state(store, book.job_id)
-    ended = read_marks(store, read_job(store, book.job_id)).ended
+    count = len(book.pairs)
+    state = read_state(store, book.job_id, count)
+    ended = read_marks(store, read_job(store, book.job_id, count)).ended
     states = pair_states([pair.pair_id for pair in book.pairs], state, ended)
-    costs = pair_costs(_trace(store, book.job_id), model.plan, book.pairs)
+    costs = pair_costs(_trace(store, book, model.plan), model.plan, book.pairs)
     pictures = home.pictures(book.job_id)
 
     def entry_of(pair: BookPair) -> Entry:
@@ -159,10 +162,10 @@ def decrypted(session: Session, book: JobBook) -> tuple[JobState, Iterator[Entry
     return state, chain(map(entry_of, book.pairs), skipped)
 
 
-def _trace(store: Store, job_id: str) -> list[TaskTrace]:
+def _trace(store: Store, book: JobBook, plan: Plan) -> list[TaskTrace]:
     """When a job's tasks ran; no result depends on it."""
     try:
-        return read_trace(store, job_id)
+        return read_trace(store, book.job_id, len(book.pairs) * sum(s.tasks for s in plan.stages))
     except StoreError as error:
         log.warning("%s", error)
         return []
@@ -180,7 +183,13 @@ def _parts(
             f"result of {pair.name} has {end.parts} parts, not {wanted}; submit the pair again"
         )
     for part in range(wanted):
-        yield store.read(layout.result_part(book.job_id, end.attempt, pair.pair_id, part))
+        what = f"part {part} of {pair.name}"
+        key = layout.result_part(book.job_id, end.attempt, pair.pair_id, part)
+        blob = store.read(key, model.plan.stored.result_part + HEADER_BYTES)
+        envelope = Envelope.unpack(blob, what)
+        envelope.require_place(layout.result_place(book.job_id, pair.pair_id, part), what)
+        model.plan.require_result(envelope, what)
+        yield blob
 
 
 def make_folder(out: Path) -> None:

@@ -51,7 +51,7 @@ def cancel(session: Session, book: JobBook, patience: float = PATIENCE) -> JobSt
         StoreError: if the store does not answer.
     """
     store = session.store
-    state = read_state(store, book.job_id)
+    state = read_state(store, book.job_id, len(book.pairs))
     if state.finished:
         return state
     wish = Cancellation(asked=store.clock())
@@ -60,7 +60,7 @@ def cancel(session: Session, book: JobBook, patience: float = PATIENCE) -> JobSt
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline and at_work(store, book, state, driver):
         time.sleep(POLL)
-        state = read_state(store, book.job_id)
+        state = read_state(store, book.job_id, len(book.pairs))
     if not state.finished:
         try:
             driver.stop()
@@ -68,7 +68,7 @@ def cancel(session: Session, book: JobBook, patience: float = PATIENCE) -> JobSt
             # A cluster that is gone has no driver either.
             if not state.stale(store.clock()):
                 raise
-        state = read_state(store, book.job_id)
+        state = read_state(store, book.job_id, len(book.pairs))
     if not state.finished:
         state.status, state.pairs_running = "cancelled", []
         write_record(store, layout.state(book.job_id), state)
@@ -98,7 +98,7 @@ def prepare_retry(session: Session, book: JobBook, failed_too: bool, place: Plac
             f"job {book.job_id} was not uploaded to its end; nst-batch delete {book.job_id}, "
             "and submit the pairs again"
         )
-    job = read_job(store, book.job_id)
+    job = read_job(store, book.job_id, len(book.pairs))
     marks = read_marks(store, job)
     failed = [p for p, end in marks.ended.items() if end.status == "failed"] if failed_too else []
     left = len(job.pairs) - len(marks.ended) + len(failed)
@@ -138,7 +138,7 @@ def delete(session: Session, book: JobBook) -> int:
 
 def require_idle(session: Session, book: JobBook, advice: str) -> None:
     """Raise InputError if a driver is at work on a job."""
-    state = read_state(session.store, book.job_id)
+    state = read_state(session.store, book.job_id, len(book.pairs))
     if at_work(session.store, book, state, driver_of(session.home, book)):
         raise InputError(f"job {book.job_id} is {state.status}; {advice}")
 

@@ -95,10 +95,11 @@ class _Looks:
         self._count = 0
 
     def look(self) -> Snapshot:
-        state = read_state(self.store, self.book.job_id)
+        pairs = len(self.book.pairs)
+        state = read_state(self.store, self.book.job_id, pairs)
         count = state.pairs_done + state.pairs_failed
         if count != self._count:
-            self._job = self._job or read_job(self.store, self.book.job_id)
+            self._job = self._job or read_job(self.store, self.book.job_id, pairs)
             self._ended = read_marks(self.store, self._job, self._ended).ended
             self._count = count
         return Snapshot(self.book, state, self._ended, describe(state, time.time()))

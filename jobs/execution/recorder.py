@@ -11,6 +11,7 @@ import contextlib
 import logging
 import secrets
 import time
+from dataclasses import replace
 from typing import Literal
 
 from cluster.types import Callback, Completion, Handle
@@ -149,7 +150,8 @@ class Recorder(Callback[Handle]):
 
     def on_result_part(self, pair_id: str, part: int, ciphertext: bytes) -> None:
         """See `Callback`."""
-        envelope = self._plan.pack_result(self.job.key_id, ciphertext)
+        place = layout.result_place(self.job.job_id, pair_id, part)
+        envelope = replace(self._plan.pack_result(self.job.key_id, ciphertext), place=place)
         key = layout.result_part(self.job.job_id, self.attempt, pair_id, part)
         self.store.write(key, envelope.pack())
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from jobs.storage.bounds import MOST_KEYS, all_of, require_size
 from jobs.storage.layout import require_folder, require_key
 from nst.errors import StoreContentError, StoreError
 
@@ -67,11 +68,14 @@ class LocalStore:
         """The folder's absolute path."""
         return str(self.root.resolve())
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, limit: int | None = None) -> bytes:
         """See `Store`."""
         with self.explaining(f"read {key}"):
             try:
-                return self._path(key).read_bytes()
+                with self._path(key).open("rb") as file:
+                    blob = file.read(-1 if limit is None else limit + 1)
+                require_size(str(self.root), key, len(blob), limit)
+                return blob
             except ABSENT as error:
                 self._require_root()
                 raise StoreContentError(
@@ -101,14 +105,15 @@ class LocalStore:
             self._require_root()
             return False
 
-    def children(self, prefix: str) -> list[str]:
+    def children(self, prefix: str, limit: int = MOST_KEYS) -> list[str]:
         """See `Store`."""
         self._require_root()
         with self.explaining(f"list {prefix}"), contextlib.suppress(FileNotFoundError):
-            return sorted(path.name for path in (self.root / prefix).iterdir() if path.is_dir())
+            found = (path.name for path in (self.root / prefix).iterdir() if path.is_dir())
+            return all_of(found, str(self.root), prefix, limit)
         return []
 
-    def list(self, prefix: str) -> list[str]:
+    def list(self, prefix: str, limit: int = MOST_KEYS) -> list[str]:
         """See `Store`."""
         self._require_root()
         # Unlike Path.rglob, os.walk goes on where others delete a folder meanwhile.
@@ -119,7 +124,7 @@ class LocalStore:
             for name in names
             if not name.startswith(PARTIAL)
         )
-        return sorted(k for k in found if k.startswith(prefix))
+        return all_of((k for k in found if k.startswith(prefix)), str(self.root), prefix, limit)
 
     def delete(self, key: str) -> None:
         """See `Store`; folders that become empty go too."""
