@@ -4,32 +4,47 @@ from __future__ import annotations
 
 import unicodedata
 
-MOST = 500
-"""Characters of a text that are shown."""
-_STEERING = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-"""Categories: controls, formats (direction, zero width), what is no character."""
-_UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+MOST, MOST_LINE = 500, 4000
+"""Characters of a text that are shown, and of a whole line with paths and advice in it."""
+_SPACED, _REPLACED, _DROPPED = {"Cc", "Zl", "Zp"}, {"Cs", "Cn", "Co"}, {"Cf"}
+"""Categories: controls and line ends; what is no character; direction and zero width."""
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 """Letters and marks that show nothing."""
+MARKS = 3
+"""Combining marks on a letter: more climb over the lines above."""
+
+
+def visible(text: str) -> str:
+    """A text without what shows nothing or changes the direction of what is shown."""
+    shown, marks = [], 0
+    for char in text:
+        kind = unicodedata.category(char)
+        marks = marks + 1 if kind in ("Mn", "Me") else 0
+        if kind not in _DROPPED and char not in _BLANK and marks <= MARKS:
+            shown.append(char)
+    return "".join(shown)
 
 
 def plain(text: object, most: int = MOST) -> str:
     """A text in one line in which nothing steers a terminal, changes direction or is invisible.
 
-    Controls become spaces, so that words stay apart; what has no width goes.
+    Controls become spaces, so that words stay apart.
 
     Args:
         text: Anything, as `str` shows it.
         most: Characters after which it is cut off with an ellipsis.
     """
-    # A combining mark after another may be one of thousands.
-    shown, marks = [], 0
+    # What is dropped counts, so that no text takes long.
     whole = str(text)
-    for char in whole[: 4 * most]:
-        kind = unicodedata.category(char)
-        marks = marks + 1 if kind in ("Mn", "Me") else 0
-        if kind in ("Cc", "Zl", "Zp"):
-            shown.append(" ")
-        elif kind not in _STEERING and char not in _UNSEEN and marks <= 3:
-            shown.append(char)
-    line = "".join(shown)
-    return line if len(line) <= most and len(whole) <= 4 * most else line[: most - 1] + "…"
+    line = "".join(map(_shown, visible(whole[: 4 * most])))
+    return line if max(len(line), len(whole) // 4) <= most else line[: most - 1] + "…"
+
+
+def plain_lines(text: object) -> str:
+    """The same of a text of several lines, which stay; tabs become spaces."""
+    return "\n".join(plain(line, MOST_LINE) for line in str(text).split("\n"))
+
+
+def _shown(char: str) -> str:
+    kind = unicodedata.category(char)
+    return " " if kind in _SPACED else "\ufffd" if kind in _REPLACED else char

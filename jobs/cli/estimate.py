@@ -10,7 +10,7 @@ import click
 
 from jobs.cli.examples import examples
 from jobs.cli.options import on_command_line, takes
-from jobs.cli.screen import Screen
+from jobs.cli.screen import Screen, complain
 from jobs.client.wording import many
 from jobs.options import AUTO, EstimateOptions, SubmitCommand
 from nst.errors import InputError
@@ -166,7 +166,7 @@ def _records(pairs: Path | None, options: EstimateOptions) -> list[PairRecord]:
         return distinct_pairs(DEFAULT_PAIRS if options.count is None else options.count)
     found, skipped = find_pairs(pairs, options.grid)
     for item in skipped:
-        click.echo(f"skipped {item.name}: {item.reason}", err=True)
+        complain(f"skipped {item.name}: {item.reason}")
     records = records_of_files(found)
     return records if options.count is None else repeated(records, options.count)
 

@@ -12,10 +12,11 @@ import click
 
 from jobs.cli.examples import examples
 from jobs.cli.options import complete_job, here_option, json_option, on_command_line, takes
-from jobs.cli.screen import EXIT_UNREACHABLE, Screen, exit_if, is_terminal
+from jobs.cli.screen import EXIT_UNREACHABLE, Screen, complain, exit_if, is_terminal
 from jobs.client.wording import many
 from jobs.options import FetchOptions, RetryCommand, WaitOptions
 from nst.errors import InputError, StoreError
+from nst.plain import plain
 
 if TYPE_CHECKING:
     from jobs.client.drivers import Driver
@@ -109,6 +110,7 @@ def list_jobs(as_json: bool) -> None:
 def _list(as_json: bool) -> None:
     """Show all jobs; exits 3 if the store of one does not answer, else 2 if one is damaged."""
     from rich.table import Table
+    from rich.text import Text
 
     from jobs.client.home import Home
     from jobs.client.session import Session
@@ -137,7 +139,8 @@ def _list(as_json: bool) -> None:
             shown, progress = "unknown", "damaged in the store"
             if error.exit_code == EXIT_UNREACHABLE:
                 away[book.store], progress = error, "store out of reach"
-        table.add_row(book.job_id, created, book.quality, shown, progress)
+        cells = book.job_id, created, book.quality, shown, progress
+        table.add_row(*(Text(plain(cell)) for cell in cells))
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     elif rows:
@@ -145,7 +148,7 @@ def _list(as_json: bool) -> None:
     else:
         click.echo(f"no jobs yet in {home.root}; begin with: nst-batch submit PAIRS")
     for problem in problems:
-        click.echo(f"error: {problem}", err=True)
+        complain(f"error: {problem}")
     if problems:
         raise SystemExit(max(problems.values()))
 
@@ -237,7 +240,7 @@ def _show(
         screen.say(state.reason)
     table = Table("pair", "state", "reason")
     for row in pairs:
-        table.add_row(Text(row["name"]), row["status"], Text(row["reason"]))
+        table.add_row(*(Text(plain(row[cell])) for cell in ("name", "status", "reason")))
     screen.console.print(table)
 
 

@@ -19,6 +19,7 @@ from jobs.storage.records import (
     read_state,
 )
 from jobs.storage.store import Store
+from nst.plain import MOST_LINE, plain
 
 POLL = 0.5
 PLAIN_EVERY = 30.0
@@ -119,4 +120,4 @@ class _Plain:
             self._print(seen.line)
 
     def _print(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(plain(line, MOST_LINE), highlight=False, markup=False, soft_wrap=True)

@@ -32,6 +32,7 @@ from jobs.storage.store import Store
 from nst.engines.base import Plan
 from nst.engines.tasks import Task, TaskGraph, pair_group
 from nst.errors import StoreError
+from nst.plain import plain
 
 log = logging.getLogger("nst-batch.driver")
 """What a driver prints: ids and reasons, which is all that it knows."""
@@ -132,7 +133,7 @@ class Recorder(Callback[Handle]):
         """See `Callback`."""
         self.state.attempts_failed += 1
         for pair_id in self.graph.pairs_of[task.group]:
-            log.info("pair %s: task %s part %d: %s", pair_id, task.stage, task.part, reason)
+            log.info("pair %s: task %s part %d: %s", pair_id, task.stage, task.part, plain(reason))
 
     def on_task_end(self, task: Task, completion: Completion[Handle], live_bytes: int) -> None:
         """See `Callback`."""
@@ -190,7 +191,7 @@ class Recorder(Callback[Handle]):
             other = read_state(self.store, self.job.job_id)
             if other.attempt not in ("", self.attempt) and not other.stale(self._now()):
                 return
-        self.state.status, self.state.reason = "failed", reason
+        self.state.status, self.state.reason = "failed", plain(reason)
         self.write_state()
 
     def write_state(self) -> None:

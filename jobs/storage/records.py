@@ -23,8 +23,8 @@ a store that is away."""
 Status = Literal["submitted", "queued", "running", "succeeded", "failed", "cancelled"]
 """Of a job and of a pair. A job is `queued` until it has actors, a pair until it has its turn."""
 
-MOST = 1e12
-"""No count and no second of ours is larger."""
+MOST = 1e11
+"""No count and no second of ours is larger: dates end with the year 9999."""
 NAME = r"^[0-9A-Za-z_:.-]{1,100}$"
 
 
@@ -33,7 +33,7 @@ Id = Annotated[str, Field(pattern=ID)]
 Name = Annotated[str, Field(pattern=NAME)]
 """Of a stage, a quality level, a group of tasks."""
 Count = Annotated[int, Field(ge=0, le=MOST)]
-Seconds = Annotated[float, Field(ge=-MOST, le=MOST)]
+Seconds = Annotated[float, Field(ge=0, le=MOST)]
 """Of a clock or between two, so that sums and differences stay finite."""
 Reason = Annotated[str, BeforeValidator(plain)]
 """Text of a server's, shown in a terminal: nothing in it may steer one."""
