@@ -369,7 +369,7 @@ class S3Store:
         total = _total(answer.get("ContentRange"), start, len(blob))
         if total is None or len(blob) > most:
             raise self._damage(f"{key}: what came is not what was asked for; ask its operator")
-        return _Piece(blob, total, answer["ETag"], answer.get("Metadata", {}).get(SHA256))
+        return _Piece(blob, total, answer.get("ETag", ""), answer.get("Metadata", {}).get(SHA256))
 
     def _delete_batch(self, prefix: str, keys: Sequence[str]) -> None:
         objects = [{"Key": self.address.key(key)} for key in keys]
