@@ -171,22 +171,28 @@ def _records(pairs: Path | None, options: EstimateOptions) -> list[PairRecord]:
     return records if options.count is None else repeated(records, options.count)
 
 
+LEAST_SECONDS = 1e-3
+"""Of a task: clocks are set back, and stores lie."""
+
+
 def _rates_of(job_id: str, home: Home) -> Rates:
     """The rates of a job that has run.
 
     Raises:
         InputError: if it has not run whole.
+        CircuitError: if its model is not on this machine any more.
         StoreError: if its trace is damaged, or the store does not answer.
     """
     from jobs.client.session import Session
-    from jobs.execution.loading import job_plan
-    from jobs.storage.records import read_job, read_trace
+    from jobs.storage.records import read_trace
     from nst.engines import get_engine
+    from nst.engines.cache import ModelCache
 
-    store = Session.open(home, home.book(job_id).store).store
-    trace = read_trace(store, job_id)
-    plan = job_plan(store, read_job(store, job_id))
-    tasks = ((task.stage, task.end - task.start) for task in trace)
+    book = home.book(job_id)
+    # This machine's own plan: the store's says what the store likes.
+    plan = ModelCache(home.models).open(book.model_id).plan.at(book.size.padded)
+    trace = read_trace(Session.open(home, book.store).store, job_id)
+    tasks = ((task.stage, max(task.end - task.start, LEAST_SECONDS)) for task in trace)
     return get_engine(plan.engine).rates().measured_by(plan.stages, tasks, f"job {job_id}")
 
 
