@@ -275,7 +275,11 @@ def logs(job_id: str, name: str | None, as_json: bool) -> None:
     lines = [with_names(line, book) for line in lines_of(text, pair)]
     store, stages = _opened(job_id, Screen())[0].store, []
     if uploaded(store, book):
-        stages = [*stages_of(read_trace(store, job_id), read_job(store, job_id), pair.pair_id)]
+        stages = [
+            *stages_of(
+                read_trace(store, job_id), read_job(store, job_id, len(book.pairs)), pair.pair_id
+            )
+        ]
     if as_json:
         runs = [asdict(run) for run in stages]
         record = {"job": job_id, "pair": name, "lines": lines, "stages": runs}

@@ -99,7 +99,7 @@ class JobState(StoreRecord):
     first_task: Seconds = 0.0
     last_task: Seconds = 0.0
     heartbeat: Seconds = 0.0
-    peak_live_bytes: Annotated[int, Field(ge=0)] = 0
+    peak_live_bytes: Annotated[int, Field(ge=0, le=2**63)] = 0
     reason: Reason = ""
 
     @property
@@ -110,14 +110,16 @@ class JobState(StoreRecord):
     @property
     def share(self) -> float:
         """Of the work that is done, 0 to 1."""
-        return self.seconds_done / self.seconds_total if self.seconds_total else 0.0
+        return min(self.seconds_done / self.seconds_total, 1.0) if self.seconds_total else 0.0
 
     def eta(self, now: float) -> float | None:
         """Seconds to the end at the job's own rate so far; None before there is one."""
         spent = now - self.first_task
         if not self.first_task or not self.seconds_done or spent <= 0:
             return None
-        return (self.seconds_total - self.seconds_done) / (self.seconds_done / spent)
+        rate = self.seconds_done / spent
+        # A store may say that next to nothing is done.
+        return min((self.seconds_total - self.seconds_done) / rate, MOST) if rate else None
 
     def stale(self, now: float) -> bool:
         """Whether the driver that should be at work is gone; `now` by the store's clock."""
