@@ -53,7 +53,7 @@ def require_trusted(
     if ask is None:
         raise InputError(
             f"{where}: whoever wrote this would get your data or credentials, and this is no "
-            f"terminal to ask at; check it, then add {FLAG}"
+            f"terminal to ask at; check it, then add {FLAG} or set {VARIABLE}=1"
         )
     if not ask(f"{where}\nData and credentials would go there. Do you trust this file?"):
         raise InputError(f"{where}: not trusted; give these options yourself, or remove them")

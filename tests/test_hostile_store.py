@@ -18,11 +18,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.client.fetch import fetch
+from jobs.client.fetch import doubt, fetch
 from jobs.client.home import Home, JobBook
 from jobs.client.pair_log import stages_of
 from jobs.client.pairs import find_pairs
@@ -47,7 +48,7 @@ from nst.pictures.picture import Picture
 from nst.plain import plain
 from tests.fakes import FakeEngine, fake_executor
 from tests.toy import offer_toy, toy_weights
-from tests.toy_job import NAME, ToyJob
+from tests.toy_job import EXAMPLES, NAME, ToyJob
 from tests.user_pairs import folder_of
 
 NAMES = ["lake", "sea"]
@@ -239,6 +240,25 @@ def test_envelopes_of_any_bytes_are_opened_or_refused(data: st.DataObject) -> No
         assert Envelope.unpack(blob, "it").pack() is not None
     except CircuitError as error:
         assert "\n" not in str(error)
+
+
+def test_honest_results_of_a_trained_level_are_told_from_others(tmp_path: Path) -> None:
+    """At the noise that ciphertexts add; shares of levels stand in docs/security.md."""
+    model = Model.load("low", tmp_path)
+    found, _ = find_pairs(EXAMPLES)
+    pairs, _ = prepare(found[:3], model, "crop")
+    rng = np.random.default_rng(0)
+    made = [
+        model.engine.simulate(model.network, model.level, pair.content, pair.style, rng)
+        for pair in pairs
+    ]
+    pictures = [(p.content.input.picture, p.style.input.picture) for p in pairs]
+    for (content, style), features in zip(pictures, made, strict=True):
+        assert doubt(model, content, style, features) == ""
+        for other in (features[:, ::-1], features[:, :, ::-1], *made):
+            said = doubt(model, content, style, other)
+            assert (said == "") == (other is features)
+            assert other is features or "Do not report this" in said
 
 
 def test_results_that_are_not_of_their_pictures_are_doubted_on_the_client_alone(

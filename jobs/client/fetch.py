@@ -178,14 +178,14 @@ def decrypted(session: Session, book: JobBook) -> tuple[JobState, Iterator[Entry
         except NstBatchError as error:
             return Entry(pair.name, "failed", *shown, None, str(error))
         facts = pair_facts(costs.get(pair.pair_id))
-        note = _doubt(model, content, style, features)
+        note = doubt(model, content, style, features)
         return Entry(pair.name, "succeeded", *shown, cut_out(result, pair.box), note, facts)
 
     skipped = (Entry.skipped(s.name, s.reason) for s in book.skipped)
     return state, chain(map(entry_of, book.pairs), skipped)
 
 
-def _doubt(model: Model, content: Picture, style: Picture, features: Features) -> str:
+def doubt(model: Model, content: Picture, style: Picture, features: Features) -> str:
     """Why a result cannot be that of its pair; empty if it can. Whoever made it is not told."""
     try:
         expected = model.prepare_content(content, model.prepare_style(style)).features
