@@ -33,10 +33,10 @@ def main() -> None:
         model = load(folder, quality)
         listed = pairs_of_examples(folder / "listed", arguments.pairs, shared_styles=False)
         pairs = prepared(listed, model)
-        book, submit_s = submit_pairs(folder, pairs, model)
-        with BareCalls(book.store, book.job_id, ACTORS, arguments.every) as bare:
-            job = run_submitted(folder, book, ACTORS, submit_s, bare.watch)
-        predicted = predicted_s(book.store, book.job_id, bare.found, ACTORS)
+        local, submit_s = submit_pairs(folder, pairs, model)
+        with BareCalls(local.store, local.job_id, ACTORS, arguments.every) as bare:
+            job = run_submitted(folder, local, ACTORS, submit_s, bare.watch)
+        predicted = predicted_s(local.store, local.job_id, bare.found, ACTORS)
     result = {
         **provenance("make bench-batch"),
         "quality": quality,

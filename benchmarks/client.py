@@ -123,10 +123,10 @@ def measured(folder: Path, quality: str, repeats: int) -> dict[str, float]:
             store.write(layout.encrypted_input(job_id, f"{number}"), envelope.pack())
 
     step("upload", upload, repeats)
-    book = submit(session, model, [pair], [])
+    local = submit(session, model, [pair], [])
     store.delete_prefix(layout.model(plan.model_id))
     store.delete_prefix(layout.keys(key_id))
-    step("upload_circuits_and_keys_once", lambda: upload_shared(session, book))
+    step("upload_circuits_and_keys_once", lambda: upload_shared(session, local))
     step("whole_submission", lambda: submit(session, model, [pair], []), repeats)
 
     bundle = published.server_bundle.read_bytes()

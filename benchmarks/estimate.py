@@ -98,12 +98,12 @@ def compare(folder: Path, actors: int, smoke: bool) -> dict[str, Any]:
     """A real run and its prediction from bare calls made in pauses of it."""
     model = load(folder, TOY)
     pairs = prepared(EXAMPLES, model, grid=True)[: 1 if smoke else PAIRS]
-    book, _ = submit_pairs(folder, pairs, model)
-    with BareCalls(book.store, book.job_id, actors, EVERY_S) as bare:
-        job = run_submitted(folder, book, actors, 0.0, bare.watch)
+    local, _ = submit_pairs(folder, pairs, model)
+    with BareCalls(local.store, local.job_id, actors, EVERY_S) as bare:
+        job = run_submitted(folder, local, actors, 0.0, bare.watch)
         peak = bare.peak_rss()
     seconds = bare.found.mean(bare.found.together)
-    predicted = predicted_s(book.store, book.job_id, bare.found, actors)
+    predicted = predicted_s(local.store, local.job_id, bare.found, actors)
     wall_s = bare.found.running(job.state.first_task, job.state.last_task)
     pbs = sum(seconds[task.stage]["pbs"] for task in job.trace)
     return {
@@ -127,8 +127,8 @@ def measured_rates(
 ) -> Rates:
     """Rates of a level with all cores of this machine busy."""
     model = load(folder, quality)
-    book, _ = submit_pairs(folder, prepared(EXAMPLES, model)[:1], model)
-    with BareCalls(book.store, book.job_id, os.cpu_count() or 1) as bare:
+    local, _ = submit_pairs(folder, prepared(EXAMPLES, model)[:1], model)
+    with BareCalls(local.store, local.job_id, os.cpu_count() or 1) as bare:
         bare.measure_rest(ROUNDS)
         peak = bare.peak_rss()
     together = bare.found.mean(bare.found.together)

@@ -51,9 +51,9 @@ def main(quality: str = "draft") -> None:
             for stem in stems:
                 shutil.copy(EXAMPLES / side / f"{stem}.jpg", folder / "pairs" / side)
         pairs = prepared(folder / "pairs", model, grid=True)
-        book, submit_s = submit_pairs(folder, pairs, model)
+        local, submit_s = submit_pairs(folder, pairs, model)
         plan = circuits(model.plan)
-        job = run_submitted(folder, book, ACTORS, submit_s)
+        job = run_submitted(folder, local, ACTORS, submit_s)
         fetch_pictures(job, folder / "out")
         shutil.copy(folder / "out" / SHEET, FOLDER / "grid.png")
         decrypted = {p.name: load_png(folder / "out" / f"{p.name}.png") for p in pairs}
@@ -84,7 +84,7 @@ def main(quality: str = "draft") -> None:
         print(write_result("grid", result), flush=True)
         if counted["style"] != expected:
             raise SystemExit("a style was computed more than once")
-        first = book.pairs[0].name
+        first = local.pairs[0].name
         lone = run_alone(folder, job)
         result["pixels_equal_to_single_pair"] = float(np.mean(lone == decrypted[first]))
         result["psnr_db_to_single_pair"] = psnr(lone, decrypted[first])
@@ -93,18 +93,18 @@ def main(quality: str = "draft") -> None:
 
 def run_alone(folder: Path, job: Finished) -> NDArray[np.uint8]:
     """The first pair of a job as a job of its own, on the very same ciphertexts."""
-    home, store, book = job.session.home, job.session.store, job.book
-    record = read_job(store, book.job_id)
+    home, store, local = job.session.home, job.session.store, job.local
+    record = read_job(store, local.job_id)
     alone = record.model_copy(update={"job_id": new_id(), "pairs": record.pairs[:1]})
     for input_id in (alone.pairs[0].content, alone.pairs[0].style):
-        blob = store.read(layout.encrypted_input(book.job_id, input_id))
+        blob = store.read(layout.encrypted_input(local.job_id, input_id))
         store.write(layout.encrypted_input(alone.job_id, input_id), blob)
-    single = book.model_copy(update={"job_id": alone.job_id, "pairs": book.pairs[:1]})
-    pictures = home.pictures(book.job_id)
-    home.save_job(single, [pictures[position] for position in range(len(pictures))])
+    single = local.model_copy(update={"job_id": alone.job_id, "pairs": local.pairs[:1]})
+    pictures = home.pictures(local.job_id)
+    home.add_job(single, [pictures[position] for position in range(len(pictures))])
     write_record(store, layout.job(alone.job_id), alone)
     fetch_pictures(run_submitted(folder, single, ACTORS, 0.0), folder / "alone")
-    return load_png(folder / "alone" / f"{book.pairs[0].name}.png")
+    return load_png(folder / "alone" / f"{local.pairs[0].name}.png")
 
 
 if __name__ == "__main__":

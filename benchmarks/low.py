@@ -36,11 +36,11 @@ def main(quality: str = "low") -> None:
     with working_folder() as folder:
         model = load(folder, quality)
         pairs = [p for p in prepared(EXAMPLES, model) if p.name == PAIR]
-        book, submit_s = submit_pairs(folder, pairs, model)
-        with BareCalls(book.store, book.job_id, ACTORS, EVERY_S) as bare:
-            job = run_submitted(folder, book, ACTORS, submit_s, bare.watch)
-        predicted = predicted_s(book.store, book.job_id, bare.found, ACTORS)
-        stored = folder_bytes(Path(book.store) / "jobs")
+        local, submit_s = submit_pairs(folder, pairs, model)
+        with BareCalls(local.store, local.job_id, ACTORS, EVERY_S) as bare:
+            job = run_submitted(folder, local, ACTORS, submit_s, bare.watch)
+        predicted = predicted_s(local.store, local.job_id, bare.found, ACTORS)
+        stored = folder_bytes(Path(local.store) / "jobs")
         fetch_s = fetch_pictures(job, folder / "out")
         decrypted = load_png(folder / "out" / f"{PAIR}.png")
     (pair,) = pairs

@@ -48,15 +48,15 @@ def main() -> None:
         stage = stage_profile(folder, arguments.stage_quality, CALLS, arguments.native)
     with working_folder() as folder:
         model = load(folder, arguments.job_quality)
-        book, submit_s = submit_pairs(folder, prepared(EXAMPLES, model)[:PAIRS], model)
-        job = job_profile(run_submitted(folder, book, ACTORS, submit_s))
+        local, submit_s = submit_pairs(folder, prepared(EXAMPLES, model)[:PAIRS], model)
+        job = job_profile(run_submitted(folder, local, ACTORS, submit_s))
     result = {
         **provenance("make bench-profile"),
         "stage": {"quality": arguments.stage_quality, "name": STAGE, **stage},
         "job": {"quality": arguments.job_quality, "pairs": PAIRS, **job},
     }
     print(write_result("profile", result))
-    print(table("once a process", stage["once_s"]))
+    print(table("once per process", stage["once_s"]))
     print(table(f"one call of {STAGE}", stage["call_s"]))
     print(table("one job", job["phases_s"]))
 

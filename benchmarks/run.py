@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.measure import PeakMemory, peak_memory
 from jobs.client.drivers import start_here
 from jobs.client.fetch import fetch
-from jobs.client.home import Home, JobBook
+from jobs.client.home import Home, LocalJob
 from jobs.client.pairs import find_pairs
 from jobs.client.preparation import PreparedPair, prepare
 from jobs.client.session import Session
@@ -29,7 +29,7 @@ class Finished:
     """A job that has run, and what was seen of it."""
 
     session: Session
-    book: JobBook
+    local: LocalJob
     state: JobState
     trace: list[TaskTrace]
     memory: PeakMemory
@@ -57,17 +57,17 @@ def prepared(source: Path, model: Model, grid: bool = False) -> list[PreparedPai
     return ready
 
 
-def submit_pairs(folder: Path, pairs: list[PreparedPair], model: Model) -> tuple[JobBook, float]:
-    """Encrypt pairs into a store below `folder`; returns the book and the seconds it took."""
+def submit_pairs(folder: Path, pairs: list[PreparedPair], model: Model) -> tuple[LocalJob, float]:
+    """Encrypt pairs into a store below `folder`; returns the job and the seconds it took."""
     home = Home(folder / "home")
     start = time.perf_counter()
-    book = submit(Session.open(home, str(home.store), create=True), model, pairs, [])
-    return book, time.perf_counter() - start
+    local = submit(Session.open(home, str(home.store), create=True), model, pairs, [])
+    return local, time.perf_counter() - start
 
 
 def run_submitted(
     folder: Path,
-    book: JobBook,
+    local: LocalJob,
     actors: int,
     submit_s: float,
     watch: Callable[[int], AbstractContextManager[Any]] = lambda pid: nullcontext(),
@@ -76,27 +76,27 @@ def run_submitted(
 
     Args:
         folder: Where `submit_pairs` put it.
-        book: The job.
+        local: The job.
         actors: How many it has.
         submit_s: What `submit_pairs` took.
         watch: Entered while the job runs, with the driver's process id.
     """
     home = Home(folder / "home")
     start = time.perf_counter()
-    process = start_here(home, book, actors)
+    process = start_here(home, local, actors)
     with peak_memory(process.pid) as memory, watch(process.pid):
         code = process.wait()
     driver_s = time.perf_counter() - start
-    store = open_store(book.store)
-    state = read_state(store, book.job_id)
+    store = open_store(local.store)
+    state = read_state(store, local.job_id)
     if code or state.status != "succeeded":
-        raise RuntimeError(f"job {book.job_id}: {state.reason} {home.driver_log(book.job_id)}")
-    trace = read_trace(store, book.job_id)
-    return Finished(Session(home, store), book, state, trace, memory, submit_s, driver_s)
+        raise RuntimeError(f"job {local.job_id}: {state.reason} {home.driver_log(local.job_id)}")
+    trace = read_trace(store, local.job_id)
+    return Finished(Session(home, store), local, state, trace, memory, submit_s, driver_s)
 
 
 def fetch_pictures(job: Finished, out: Path) -> float:
     """Decrypt a job's pictures into `out`; returns the seconds it took."""
     start = time.perf_counter()
-    fetch(job.session, job.book, out, force=True)
+    fetch(job.session, job.local, out, force=True)
     return time.perf_counter() - start

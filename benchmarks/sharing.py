@@ -35,8 +35,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with working_folder() as folder:
         model = load(folder, arguments.quality)
-        book, _ = submit_pairs(folder, prepared(EXAMPLES, model)[:1], model)
-        compared = compare(book.store, book.job_id, arguments.rounds)
+        local, _ = submit_pairs(folder, prepared(EXAMPLES, model)[:1], model)
+        compared = compare(local.store, local.job_id, arguments.rounds)
     result = {
         **provenance("make bench-sharing"),
         "quality": arguments.quality,

@@ -28,7 +28,7 @@ from nst.engines.tasks import Task
 from nst.errors import first_line
 
 QUEUED_AHEAD = 2
-"""Tasks an actor has at a time: one running, one whose arguments are already on their way."""
+"""Tasks per actor at a time: one running, one whose arguments are already on their way."""
 LOADS, DEATHS = 4, 20
 """Actors in a row that may fail to load their model, and that may die while they load."""
 PAUSE = 2.0

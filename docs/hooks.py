@@ -1,4 +1,4 @@
-"""What the site has beside the pages in `docs/`: files that they link to, and every command's help.
+"""What the site has beside the pages in `docs/`: linked files, every command's help, and options.
 
 A page links to `../benchmarks/bytes.json` as a reader of the repository would. In the site that
 file lies at `repository/benchmarks/bytes.json`, and README.md is the home page.
@@ -28,7 +28,9 @@ PAGES = (
 )
 """Markdown outside of docs/ that is shown as a page; other files are copied as they are."""
 COMMANDS, WIDTH = "<!-- commands -->", 88
-"""What stands in a page for the help of all commands, and its characters a line."""
+"""What stands in a page for the help of all commands, and its characters per line."""
+OPTIONS = re.compile(r"<!-- options: (\w+) -->")
+"""What stands in a page for the options that a command has in Python."""
 LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)\s#]+)(?=[)#])")
 WHOLE_LINK = re.compile(r"(?<!!)\[([^]]+)\]\((?!\w+:)([^)\s#]+)\)")
 
@@ -87,6 +89,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         from jobs.cli.main import main
 
         markdown = markdown.replace(COMMANDS, "\n".join(help_of(main, "nst-batch")))
+    markdown = OPTIONS.sub(lambda match: "\n".join(options_table(match[1])), markdown)
     return LINK.sub(moved, WHOLE_LINK.sub(without_folder, markdown))
 
 
@@ -100,3 +103,16 @@ def help_of(command: click.Command, name: str, above: click.Context | None = Non
         found = command.get_command(context, below)
         if found is not None and not found.hidden:
             yield from help_of(found, below, context)
+
+
+def options_table(command: str) -> Iterator[str]:
+    """The options of `Client.submit` or `Job.retry` as a Markdown table."""
+    from jobs.fields import options_of
+    from jobs.options import RetryOptions, SubmitOptions
+
+    yield "| argument | default | |\n|---|---|---|"
+    for name, option in options_of(
+        {"submit": SubmitOptions, "retry": RetryOptions}[command]
+    ).items():
+        default = option.about.get("shown") or option.default
+        yield f"| `{name}` | {'' if default in (None, '') else default} | {option.about['help']} |"

@@ -26,7 +26,8 @@ from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 import jobs
-from jobs.cli.main import EXAMPLES, main
+from jobs.cli.main import main
+from jobs.cli.submit import EXAMPLES
 from jobs.client.home import Home
 from jobs.client.view import Snapshot, table
 from jobs.client.watch import describe
@@ -67,9 +68,9 @@ def run_job(folder: Path) -> Path:
     shutil.copy(pairs / "style" / "coffee.jpg", pairs / "style" / f"{DAMAGED}.jpg")
     home = Home(folder / ".local" / "share" / "nst-batch")
     job = jobs.Client(str(home.store), cluster="", home=home.root).submit(pairs, "draft")
-    store, book = open_store(str(home.store)), home.book(job.id)
+    store, local = open_store(str(home.store)), home.job(job.id)
     record = read_job(store, job.id)
-    lost = next(pair.pair_id for pair in book.pairs if pair.name == LOST)
+    lost = next(pair.pair_id for pair in local.pairs if pair.name == LOST)
     # The driver does not read inputs before Ray has started.
     content = next(pair.content for pair in record.pairs if pair.pair_id == lost)
     store.delete(layout.encrypted_input(job.id, content))
@@ -79,9 +80,9 @@ def run_job(folder: Path) -> Path:
         if time.monotonic() > deadline:
             raise TimeoutError(f"job {job.id} is not done after {LONGEST:.0f} s: {job.logs()}")
         state = job.progress()
-        if not taken and state.pairs_done >= len(book.pairs) // 2 and state.stages:
+        if not taken and state.pairs_done >= len(local.pairs) // 2 and state.stages:
             ended = read_marks(store, record).ended
-            seen = Snapshot(book, state, ended, describe(state, time.time()))
+            seen = Snapshot(local, state, ended, describe(state, time.time()))
             take_screen("watch", f"nst-batch status {job.id} --watch", table(seen))
             taken = True
         time.sleep(0.5)

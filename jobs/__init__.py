@@ -10,7 +10,7 @@ __all__ = ["Client", "Job", "Pair", "Results"]
 
 
 def __getattr__(name: str) -> Any:
-    # Not before somebody asks: server processes import this package and must hold no client code.
+    # Not before it is asked for: server processes import this package and must hold no client code.
     if name in __all__:
         from jobs import api
 

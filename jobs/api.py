@@ -14,7 +14,7 @@ from PIL.Image import Image
 from jobs.client import drivers, lifecycle
 from jobs.client.drivers import Driver
 from jobs.client.fetch import Fetched, decrypted, fetch
-from jobs.client.home import Home, JobBook
+from jobs.client.home import Home, LocalJob
 from jobs.client.pairs import Pair
 from jobs.client.run import go_on, ready, start
 from jobs.client.session import Session
@@ -140,8 +140,8 @@ class Client:
         if excess := batch.excess(chosen.limit):
             raise InputError(f"{excess}: allow them with limit=")
         session = Session.open(self.home, url, self._ask(), create=True)
-        book, _ = start(batch, chosen, session)
-        return Job(session, book)
+        local, _ = start(batch, chosen, session)
+        return Job(session, local)
 
     def job(self, job_id: str) -> Job:
         """A job that was submitted from this data directory, by whatever means.
@@ -150,12 +150,12 @@ class Client:
             InputError: if there is none of that id.
             StoreError: if its store does not answer.
         """
-        book = self.home.book(job_id)
-        return Job(Session.open(self.home, book.store, self._ask()), book)
+        local = self.home.job(job_id)
+        return Job(Session.open(self.home, local.store, self._ask()), local)
 
     def jobs(self) -> list[Job]:
         """All jobs of this data directory, oldest first; see `job` for errors."""
-        return [self.job(book.job_id) for book in self.home.books()]
+        return [self.job(local.job_id) for local in self.home.jobs()]
 
     def _ask(self) -> AskPassphrase | None:
         known = self._passphrase or os.environ.get(PASSPHRASE_VARIABLE)
@@ -165,15 +165,15 @@ class Client:
 class Job:
     """A job, in the manner of `concurrent.futures.Future`; it goes on without this object."""
 
-    def __init__(self, session: Session, book: JobBook) -> None:
+    def __init__(self, session: Session, local: LocalJob) -> None:
         """Not for direct use: `Client.submit` and `Client.job` make jobs."""
         self._session = session
-        self.id, self.quality = book.job_id, book.quality
-        self.names = [pair.name for pair in book.pairs]
+        self.id, self.quality = local.job_id, local.quality
+        self.names = [pair.name for pair in local.pairs]
         """Names of the pairs that were submitted."""
-        self.skipped = {skipped.name: skipped.reason for skipped in book.skipped}
+        self.skipped = {skipped.name: skipped.reason for skipped in local.skipped}
         """Why other pairs were not, by name."""
-        self._driver: tuple[JobBook, Driver] | None = None
+        self._driver: tuple[LocalJob, Driver] | None = None
 
     def __repr__(self) -> str:
         return f"<Job {self.id}: {len(self.names)} pairs at {self.quality}>"
@@ -205,7 +205,7 @@ class Job:
         """
         if self.progress().finished:
             return self.cancelled()
-        return lifecycle.cancel(self._session, self._book).status == "cancelled"
+        return lifecycle.cancel(self._session, self._local).status == "cancelled"
 
     def result(self, timeout: float | None = None) -> Results:
         """Wait for the end and decrypt the pictures.
@@ -234,7 +234,7 @@ class Job:
         if not state.finished or state.pairs_done + state.pairs_failed < len(self.names):
             reason = state.reason or "its driver is gone"
             raise ClusterError(f"job {self.id} stopped: {reason}; see logs() and retry()")
-        _, entries = decrypted(self._session, self._book)
+        _, entries = decrypted(self._session, self._local)
         pictures, failed = {}, {}
         for entry in entries:
             if entry.result is None:
@@ -255,7 +255,7 @@ class Job:
                 set's passphrase is wrong or missing.
             CircuitError: if this installation's circuits are not the job's.
         """
-        return fetch(self._session, self._book, Path(folder), force)
+        return fetch(self._session, self._local, Path(folder), force)
 
     def retry(self, failed: bool = False, **options: object) -> int:
         """Go on with a job that has stopped or was cancelled; returns the number of pairs to do.
@@ -272,12 +272,12 @@ class Job:
             TypeError: if there is no such option.
         """
         chosen = load(RetryOptions, "retry", {"failed": failed, **options})
-        left, _ = go_on(self._session, self._book, chosen)
+        left, _ = go_on(self._session, self._local, chosen)
         return left
 
     def logs(self) -> str:
         """What its driver has printed."""
-        return drivers.driver_of(self._session.home, self._book).logs()
+        return drivers.driver_of(self._session.home, self._local).logs()
 
     def delete(self) -> None:
         """Delete its ciphertexts and records, and what this machine knows of it.
@@ -285,18 +285,18 @@ class Job:
         Raises:
             InputError: if a driver is at work on it.
         """
-        lifecycle.delete(self._session, self._book)
+        lifecycle.delete(self._session, self._local)
 
     @property
-    def _book(self) -> JobBook:
+    def _local(self) -> LocalJob:
         """Read afresh: it names the last driver."""
-        return self._session.home.book(self.id)
+        return self._session.home.job(self.id)
 
     def _ended(self, state: JobState) -> bool:
         if state.finished:
             return True
-        book = self._book
-        if self._driver is None or self._driver[0] != book:
+        local = self._local
+        if self._driver is None or self._driver[0] != local:
             # Kept as long as it is the last one: it does not ask a cluster too often.
-            self._driver = (book, drivers.driver_of(self._session.home, book))
-        return not lifecycle.at_work(self._session.store, book, state, self._driver[1])
+            self._driver = (local, drivers.driver_of(self._session.home, local))
+        return not lifecycle.at_work(self._session.store, local, state, self._driver[1])

@@ -17,6 +17,7 @@ field's metadata may hold:
 from __future__ import annotations
 
 import dataclasses
+import operator
 import types
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -108,17 +109,15 @@ class Option:
         return isinstance(value, str | Path if self.kind is Path else self.kind)
 
     def _require_within(self, value: float) -> None:
-        least, most = self.about.get("least"), self.about.get("most")
-        above, below = self.about.get("above"), self.about.get("below")
-        # So written that what is no number is in no range.
-        if least is not None and not value >= least:
-            raise InputError(f"{value} is less than {least:g}")
-        if most is not None and not value <= most:
-            raise InputError(f"{value} is more than {most:g}")
-        if above is not None and not value > above:
-            raise InputError(f"{value} is not above {above:g}")
-        if below is not None and not value < below:
-            raise InputError(f"{value} is not below {below:g}")
+        for limit, keeps, what in (
+            ("least", operator.ge, "less than"),
+            ("most", operator.le, "more than"),
+            ("above", operator.gt, "not above"),
+            ("below", operator.lt, "not below"),
+        ):
+            # What is no number keeps no limit.
+            if limit in self.about and not keeps(value, self.about[limit]):
+                raise InputError(f"{value} is {what} {self.about[limit]}")
 
 
 @cache

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from jobs.fields import option, options_of
 from jobs.storage.store import StoreOptions
@@ -21,11 +21,10 @@ from nst.network.levels import LEVELS, find_level
 from nst.pictures.size import Size
 from nst.training.options import RunOptions, TrainOptions, Workers
 
-if TYPE_CHECKING:
-    from jobs.client.drivers import Place
-
 AUTO = "auto"
 """In place of a level's name: the best that a budget allows."""
+PYTHON = "python"
+"""A cluster's interpreter, if none is named: the one that its nodes find by themselves."""
 MOST_CORES = 20_000
 HOUR = 3600.0
 
@@ -76,7 +75,7 @@ def _levels_and_auto() -> Iterable[str]:
     return (*LEVELS, AUTO)
 
 
-SIDES = "draft 32, low 64, mid 128, high 192, ultra 256 pixels"
+SIDES = ", ".join(f"{level.name} {level.side}" for level in LEVELS.values()) + " pixels"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,30 +142,54 @@ class ActorOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlaceOptions(ActorOptions):
-    """Where a job runs, and who is told of its end."""
+_CLUSTER: dict[str, Any] = {
+    "help": "Run on the Ray cluster at http://host:8265.",
+    "default": None,
+    "metavar": "ADDRESS",
+}
+_PYTHON: dict[str, Any] = {
+    "help": "Interpreter of the cluster that has this package.",
+    "default": None,
+    "metavar": "PATH",
+    "shown": "python",
+}
 
-    cluster: str | None = option(
-        "Run on the Ray cluster at http://host:8265.", None, metavar="ADDRESS"
-    )
-    cluster_python: str | None = option(
-        "Interpreter of the cluster that has this package.", None, metavar="PATH", shown="python"
-    )
+
+@dataclass(frozen=True)
+class Target:
+    """Where the driver of a job runs.
+
+    Attributes:
+        cluster: Address of a cluster's Jobs API, empty for this machine.
+        python: The cluster's interpreter that has this package.
+    """
+
+    cluster: str = ""
+    python: str = PYTHON
+
+    def actors(self, asked: int | None) -> int:
+        """How many actors to start: all cores here; on a cluster, 0 leaves it to the driver."""
+        return asked or (0 if self.cluster else os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions(ActorOptions):
+    """Where a job runs, and a webhook for its end."""
+
+    cluster: str | None = option(**_CLUSTER)
+    cluster_python: str | None = option(**_PYTHON)
     notify_url: str = option(
         "Post job, state and counts to this address at the end.", "", metavar="URL", private=True
     )
 
     @property
-    def place(self) -> Place:
+    def target(self) -> Target:
         """This machine unless a cluster is named."""
-        from jobs.client.drivers import PYTHON, Place
-
-        return Place(self.cluster or "", self.cluster_python or PYTHON)
+        return Target(self.cluster or "", self.cluster_python or PYTHON)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubmitOptions(StoreOptions, PlaceOptions, FitOptions, BudgetOptions):
+class SubmitOptions(StoreOptions, TargetOptions, FitOptions, BudgetOptions):
     """What a job is made with, whoever submits it."""
 
     store: str | None = option(
@@ -218,19 +241,11 @@ class SubmitCommand(ForceOptions, PriceOptions, WaitOptions, SubmitOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetryOptions(PlaceOptions):
+class RetryOptions(TargetOptions):
     """How another driver goes on with a job: where it ran, unless this call says otherwise."""
 
-    cluster: str | None = option(
-        "Run on the Ray cluster at http://host:8265.", None, metavar="ADDRESS", once=True
-    )
-    cluster_python: str | None = option(
-        "Interpreter of the cluster that has this package.",
-        None,
-        metavar="PATH",
-        shown="python",
-        once=True,
-    )
+    cluster: str | None = option(**_CLUSTER, once=True)
+    cluster_python: str | None = option(**_PYTHON, once=True)
     failed: bool = option("Compute pairs that failed, too.", False, once=True)
 
 

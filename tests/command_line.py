@@ -8,7 +8,7 @@ from jobs.cli.main import main
 
 
 def run(*arguments: object, typed: str = "") -> Result:
-    """Call `nst-batch` in this process, with what somebody types."""
+    """Call `nst-batch` in this process, with what a user types."""
     return CliRunner().invoke(main, [str(a) for a in arguments], input=typed)
 
 

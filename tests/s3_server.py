@@ -34,7 +34,7 @@ def weed_binary() -> Path:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now, each with the port `GRPC` above it."""
+    """Ports without a listener, each with the port `GRPC` above it."""
     found: list[int] = []
     while len(found) < count:
         with socket.socket() as low, socket.socket() as high:

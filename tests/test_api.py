@@ -18,7 +18,7 @@ import jobs
 import nst
 from jobs import api
 from jobs.client import drivers, lifecycle
-from jobs.client.home import Home, JobBook
+from jobs.client.home import Home, LocalJob
 from jobs.client.pictures import read_picture
 from jobs.client.preparation import prepare
 from jobs.configuration import FILE
@@ -46,11 +46,11 @@ def toy_level(toy_job: ToyJob, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def client(toy_job: ToyJob, tmp_path: Path) -> Iterator[jobs.Client]:
     """With the keys and circuits of the job that has run; its own jobs are forgotten."""
-    before = {book.job_id for book in toy_job.home.books()}
+    before = {local.job_id for local in toy_job.home.jobs()}
     yield jobs.Client(tmp_path / "store", home=toy_job.home.root)
-    for book in toy_job.home.books():
-        if book.job_id not in before:
-            toy_job.home.forget(book.job_id)
+    for local in toy_job.home.jobs():
+        if local.job_id not in before:
+            toy_job.home.forget(local.job_id)
 
 
 @pytest.fixture
@@ -63,8 +63,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Drivers do nothing but seem to be at work; this tells of which jobs."""
     ids: list[str] = []
 
-    def start_here(home: Home, book: JobBook, actors: int, *_: object) -> None:
-        ids.append(book.job_id)
+    def start_here(home: Home, local: LocalJob, actors: int, *_: object) -> None:
+        ids.append(local.job_id)
 
     monkeypatch.setattr(drivers, "start_here", start_here)
     monkeypatch.setattr(drivers.LocalDriver, "alive", lambda _: True)
@@ -84,7 +84,7 @@ def pixels(image: Image.Image) -> np.ndarray:
 def test_a_job_that_has_run_gives_its_pictures(
     toy_job: ToyJob, stylizer: nst.Stylizer, tmp_path: Path
 ) -> None:
-    job = jobs.Client(home=toy_job.home.root).job(toy_job.book.job_id)
+    job = jobs.Client(home=toy_job.home.root).job(toy_job.local.job_id)
     assert (job.status(), job.done(), job.names) == ("succeeded", True, [NAME])
     results = job.result(timeout=0)
     assert list(results) == [NAME] and results.failed == {}
@@ -121,12 +121,12 @@ def test_submitted_jobs_are_futures(
     play_back = toy_job.play_back()
 
     def sleep(_: float) -> None:
-        play_back(toy_job.home, toy_job.home.book(job.id), 1)
+        play_back(toy_job.home, toy_job.home.job(job.id), 1)
 
     monkeypatch.setattr(api.time, "sleep", sleep)
     assert job.retry() == 1 and len(started) == 2
     assert job.status() == "queued"
-    original = jobs.Client(home=toy_job.home.root).job(toy_job.book.job_id).result()
+    original = jobs.Client(home=toy_job.home.root).job(toy_job.local.job_id).result()
     np.testing.assert_array_equal(pixels(job.result(30)[NAME]), pixels(original[NAME]))
     job.delete()
     with pytest.raises(InputError, match=job.id):
@@ -166,7 +166,7 @@ def test_a_job_that_stops_says_why(
     with pytest.raises(ClusterError, match="driver is gone"):
         job.result()
     state = JobState(status="failed", reason="no room for actors")
-    write_record(open_store(toy_job.home.book(job.id).store), layout.state(job.id), state)
+    write_record(open_store(toy_job.home.job(job.id).store), layout.state(job.id), state)
     with pytest.raises(ClusterError, match="no room for actors"):
         job.result()
     assert job.logs() == ""
@@ -201,7 +201,7 @@ def test_what_is_wrong_is_named_before_anything_is_submitted(
 class Started:
     """What a driver was started with."""
 
-    book: JobBook
+    local: LocalJob
     actors: int
     notify_url: str
 
@@ -211,8 +211,8 @@ def last(monkeypatch: pytest.MonkeyPatch) -> list[Started]:
     """Drivers do nothing; this tells what they were given."""
     seen: list[Started] = []
 
-    def start_here(home: Home, book: JobBook, actors: int, notify_url: str) -> None:
-        seen.append(Started(book, actors, notify_url))
+    def start_here(home: Home, local: LocalJob, actors: int, notify_url: str) -> None:
+        seen.append(Started(local, actors, notify_url))
 
     monkeypatch.setattr(drivers, "start_here", start_here)
     return seen
@@ -241,8 +241,8 @@ def test_what_is_not_given_is_configured_as_for_submit(
     user.write_text('quality = "toy"\n[submit]\nactors = 3\nsize = "32x16"\n'
                     'notify-url = "https://user.example"\n')  # fmt: skip
     client.submit(pairs)
-    assert (last[-1].book.quality, last[-1].actors) == ("toy", 3)
-    assert last[-1].notify_url == "https://user.example" and last[-1].book.size == Size(32, 16)
+    assert (last[-1].local.quality, last[-1].actors) == ("toy", 3)
+    assert last[-1].notify_url == "https://user.example" and last[-1].local.size == Size(32, 16)
     project.write_text("actors = 4")
     client.submit(pairs)
     assert last[-1].actors == 4
@@ -254,7 +254,7 @@ def test_what_is_not_given_is_configured_as_for_submit(
     assert last[-1].actors == 6
     client.submit(pairs, "toy", actors=7, notify_url="", size=(32, 32))
     assert last[-1].actors == 7 and last[-1].notify_url == ""
-    assert last[-1].book.size == Size(32, 32)
+    assert last[-1].local.size == Size(32, 32)
     project.write_text('quality = "nosuch"')
     with pytest.raises(InputError, match=f"{FILE}: quality: no quality level 'nosuch'"):
         client.submit(pairs, "toy")
@@ -262,7 +262,7 @@ def test_what_is_not_given_is_configured_as_for_submit(
     project.write_text("[retry]\nactors = 8")
     monkeypatch.setattr(drivers.LocalDriver, "alive", lambda _: False)
     monkeypatch.delenv("NST_BATCH_ACTORS")
-    job = client.job(last[-1].book.job_id)
+    job = client.job(last[-1].local.job_id)
     assert job.retry() == 1 and last[-1].actors == 8
     assert job.retry(actors=9, notify_url="https://now.example") == 1
     assert (last[-1].actors, last[-1].notify_url) == (9, "https://now.example")
@@ -279,15 +279,15 @@ def test_the_store_and_the_cluster_are_configured(
     monkeypatch.setenv("NST_BATCH_TRUST_PROJECT", "1")
     project.write_text(f'store = "{tmp_path / "configured"}"\nendpoint-url = "http://127.0.0.1:1"')
     job = jobs.Client(home=home).submit(pairs, "toy")
-    assert last[-1].book.store == str(tmp_path / "configured")
+    assert last[-1].local.store == str(tmp_path / "configured")
     job.delete()
     project.write_text('cluster = "http://127.0.0.1:1"\nlimit = 1')
     with pytest.raises(InputError, match="a cluster needs a store"):
         jobs.Client(home=home).submit(pairs, "toy")
-    before = toy_job.home.books()
+    before = toy_job.home.jobs()
     with pytest.raises(ClusterError, match=r"127\.0\.0\.1:1"):
         jobs.Client(tmp_path / "store", home=home).submit(pairs, "toy")
-    assert toy_job.home.books() == before, "nothing is encrypted for a cluster that is not there"
+    assert toy_job.home.jobs() == before, "nothing is encrypted for a cluster that is not there"
     jobs.Client(tmp_path / "store", cluster="", home=home).submit(pairs, "toy").delete()
     project.write_text("[submit]\nlimt = 1")
     with pytest.raises(InputError, match=r"submit\.limt: no option of submit; did you mean limit"):
@@ -340,7 +340,7 @@ def test_what_stylizer_encrypts_is_for_the_circuits_and_its_key(
 ) -> None:
     content, style = example("content"), example("style")
     sent = stylizer.encrypt(content, style)
-    assert (sent.key_id, sent.model_id) == (toy_job.book.key_id, toy_job.book.model_id)
+    assert (sent.key_id, sent.model_id) == (toy_job.local.key_id, toy_job.local.model_id)
     rgb, _ = read_picture(EXAMPLES / STYLE / f"{EXAMPLE}.jpg", Size.square(TOY_SIZE), "crop")
     for blob in (sent.content, sent.style):
         envelope = Envelope.unpack(blob, "picture")
@@ -356,7 +356,7 @@ def test_stylizer_decrypts_what_a_server_made(toy_job: ToyJob, stylizer: nst.Sty
     content, style = example("content"), example("style")
     parts = toy_job.parts()
     result = stylizer.decrypt(parts, content, style)
-    fetched = jobs.Client(home=toy_job.home.root).job(toy_job.book.job_id).result()
+    fetched = jobs.Client(home=toy_job.home.root).job(toy_job.local.job_id).result()
     np.testing.assert_array_equal(pixels(result), pixels(fetched[NAME]))
     damaged = parts[1][:-1] + bytes([parts[1][-1] ^ 1])
     with pytest.raises(CircuitError, match="row 1 of the result is damaged"):

@@ -40,7 +40,7 @@ from benchmarks import bytes as bytes_bench
 from benchmarks.bare import BareCalls, Stages, time_stages
 from benchmarks.dispatch import time_dispatch
 from benchmarks.measure import PeakMemory, RoleUse
-from jobs.client.home import Home, JobBook
+from jobs.client.home import Home, LocalJob
 from jobs.client.session import Session
 from jobs.execution.loading import job_plan
 from jobs.storage.records import TaskTrace, read_job, read_state
@@ -63,7 +63,7 @@ QUALITY = "toy"
 @pytest.fixture(scope="module")
 def bare(toy_job: ToyJob) -> Stages:
     """Bare calls of the toy's stages, once for all."""
-    return time_stages(toy_job.book.store, toy_job.book.job_id)
+    return time_stages(toy_job.local.store, toy_job.local.job_id)
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ class FakeProcess:
 def finished(
     toy_job: ToyJob,
     folder: Path,
-    book: JobBook,
+    local: LocalJob,
     actors: int,
     submit_s: float,
     watch: Callable[[int], AbstractContextManager[Any]] = lambda pid: nullcontext(),
@@ -125,9 +125,9 @@ def finished(
     """A job as if it had run: a PBS took a millisecond, and one task followed the other."""
     with watch(os.getpid()):
         pass
-    home, store = Home(folder / "home"), open_store(book.store)
-    toy_job.play_back()(home, book, actors)
-    job = read_job(store, book.job_id)
+    home, store = Home(folder / "home"), open_store(local.store)
+    toy_job.play_back()(home, local, actors)
+    job = read_job(store, local.job_id)
     plan = run.circuits(job_plan(store, job))
     seconds = {circuit.name: circuit.pbs_per_row / 1000 for circuit in plan.circuits}
     trace, now = [], 1000.0
@@ -144,10 +144,10 @@ def finished(
             )
         )
         now += task.seconds
-    state = read_state(store, book.job_id)
+    state = read_state(store, local.job_id)
     state = state.model_copy(update={"first_task": trace[0].start, "last_task": trace[-1].end})
     memory = PeakMemory(2, 1, {"driver": RoleUse(1, 1, 1.0)})
-    return run.Finished(Session(home, store), book, state, trace, memory, submit_s, 10.0)
+    return run.Finished(Session(home, store), local, state, trace, memory, submit_s, 10.0)
 
 
 def argue(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -223,7 +223,7 @@ def test_bare_calls_let_the_actors_stand_still(
 
 def test_sharing(toy_job: ToyJob) -> None:
     """Real processes and threads; processes with the same FFT must get the same bits."""
-    result = sharing.compare(toy_job.book.store, toy_job.book.job_id, 1)
+    result = sharing.compare(toy_job.local.store, toy_job.local.job_id, 1)
     assert len(result["calls_s"]["threads"]) == len(result["calls_s"]["processes"]) > 0
     assert min(result["rss_bytes"].values()) > 0
     assert result["calls_with_other_bits"]["processes"] == 0

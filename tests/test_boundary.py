@@ -154,7 +154,7 @@ target.write_bytes(Envelope(envelope.key_id, envelope.model_id, (result,)).pack(
 reading, writing = os.pipe()
 os.close(reading)
 try:
-    os.write(writing, b"to nobody")
+    os.write(writing, b"to no reader")
 except BrokenPipeError:
     print("alive")
 """

@@ -133,7 +133,7 @@ def test_unusable_stores(tmp_path: Path) -> None:
 
 @pytest.fixture
 def no_aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody has told this machine any credentials, and nothing is waited for."""
+    """This machine has no credentials, and nothing is waited for."""
     for name in [n for n in os.environ if n.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -210,13 +210,13 @@ def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], s
 def test_what_is_damaged_is_named_and_stops_nothing_else(
     submitted: Callable[[], str], shared_home: Path
 ) -> None:
-    key, book = (shared_home / "keys" / "bad", shared_home / "jobs" / "bad")
-    for folder, name in ((key, "key.json"), (book, "book.json")):
+    key, local = (shared_home / "keys" / "bad", shared_home / "jobs" / "bad")
+    for folder, name in ((key, "key.json"), (local, "job.json")):
         folder.mkdir(parents=True)
         (folder / name).write_text("{")
     job = submitted()
     try:
-        for command, damaged in (("keys", key / "key.json"), ("list", book / "book.json")):
+        for command, damaged in (("keys", key / "key.json"), ("list", local / "job.json")):
             result = run(command, *(["list"] if command == "keys" else []))
             assert result.exit_code == 0
             (line,) = result.stderr.splitlines()
@@ -224,7 +224,7 @@ def test_what_is_damaged_is_named_and_stops_nothing_else(
             assert "toy" in result.stdout
     finally:
         shutil.rmtree(key)
-        shutil.rmtree(book)
+        shutil.rmtree(local)
     assert run("delete", job, "--yes").exit_code == 0
 
 
@@ -274,7 +274,7 @@ def test_submit_status_fetch(tmp_path: Path, shared_home: Path) -> None:
     # A result row swapped for one under another key is an error of that pair only.
     rows = sorted((tmp_path / "store" / "jobs" / job["job"] / "results").glob("*/*/000.ct"))
     blob = rows[0].read_bytes()
-    key_id = json.loads((shared_home / "jobs" / job["job"] / "book.json").read_text())["key_id"]
+    key_id = json.loads((shared_home / "jobs" / job["job"] / "job.json").read_text())["key_id"]
     assert key_id.encode() in blob
     rows[0].write_bytes(blob.replace(key_id.encode(), b"0" * len(key_id)))
     result = run("fetch", job["job"], "--out", tmp_path / "again")

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from jobs.client.auto import choose
-from jobs.client.home import Home, JobBook
+from jobs.client.home import Home, LocalJob
 from jobs.execution.forecast import Offer, distinct_pairs
 from jobs.storage import layout
 from jobs.storage.records import JobRecord, TaskTrace, write_record
@@ -302,7 +302,7 @@ def traced(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store
     sides = {"width": plan.size.width, "height": plan.size.height, "model_id": plan.model_id}
     write_record(store, layout.job("j1"), JobRecord(**ids, **sides, pairs=[]))
     rest = {"store": store.url, "engine": plan.engine, "skipped": []}
-    own.save_book(JobBook(**ids, **sides, **rest, pairs=[]))
+    own.save_job(LocalJob(**ids, **sides, **rest, pairs=[]))
     tasks = [
         TaskTrace(stage=s.name, group="g", part=0, seconds=1, start=5, end=7, cpu_s=2)
         for s in plan.stages

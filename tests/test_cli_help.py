@@ -93,15 +93,15 @@ def completed(*words: str) -> set[str]:
 
 
 def test_what_is_completed(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs.client.home import Home, JobBook
+    from jobs.client.home import Home, LocalJob
 
     monkeypatch.setenv("NST_BATCH_HOME", str(tmp_path))
     for job_id in ("aa11", "ab22"):
-        book = JobBook(
+        local = LocalJob(
             job_id=job_id, created="2026-01-01", store="s", quality="low", key_id="k",
             model_id="c", width=32, height=32, engine="concrete", pairs=[], skipped=[],
         )  # fmt: skip
-        Home(tmp_path).save_book(book)
+        Home(tmp_path).save_job(local)
     assert completed("") == set(main.commands)
     assert completed("keys", "") == {"create", "list", "protect", "unprotect"}
     assert completed("submit", "--quality", "m") == completed("preview", "-q", "m") == {"mid"}

@@ -14,7 +14,7 @@ from PIL import Image
 
 from jobs.client.fetch import fetch, preview
 from jobs.client.gallery import GALLERY, SHEET
-from jobs.client.home import BOOK, PICTURES, Home, JobBook
+from jobs.client.home import JOB_FILE, PICTURES, Home, LocalJob
 from jobs.client.pairs import Skipped, find_pairs
 from jobs.client.pictures import Floats
 from jobs.client.preparation import PreparedPair, prepare, prepared_pairs
@@ -85,20 +85,20 @@ def test_a_pair_called_contact_sheet_keeps_its_result(model: Model, tmp_path: Pa
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2}', '{"format": 1}', "[" * 9999])
-def test_a_damaged_book_costs_only_its_own_job(
+def test_a_damaged_record_costs_only_its_own_job(
     toy_job: ToyJob, tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     home = Home(tmp_path)
-    home.save_job(toy_job.book, [])
-    home.save_book(toy_job.book.model_copy(update={"job_id": "broken"}))
-    damaged = tmp_path / "jobs" / "broken" / BOOK
+    home.add_job(toy_job.local, [])
+    home.save_job(toy_job.local.model_copy(update={"job_id": "broken"}))
+    damaged = tmp_path / "jobs" / "broken" / JOB_FILE
     damaged.write_text(text)
     with caplog.at_level(logging.WARNING, "nst-batch"):
-        assert home.books() == [toy_job.book]
+        assert home.jobs() == [toy_job.local]
     (message,) = caplog.messages
     assert str(damaged) in message and "\n" not in message
     with pytest.raises(InputError, match="broken"):
-        home.book("broken")
+        home.job("broken")
 
 
 def picture(seed: int, width: int = 8) -> Picture:
@@ -108,9 +108,9 @@ def picture(seed: int, width: int = 8) -> Picture:
 
 def test_pictures_of_a_job_are_read_one_by_one(toy_job: ToyJob, tmp_path: Path) -> None:
     home, kept = Home(tmp_path), [picture(0), picture(1, 16), picture(2)]
-    home.save_job(toy_job.book, kept)
-    path = tmp_path / "jobs" / toy_job.book.job_id / PICTURES
-    found = home.pictures(toy_job.book.job_id)
+    home.add_job(toy_job.local, kept)
+    path = tmp_path / "jobs" / toy_job.local.job_id / PICTURES
+    found = home.pictures(toy_job.local.job_id)
     assert len(found) == 3
     for i, each in enumerate(kept):
         np.testing.assert_array_equal(found[i].rgb, each.rgb)
@@ -120,7 +120,7 @@ def test_pictures_of_a_job_are_read_one_by_one(toy_job: ToyJob, tmp_path: Path) 
     data = bytearray(path.read_bytes())
     data[at : at + 20] = bytes(20)
     path.write_bytes(data)
-    found = home.pictures(toy_job.book.job_id)
+    found = home.pictures(toy_job.local.job_id)
     np.testing.assert_array_equal(found[0].rgb, kept[0].rgb)
     for position in (1, 3):
         with pytest.raises(InputError, match=f"{PICTURES} is missing or damaged"):
@@ -128,18 +128,18 @@ def test_pictures_of_a_job_are_read_one_by_one(toy_job: ToyJob, tmp_path: Path) 
     for text in (b"", b"junk"):
         path.write_bytes(text)
         with pytest.raises(InputError, match="missing or damaged"):
-            home.pictures(toy_job.book.job_id)
+            home.pictures(toy_job.local.job_id)
 
 
-def copied(job: ToyJob, folder: Path) -> tuple[Session, JobBook]:
+def copied(job: ToyJob, folder: Path) -> tuple[Session, LocalJob]:
     """The toy job as another client has it, to be changed."""
     home = Home(folder / "home")
     shutil.copytree(job.home.root, home.root)
-    return Session.open(home, job.book.store), home.book(job.book.job_id)
+    return Session.open(home, job.local.store), home.job(job.local.job_id)
 
 
-def fetched(session: Session, book: JobBook, out: Path) -> Floats:
-    report = fetch(session, book, out, force=True)
+def fetched(session: Session, local: LocalJob, out: Path) -> Floats:
+    report = fetch(session, local, out, force=True)
     assert report.done == [NAME], report.failed
     with Image.open(out / f"{NAME}.png") as image:
         return np.asarray(image)
@@ -148,27 +148,27 @@ def fetched(session: Session, book: JobBook, out: Path) -> Floats:
 def test_a_job_is_fetched_with_the_model_that_it_was_made_with(
     toy_job: ToyJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session, book = copied(toy_job, tmp_path)
+    session, local = copied(toy_job, tmp_path)
     monkeypatch.setitem(levels.LEVELS, "toy", toy_job.level)
-    before = fetched(session, book, tmp_path / "before")
+    before = fetched(session, local, tmp_path / "before")
 
     # The level has other weights now, the last layer among them.
     level = toy_level(toy_weights(tmp_path / "other.safetensors", seed=1))
     monkeypatch.setitem(levels.LEVELS, "toy", level)
-    assert Model.load("toy", session.home.models).model_id != book.model_id
-    np.testing.assert_array_equal(fetched(session, book, tmp_path / "after"), before)
-    assert {path.name for path in session.home.models.iterdir()} == {book.model_id}
+    assert Model.load("toy", session.home.models).model_id != local.model_id
+    np.testing.assert_array_equal(fetched(session, local, tmp_path / "after"), before)
+    assert {path.name for path in session.home.models.iterdir()} == {local.model_id}
 
-    shutil.rmtree(session.home.models / book.model_id)
-    with pytest.raises(CircuitError, match=f"{book.model_id} is not in .* the version that subm"):
-        fetch(session, book, tmp_path / "gone", force=False)
+    shutil.rmtree(session.home.models / local.model_id)
+    with pytest.raises(CircuitError, match=f"{local.model_id} is not in .* the version that subm"):
+        fetch(session, local, tmp_path / "gone", force=False)
 
 
 def test_a_picture_that_is_lost_costs_its_pair_only(
     toy_job: ToyJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session, book = copied(toy_job, tmp_path)
+    session, local = copied(toy_job, tmp_path)
     monkeypatch.setitem(levels.LEVELS, "toy", toy_job.level)
-    twice = [*book.pairs, book.pairs[0].model_copy(update={"name": "lost", "content": 7})]
-    report = fetch(session, book.model_copy(update={"pairs": twice}), tmp_path / "out", False)
+    twice = [*local.pairs, local.pairs[0].model_copy(update={"name": "lost", "content": 7})]
+    report = fetch(session, local.model_copy(update={"pairs": twice}), tmp_path / "out", False)
     assert report.done == [NAME] and "missing or damaged" in report.failed["lost"]

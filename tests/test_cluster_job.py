@@ -60,24 +60,24 @@ def test_jobs_on_a_cluster(
     assert result.exit_code == 0, result.output
     assert f"ok    cluster  {jobs_api} answers" in run("doctor", "--cluster", jobs_api).output
     home = Home(tmp_path / "home")
-    (book,) = home.books()
-    assert book.job_id in result.output and book.driver_pid == 0
+    (local,) = home.jobs()
+    assert local.job_id in result.output and local.driver_pid == 0
 
-    result = run("status", book.job_id, "--watch")
-    assert result.exit_code == 0, result.output + run("logs", book.job_id).output
-    store = open_store(book.store)
-    state = read_state(store, book.job_id)
+    result = run("status", local.job_id, "--watch")
+    assert result.exit_code == 0, result.output + run("logs", local.job_id).output
+    store = open_store(local.store)
+    state = read_state(store, local.job_id)
     assert (state.status, state.actors) == ("succeeded", 2)
-    assert run("fetch", book.job_id, "--out", out).exit_code == 0
+    assert run("fetch", local.job_id, "--out", out).exit_code == 0
     assert (out / "sea.png").is_file()
-    logs = run("logs", book.job_id)
+    logs = run("logs", local.job_id)
     assert logs.exit_code == 0 and "Traceback" not in logs.output
     for secret in (s3_server.secret_key, "correct horse battery"):
         assert secret not in logs.output
 
     # Another one, stopped as soon as it computes.
     assert run(*submit).exit_code == 0
-    (second,) = [b for b in home.books() if b.job_id != book.job_id]
+    (second,) = [b for b in home.jobs() if b.job_id != local.job_id]
     deadline = time.monotonic() + PATIENCE
     while not read_state(store, second.job_id).seconds_done:
         assert time.monotonic() < deadline, run("logs", second.job_id).output
@@ -87,7 +87,7 @@ def test_jobs_on_a_cluster(
     assert result.exit_code == 0 and "cancelled" in result.output
     assert time.monotonic() - asked < 30
     statuses = {row["job"]: row["status"] for row in json.loads(run("list", "--json").stdout)}
-    assert statuses == {book.job_id: "succeeded", second.job_id: "cancelled"}
+    assert statuses == {local.job_id: "succeeded", second.job_id: "cancelled"}
 
     for job in statuses:
         assert run("delete", job, "--yes").exit_code == 0

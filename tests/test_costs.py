@@ -8,7 +8,7 @@ import pytest
 
 from jobs.client.costs import PairCost, pair_costs
 from jobs.client.facts import job_summary, pair_facts, waiting_note
-from jobs.client.home import BookPair, JobBook
+from jobs.client.home import LocalJob, LocalPair
 from jobs.execution.driver import run_job
 from jobs.storage.records import JobState, PairState, read_trace
 from jobs.storage.store import Store, open_store
@@ -16,10 +16,12 @@ from tests.fakes import PLAN, fake_executor, fake_job
 from tests.plans import grid_of_pairs
 
 PAIRS = [
-    BookPair(pair_id=p.pair_id, name=p.pair_id, content=0, style=int(p.style[1:]), box=(0, 0, 1, 1))
+    LocalPair(
+        pair_id=p.pair_id, name=p.pair_id, content=0, style=int(p.style[1:]), box=(0, 0, 1, 1)
+    )
     for p in grid_of_pairs(2, 2)
 ]
-BOOK = JobBook(
+LOCAL = LocalJob(
     job_id="job",
     created="2026-01-02T03:04:05+00:00",
     store="",
@@ -67,14 +69,14 @@ def test_facts_of_a_pair() -> None:
 
 
 def test_why_a_pair_waits() -> None:
-    assert waiting_note(BOOK, PairState("queued")) == "queued"
-    assert waiting_note(BOOK, PairState("failed", "no Ray")) == (
+    assert waiting_note(LOCAL, PairState("queued")) == "queued"
+    assert waiting_note(LOCAL, PairState("failed", "no Ray")) == (
         "failed (no Ray); go on with: nst-batch retry job"
     )
 
 
 def test_summary_of_a_job() -> None:
-    waiting = dict(job_summary(BOOK, JobState()).facts)
+    waiting = dict(job_summary(LOCAL, JobState()).facts)
     assert waiting == {
         "job": "job",
         "quality": "toy, 36 × 20 pixels",
@@ -89,8 +91,8 @@ def test_summary_of_a_job() -> None:
         actors=2,
         reason="disk full",
     )
-    facts = dict(job_summary(BOOK, state).facts)
+    facts = dict(job_summary(LOCAL, state).facts)
     assert facts["computed"] == "in 1 min 30 s on 2 actors"
     assert (facts["state"], facts["stopped"]) == ("failed", "disk full")
     state.reason = ""
-    assert dict(job_summary(BOOK, state).facts)["state"] == "ended, pairs failed"
+    assert dict(job_summary(LOCAL, state).facts)["state"] == "ended, pairs failed"

@@ -116,8 +116,8 @@ def test_stores_out_of_reach(s3_server: S3Server, monkeypatch: pytest.MonkeyPatc
     (line,) = findings(result)
     assert result.exit_code == 3 and "aws s3 mb s3://no-such-bucket" in line
 
-    nobody = f"http://127.0.0.1:{free_ports(1)[0]}"
-    result = diagnosed("--store", f"s3://{BUCKET}/a", "--endpoint-url", nobody)
+    silent = f"http://127.0.0.1:{free_ports(1)[0]}"
+    result = diagnosed("--store", f"s3://{BUCKET}/a", "--endpoint-url", silent)
     (line,) = findings(result)
     assert result.exit_code == 3 and "does not answer" in line and "--endpoint-url" in line
 

@@ -64,7 +64,7 @@ def test_what_fails_in_a_process_is_raised_here() -> None:
         list(spread(range(4), refuses, 2))
 
 
-def test_nobody_works_on_when_the_rest_is_not_wanted() -> None:
+def test_no_process_works_on_when_the_rest_is_not_wanted() -> None:
     out = spread(range(10**6), process_and_item, 2)
     workers = {int(next(out).split()[0]) for _ in range(2)}
     out.close()

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.client.fetch import doubt, fetch
-from jobs.client.home import Home, JobBook
+from jobs.client.home import Home, LocalJob
 from jobs.client.pair_log import stages_of
 from jobs.client.pairs import find_pairs
 from jobs.client.preparation import prepare
@@ -98,7 +98,7 @@ class Ended:
     """A job of two pairs that has ended, with the keys of what a client reads of it."""
 
     session: Session
-    book: JobBook
+    book: LocalJob
     keys: list[str]
     out: Path
 
@@ -268,17 +268,17 @@ def test_results_that_are_not_of_their_pictures_are_doubted_on_the_client_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setitem(levels.LEVELS, "toy", toy_job.level)
-    honest = fetch(toy_job.session, toy_job.book, tmp_path / "honest", force=False)
+    honest = fetch(toy_job.session, toy_job.local, tmp_path / "honest", force=False)
     assert honest.done == [NAME] and not honest.doubtful and not caplog.messages
-    kept = toy_job.home.pictures(toy_job.book.job_id)
+    kept = toy_job.home.pictures(toy_job.local.job_id)
     home = Home(tmp_path / "home")
     home.root.mkdir()
     for name in ("keys", "models"):
         (home.root / name).symlink_to(toy_job.home.root / name)
-    home.save_job(toy_job.book, [Picture(kept[i].rgb[:, ::-1].copy()) for i in range(len(kept))])
+    home.add_job(toy_job.local, [Picture(kept[i].rgb[:, ::-1].copy()) for i in range(len(kept))])
     store = toy_job.session.store
     before = store.list("")
-    report = fetch(Session(home, store), toy_job.book, tmp_path / "out", force=False)
+    report = fetch(Session(home, store), toy_job.local, tmp_path / "out", force=False)
     assert report.done == report.doubtful == [NAME]
     (message,) = caplog.messages
     assert NAME in message and "Do not report this" in message

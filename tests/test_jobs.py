@@ -12,11 +12,12 @@ import pytest
 from ray.exceptions import AuthenticationError
 
 from jobs.client import drivers, lifecycle
-from jobs.client.drivers import ClusterDriver, LocalDriver, Place
-from jobs.client.home import BOOK, BookPair, Home, JobBook
+from jobs.client.drivers import ClusterDriver, LocalDriver
+from jobs.client.home import JOB_FILE, Home, LocalJob, LocalPair
 from jobs.client.pictures import Box
 from jobs.client.session import Session
 from jobs.execution.driver import run_job
+from jobs.options import Target
 from jobs.storage import layout
 from jobs.storage.records import (
     STALE_AFTER,
@@ -33,7 +34,7 @@ from tests.command_line import refused, run
 from tests.fakes import PLAN, fake_executor, fake_job
 from tests.plans import grid_of_pairs
 
-NOBODY = "http://127.0.0.1:9"
+SILENT = "http://127.0.0.1:9"
 """A port that no Jobs API has."""
 BOX = Box(0, 0, PLAN.size.width, PLAN.size.height)
 
@@ -54,9 +55,9 @@ def session(home: Home, store: Store) -> Session:
     return Session(home, store)
 
 
-def book_of(home: Home, store: Store, job: JobRecord) -> JobBook:
+def local_job_of(home: Home, store: Store, job: JobRecord) -> LocalJob:
     """Remember a job as if it had been submitted from here."""
-    book = JobBook(
+    local = LocalJob(
         job_id=job.job_id,
         created=job.created,
         store=store.url,
@@ -67,18 +68,18 @@ def book_of(home: Home, store: Store, job: JobRecord) -> JobBook:
         key_id=job.key_id,
         model_id=job.model_id,
         pairs=[
-            BookPair(pair_id=p.pair_id, name=f"name of {p.pair_id}", content=0, style=0, box=BOX)
+            LocalPair(pair_id=p.pair_id, name=f"name of {p.pair_id}", content=0, style=0, box=BOX)
             for p in job.pairs
         ],
         skipped=[],
     )
-    home.save_book(book)
-    return book
+    home.save_job(local)
+    return local
 
 
 @pytest.fixture
-def book(home: Home, store: Store) -> JobBook:
-    return book_of(home, store, fake_job(store, pairs=grid_of_pairs(2, 1)))
+def local(home: Home, store: Store) -> LocalJob:
+    return local_job_of(home, store, fake_job(store, pairs=grid_of_pairs(2, 1)))
 
 
 @pytest.fixture
@@ -86,9 +87,9 @@ def drive(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Drivers run in this process, to their end; returns what they were given as actors."""
     started: list[int] = []
 
-    def start_here(_: Home, book: JobBook, actors: int, *__: object) -> None:
+    def start_here(_: Home, local: LocalJob, actors: int, *__: object) -> None:
         started.append(actors)
-        run_job(store, read_job(store, book.job_id), fake_executor(), actors)
+        run_job(store, read_job(store, local.job_id), fake_executor(), actors)
 
     monkeypatch.setattr(drivers, "start_here", start_here)
     return started
@@ -112,7 +113,7 @@ def process_of(job: str) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_a_job_from_retry_to_its_end(home: Home, book: JobBook, drive: list[int]) -> None:
+def test_a_job_from_retry_to_its_end(home: Home, local: LocalJob, drive: list[int]) -> None:
     assert set(shown().values()) == {"submitted"}
     assert "retry job" in run("status", "job").output
     result = run("retry", "job", "--actors", "3")
@@ -132,7 +133,7 @@ def test_failed_pairs_are_tried_again_only_if_asked(
     home: Home, store: Store, drive: list[int]
 ) -> None:
     pairs = grid_of_pairs(2, 1)
-    book_of(home, store, fake_job(store, pairs=pairs, poisoned="c1"))
+    local_job_of(home, store, fake_job(store, pairs=pairs, poisoned="c1"))
     assert run("retry", "job").exit_code == 1
     assert shown() == {"name of p00": "succeeded", "name of p10": "failed"}
     assert "refused" in run("status", "job").output
@@ -146,7 +147,7 @@ def test_failed_pairs_are_tried_again_only_if_asked(
     assert read_marks(store, fake_job(store, pairs=pairs)).ended["p00"] == kept
 
 
-def test_a_cancelled_job_can_be_taken_up(store: Store, book: JobBook, drive: list[int]) -> None:
+def test_a_cancelled_job_can_be_taken_up(store: Store, local: LocalJob, drive: list[int]) -> None:
     result = run("cancel", "job")
     assert result.exit_code == 0 and "cancelled, 0/2" in result.output
     assert set(shown().values()) == {"cancelled"}
@@ -159,24 +160,24 @@ def test_a_cancelled_job_can_be_taken_up(store: Store, book: JobBook, drive: lis
 
 
 def test_a_driver_that_does_not_listen_is_ended(
-    session: Session, home: Home, store: Store, book: JobBook
+    session: Session, home: Home, store: Store, local: LocalJob
 ) -> None:
     process = process_of("job")
     try:
-        home.save_book(book.model_copy(update={"driver_pid": process.pid}))
+        home.save_job(local.model_copy(update={"driver_pid": process.pid}))
         set_state(store, status="running")
-        assert lifecycle.cancel(session, home.book("job"), patience=0.2).status == "cancelled"
+        assert lifecycle.cancel(session, home.job("job"), patience=0.2).status == "cancelled"
         assert process.wait(20) != 0
     finally:
         process.kill()
 
 
 def test_a_job_at_work_is_left_alone(
-    home: Home, store: Store, book: JobBook, drive: list[int]
+    home: Home, store: Store, local: LocalJob, drive: list[int]
 ) -> None:
     process = process_of("job")
     try:
-        home.save_book(book.model_copy(update={"driver_pid": process.pid}))
+        home.save_job(local.model_copy(update={"driver_pid": process.pid}))
         set_state(store, status="running")
         refused(run("retry", "job"), "is running", "cancel")
         refused(run("delete", "job", "--yes"), "is running", "cancel")
@@ -191,10 +192,12 @@ def test_a_job_at_work_is_left_alone(
     assert run("retry", "job").exit_code == 0 and len(drive) == 1
 
 
-def test_a_process_that_got_the_drivers_number_is_not_the_driver(home: Home, book: JobBook) -> None:
+def test_a_process_that_got_the_drivers_number_is_not_the_driver(
+    home: Home, local: LocalJob
+) -> None:
     process = process_of("other")
     try:
-        driver = LocalDriver(home, book.model_copy(update={"driver_pid": process.pid}))
+        driver = LocalDriver(home, local.model_copy(update={"driver_pid": process.pid}))
         assert not driver.alive()
         driver.stop()
         assert process.poll() is None
@@ -203,46 +206,46 @@ def test_a_process_that_got_the_drivers_number_is_not_the_driver(home: Home, boo
 
 
 def test_a_silent_cluster_is_judged_by_the_sign_of_life(
-    session: Session, home: Home, store: Store, book: JobBook
+    session: Session, home: Home, store: Store, local: LocalJob
 ) -> None:
-    book = book.model_copy(update={"cluster": NOBODY, "submission": "s"})
-    home.save_book(book)
-    driver = ClusterDriver(book)
+    local = local.model_copy(update={"cluster": SILENT, "submission": "s"})
+    home.save_job(local)
+    driver = ClusterDriver(local)
     set_state(store, status="running")
-    assert lifecycle.at_work(store, book, read_state(store, "job"), driver)
+    assert lifecycle.at_work(store, local, read_state(store, "job"), driver)
     late = JobState(status="running", heartbeat=store.clock() - STALE_AFTER - 1)
     write_record(store, layout.state("job"), late)
-    assert not lifecycle.at_work(store, book, late, driver)
+    assert not lifecycle.at_work(store, local, late, driver)
     assert "driver gone" in run("status", "job").output
-    # Nobody can stop it, and nobody need to.
-    assert lifecycle.cancel(session, book).status == "cancelled"
-    refused(run("logs", "job"), NOBODY, "--cluster", code=3)
+    # It cannot be stopped, and need not be.
+    assert lifecycle.cancel(session, local).status == "cancelled"
+    refused(run("logs", "job"), SILENT, "--cluster", code=3)
 
 
 def test_a_cluster_that_does_not_answer(
-    home: Home, store: Store, book: JobBook, drive: list[int]
+    home: Home, store: Store, local: LocalJob, drive: list[int]
 ) -> None:
-    refused(run("retry", "job", "--cluster", NOBODY), NOBODY, code=3)
+    refused(run("retry", "job", "--cluster", SILENT), SILENT, code=3)
     assert read_state(store, "job").status == "submitted" and not drive
     refused(run("retry", "job", "--cluster", "ftp://x"), "ftp://x", "http://host:8265")
     # Of two places the last one counts.
-    assert run("retry", "job", "--cluster", NOBODY, "--here").exit_code == 0 and drive
+    assert run("retry", "job", "--cluster", SILENT, "--here").exit_code == 0 and drive
 
 
 def test_a_retry_of_failed_pairs_asks_the_cluster_before_it_deletes_their_markers(
     session: Session, drive: list[int]
 ) -> None:
     pairs = grid_of_pairs(2, 1)
-    book_of(session.home, session.store, fake_job(session.store, pairs=pairs, poisoned="c1"))
+    local_job_of(session.home, session.store, fake_job(session.store, pairs=pairs, poisoned="c1"))
     assert run("retry", "job").exit_code == 1
     before = session.store.list("")
-    refused(run("retry", "job", "--failed", "--cluster", NOBODY), NOBODY, code=3)
+    refused(run("retry", "job", "--failed", "--cluster", SILENT), SILENT, code=3)
     assert session.store.list("") == before and "name of p10" in shown()
     assert run("status", "job").exit_code == 1 and len(drive) == 1
 
 
 def test_what_a_cluster_is_told(
-    session: Session, home: Home, store: Store, book: JobBook, monkeypatch: pytest.MonkeyPatch
+    session: Session, home: Home, store: Store, local: LocalJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Store and ids, and nothing of this machine."""
     told: list[dict[str, object]] = []
@@ -258,21 +261,21 @@ def test_what_a_cluster_is_told(
     monkeypatch.setattr(drivers.socket, "create_connection", lambda *_: socket.socket())
     monkeypatch.setenv("NST_BATCH_PASSPHRASE", "correct horse")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
-    book = book.model_copy(update={"store": "s3://bucket/a?region=r&profile=mine"})
-    drivers.start(session, book, Place("127.0.0.1:1", "/opt/the python"), 0)
+    local = local.model_copy(update={"store": "s3://bucket/a?region=r&profile=mine"})
+    drivers.start(session, local, Target("127.0.0.1:1", "/opt/the python"), 0)
     ((entrypoint, submission),) = [(t.pop("entrypoint"), t.pop("submission_id")) for t in told]
     assert told == [{}]
     assert entrypoint == (
         "'/opt/the python' -m jobs.execution.driver 's3://bucket/a?region=r' job --actors 0 "
         "--cluster"
     )
-    saved = home.book("job")
+    saved = home.job("job")
     assert (saved.cluster, saved.cluster_python) == ("127.0.0.1:1", "/opt/the python")
     assert saved.submission == submission and "job" in str(submission)
 
 
 def test_a_cluster_that_has_just_started_is_waited_for(
-    session: Session, home: Home, book: JobBook, monkeypatch: pytest.MonkeyPatch
+    session: Session, home: Home, local: LocalJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray's head answers before it knows of a node that could take a job."""
     says = "Request failed with status code 500: No available agent to submit job"
@@ -291,17 +294,17 @@ def test_a_cluster_that_has_just_started_is_waited_for(
     monkeypatch.setattr("ray.job_submission.JobSubmissionClient", Client)
     monkeypatch.setattr(drivers.socket, "create_connection", lambda *_: socket.socket())
     monkeypatch.setattr(drivers, "AGENT_EVERY", 0)
-    drivers.start(session, book, Place("127.0.0.1:1"), 0)
-    assert len(asked) == 3 and home.book("job").submission
+    drivers.start(session, local, Target("127.0.0.1:1"), 0)
+    assert len(asked) == 3 and home.job("job").submission
     monkeypatch.setattr(drivers, "AGENT_SECONDS", 0)
     asked.clear()
     with pytest.raises(ClusterError, match=says):
-        drivers.start(session, book, Place("127.0.0.1:1"), 0)
+        drivers.start(session, local, Target("127.0.0.1:1"), 0)
     assert len(asked) == 1
 
 
 def test_a_token_that_is_missing_is_one_line(
-    book: JobBook, drive: list[int], monkeypatch: pytest.MonkeyPatch
+    local: LocalJob, drive: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What Ray raises then is no error of Python's."""
 
@@ -316,13 +319,13 @@ def test_a_token_that_is_missing_is_one_line(
     assert not drive
 
 
-def test_logs_are_shown_without_what_steers_terminals(home: Home, book: JobBook) -> None:
+def test_logs_are_shown_without_what_steers_terminals(home: Home, local: LocalJob) -> None:
     assert run("logs", "job").output == ""
     home.driver_log("job").write_text("one\x1b[2J\ttwo\nthree")
     assert run("logs", "job").output == "one [2J two\nthree"
 
 
-def test_logs_are_shown_without_what_ray_s_object_store_says(home: Home, book: JobBook) -> None:
+def test_logs_are_shown_without_what_ray_s_object_store_says(home: Home, local: LocalJob) -> None:
     dump = (
         "Plasma Store Usage:\n- objects spillable: 28\n- bytes in use: 681107\n\n"
         "- objects created by worker: 28\n\nEviction Stats:\n(global lru) used: 0%\n"
@@ -333,21 +336,21 @@ def test_logs_are_shown_without_what_ray_s_object_store_says(home: Home, book: J
 
 
 def test_a_deleted_job_leaves_nothing(
-    home: Home, store: Store, book: JobBook, drive: list[int]
+    home: Home, store: Store, local: LocalJob, drive: list[int]
 ) -> None:
     run("retry", "job")
     store.write(layout.result_part("job", "dead", "p00", 0), b"an orphan")
     refused(run("delete", "job"), "--yes")
-    assert home.books()
+    assert home.jobs()
     result = run("delete", "job", "--yes")
     assert result.exit_code == 0, result.output
     assert store.list("") == [layout.STORE]
-    assert home.books() == [] and not (home.root / "jobs" / "job").exists()
+    assert home.jobs() == [] and not (home.root / "jobs" / "job").exists()
     refused(run("status", "job"), "job")
 
 
-def test_what_other_jobs_use_outlives_a_job(home: Home, store: Store, book: JobBook) -> None:
-    book_of(home, store, fake_job(store, "other", grid_of_pairs(1, 1)))
+def test_what_other_jobs_use_outlives_a_job(home: Home, store: Store, local: LocalJob) -> None:
+    local_job_of(home, store, fake_job(store, "other", grid_of_pairs(1, 1)))
     assert run("delete", "job", "--yes").exit_code == 0
     for key in (
         layout.model_server(PLAN.model_id),
@@ -357,31 +360,31 @@ def test_what_other_jobs_use_outlives_a_job(home: Home, store: Store, book: JobB
     ):
         assert store.exists(key)
     assert not any(key.startswith("jobs/job/") for key in store.list(""))
-    # Of a job of another version nobody knows what it uses.
+    # What a job of another version uses is not known.
     store.write(layout.job("newer"), b'{"format": 99}')
     assert run("delete", "other", "--yes").exit_code == 0
     assert store.exists(layout.evaluation_keys("key"))
     store.delete(layout.job("newer"))
-    book_of(home, store, fake_job(store, "last", grid_of_pairs(1, 1)))
+    local_job_of(home, store, fake_job(store, "last", grid_of_pairs(1, 1)))
     assert run("delete", "last", "--yes").exit_code == 0
     assert store.list("") == [layout.STORE]
 
 
 def test_a_job_whose_upload_broke_off_can_only_be_deleted(
-    home: Home, store: Store, book: JobBook, drive: list[int]
+    home: Home, store: Store, local: LocalJob, drive: list[int]
 ) -> None:
     store.delete(layout.job("job"))
     assert "not uploaded" in run("status", "job").output
     refused(run("retry", "job"), "delete job")
     assert run("delete", "job", "--yes").exit_code == 0
-    assert store.list("") == [layout.STORE] and home.books() == []
+    assert store.list("") == [layout.STORE] and home.jobs() == []
 
 
 def test_a_store_that_is_away_hides_no_other_jobs(
-    home: Home, store: Store, book: JobBook, tmp_path: Path
+    home: Home, store: Store, local: LocalJob, tmp_path: Path
 ) -> None:
     other = open_store(str(tmp_path / "elsewhere"), create=True)
-    book_of(home, other, fake_job(other, "second", grid_of_pairs(1, 1)))
+    local_job_of(home, other, fake_job(other, "second", grid_of_pairs(1, 1)))
     (tmp_path / "elsewhere").rename(tmp_path / "away")
     result = run("list", "--json")
     assert result.exit_code == 3
@@ -390,26 +393,26 @@ def test_a_store_that_is_away_hides_no_other_jobs(
 
 
 def test_missing_shared_objects_are_uploaded_again(
-    home: Home, store: Store, book: JobBook, drive: list[int]
+    home: Home, store: Store, local: LocalJob, drive: list[int]
 ) -> None:
-    store.delete(layout.model_server(book.model_id))
-    refused(run("retry", "job"), book.model_id)
-    folder = home.models / book.model_id
+    store.delete(layout.model_server(local.model_id))
+    refused(run("retry", "job"), local.model_id)
+    folder = home.models / local.model_id
     folder.mkdir(parents=True)
     (folder / "server.zip").write_bytes(b"model")
     (home.keys / "key").mkdir(parents=True)
     (home.keys / "key" / "evaluation.key").write_bytes(b"good keys")
     assert run("retry", "job").exit_code == 0
-    assert store.read(layout.model_server(book.model_id)) == b"model"
+    assert store.read(layout.model_server(local.model_id)) == b"model"
     # What was there is replaced if it is not what this machine has.
     assert store.read(layout.evaluation_keys("key")) == b"good keys"
 
 
-def test_a_damaged_book_stops_no_other_job(
-    session: Session, book: JobBook, drive: list[int]
+def test_a_damaged_record_stops_no_other_job(
+    session: Session, local: LocalJob, drive: list[int]
 ) -> None:
-    session.home.save_book(book.model_copy(update={"job_id": "broken"}))
-    damaged = session.home.root / "jobs" / "broken" / BOOK
+    session.home.save_job(local.model_copy(update={"job_id": "broken"}))
+    damaged = session.home.root / "jobs" / "broken" / JOB_FILE
     damaged.write_text("{")
     listed = run("list", "--json")
     assert listed.exit_code == 0 and [row["job"] for row in json.loads(listed.stdout)] == ["job"]
@@ -425,10 +428,10 @@ def test_unknown_jobs(home: Home, command: tuple[str, ...]) -> None:
 
 
 def test_the_list_says_when_jobs_were_made_and_what_to_do_without_any(
-    home: Home, store: Store, book: JobBook
+    home: Home, store: Store, local: LocalJob
 ) -> None:
-    book = book.model_copy(update={"created": "2026-11-26T13:32:59+00:00"})
-    home.save_book(book)
+    local = local.model_copy(update={"created": "2026-11-26T13:32:59+00:00"})
+    home.save_job(local)
     assert "2026-11-26 13:32" in run("list").output
     home.forget("job")
     assert "nst-batch submit" in run("list").output
@@ -441,11 +444,11 @@ def test_watching_needs_a_job(home: Home) -> None:
 
 
 def test_cancelling_waits_for_the_driver(
-    session: Session, home: Home, store: Store, book: JobBook, monkeypatch: pytest.MonkeyPatch
+    session: Session, home: Home, store: Store, local: LocalJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = process_of("job")
     try:
-        home.save_book(book.model_copy(update={"driver_pid": process.pid}))
+        home.save_job(local.model_copy(update={"driver_pid": process.pid}))
         set_state(store, status="running")
         waits: list[float] = []
 
@@ -455,7 +458,7 @@ def test_cancelling_waits_for_the_driver(
             set_state(store, status="cancelled", pairs_done=1)
 
         monkeypatch.setattr(lifecycle.time, "sleep", stops)
-        state = lifecycle.cancel(session, home.book("job"))
+        state = lifecycle.cancel(session, home.job("job"))
         assert (state.status, state.pairs_done) == ("cancelled", 1)
         assert len(waits) == 1 and process.poll() is None
     finally:
@@ -463,10 +466,10 @@ def test_cancelling_waits_for_the_driver(
 
 
 def test_a_driver_that_cannot_be_ended_is_not_called_cancelled(
-    session: Session, store: Store, book: JobBook
+    session: Session, store: Store, local: LocalJob
 ) -> None:
-    book = book.model_copy(update={"cluster": NOBODY, "submission": "s"})
+    local = local.model_copy(update={"cluster": SILENT, "submission": "s"})
     set_state(store, status="running")
     with pytest.raises(ClusterError):
-        lifecycle.cancel(session, book, patience=0.1)
+        lifecycle.cancel(session, local, patience=0.1)
     assert read_state(store, "job").status == "running"

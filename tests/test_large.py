@@ -13,7 +13,7 @@ from PIL import Image
 import jobs
 import nst
 from jobs.client import drivers
-from jobs.client.home import Home, JobBook
+from jobs.client.home import Home, LocalJob
 from jobs.client.pictures import Box, read_picture
 from jobs.execution.driver import run_job
 from jobs.execution.inprocess import InProcessExecutor
@@ -196,10 +196,10 @@ def test_another_size_is_encrypted_computed_and_cut_out(
     """A whole job of a picture that is no square, really encrypted, against its preview."""
     monkeypatch.setitem(levels.LEVELS, "toy", toy_job.level)
 
-    def start_here(_: Home, book: JobBook, actors: int, *__: object) -> None:
-        store = open_store(book.store)
-        loader = EvaluatorLoader(store.url, book.model_id, book.key_id)
-        record = read_job(store, book.job_id)
+    def start_here(_: Home, local: LocalJob, actors: int, *__: object) -> None:
+        store = open_store(local.store)
+        loader = EvaluatorLoader(store.url, local.model_id, local.key_id)
+        record = read_job(store, local.job_id)
         state = run_job(store, record, InProcessExecutor(loader()), actors)
         plan = job_plan(store, record)
         assert isinstance(plan, CircuitPlan)
@@ -225,8 +225,8 @@ def test_another_size_is_encrypted_computed_and_cut_out(
     with Image.open(tmp_path / "out" / "cat.png") as picture:
         assert picture.size == SIZE
     # What a server computes for a Stylizer of another size does not pass for one of this.
-    store, book = open_store(str(tmp_path / "store")), client.home.book(job.id)
-    keys = [k for k in store.list(layout.results(job.id)) if book.pairs[0].pair_id in k]
+    store, local = open_store(str(tmp_path / "store")), client.home.job(job.id)
+    keys = [k for k in store.list(layout.results(job.id)) if local.pairs[0].pair_id in k]
     with pytest.raises(CircuitError, match="has 5 rows of 10 cells, not 6 of 10"):
         stylizer.decrypt([store.read(key) for key in sorted(keys)[:-1]], *pictures)
 

@@ -23,7 +23,7 @@ def test_the_cells_run_in_order(
     monkeypatch.setenv("NST_BATCH_HOME", str(toy_job.home.root))
     monkeypatch.delenv("NST_BATCH_PASSPHRASE", raising=False)
     monkeypatch.setattr(drivers, "start_here", toy_job.play_back())
-    before = toy_job.home.books()
+    before = toy_job.home.jobs()
     names: dict[str, object] = {}
     cells = json.loads(NOTEBOOK.read_text())["cells"]
     for number, cell in enumerate(cells):
@@ -32,7 +32,7 @@ def test_the_cells_run_in_order(
     assert list(names["results"]) == [EXAMPLE]  # type: ignore[call-overload]
     assert 20 < float(str(names["psnr"])) < 60
     assert "dB PSNR" in capsys.readouterr().out
-    assert toy_job.home.books() == before
+    assert toy_job.home.jobs() == before
 
 
 def test_it_is_small_and_shows_pictures_of_a_run_without_errors() -> None:

@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 
 from jobs.client import drivers
-from jobs.client.home import Home, JobBook
+from jobs.client.home import Home, LocalJob
 from jobs.client.session import Session
 from jobs.execution import notify as notifying
 from jobs.execution.driver import tell_the_end, walk_job
 from jobs.execution.notify import URL_VARIABLE, message, notify
 from jobs.execution.recorder import Recorder
+from jobs.options import Target
 from jobs.storage.records import JobState
 from jobs.storage.store import open_store
 from tests.command_line import refused, run
@@ -132,18 +133,18 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 
 
 @pytest.fixture
-def book(home: Home) -> JobBook:
+def local(home: Home) -> LocalJob:
     store = open_store(str(home.store), create=True)
-    book = JobBook(
+    local = LocalJob(
         job_id="job", created="", store=store.url, quality="toy", width=32, height=32,
         engine="fake", key_id="k", model_id="c", pairs=[], skipped=[],
     )  # fmt: skip
-    home.save_book(book)
-    return book
+    home.save_job(local)
+    return local
 
 
 def test_a_local_driver_gets_the_url_and_no_other_process_sees_it(
-    home: Home, book: JobBook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Home, local: LocalJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "python"
     script.write_text('#!/bin/sh\necho "$@"; env\n')
@@ -152,7 +153,7 @@ def test_a_local_driver_gets_the_url_and_no_other_process_sees_it(
     monkeypatch.setenv("NST_BATCH_NOTIFY_URL", "https://another.example")
     for url in ("https://host/T0K3N", ""):
         home.driver_log("job").unlink(missing_ok=True)
-        assert drivers.start_here(home, book, 1, url).wait() == 0
+        assert drivers.start_here(home, local, 1, url).wait() == 0
         arguments, *environment = home.driver_log("job").read_text().splitlines()
         assert "T0K3N" not in arguments
         assert (f"NST_BATCH_NOTIFY_URL={url}" in environment) is bool(url)
@@ -160,7 +161,7 @@ def test_a_local_driver_gets_the_url_and_no_other_process_sees_it(
 
 
 def test_a_cluster_gets_the_url_in_the_environment_of_the_driver(
-    home: Home, book: JobBook, monkeypatch: pytest.MonkeyPatch
+    home: Home, local: LocalJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submitted: list[dict[str, Any]] = []
 
@@ -175,9 +176,9 @@ def test_a_cluster_gets_the_url_in_the_environment_of_the_driver(
         yield Client()
 
     monkeypatch.setattr(drivers, "_jobs_api", api)
-    place, session = drivers.Place("http://head:8265"), Session.open(home, book.store)
-    drivers.start(session, book, place, 0, "https://host/T0K3N")
-    drivers.start(session, book, place, 0)
+    target, session = Target("http://head:8265"), Session.open(home, local.store)
+    drivers.start(session, local, target, 0, "https://host/T0K3N")
+    drivers.start(session, local, target, 0)
     with_url, without = submitted
     variables = {"NST_BATCH_NOTIFY_URL": "https://host/T0K3N"}
     assert with_url["runtime_env"] == {"env_vars": variables}

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jobs.cli.main import main
 from jobs.cli.screen import Screen, warnings_shown
-from jobs.client.home import BookPair, JobBook
+from jobs.client.home import LocalJob, LocalPair
 from jobs.client.pairs import safe_name
 from jobs.client.pictures import Box
 from jobs.client.view import Snapshot, table
@@ -44,8 +44,8 @@ def test_long_texts_are_cut_off_whatever_they_are_made_of() -> None:
 
 
 def shown_by_table() -> str:
-    pair = BookPair(pair_id="1", name=EVIL, content=0, style=1, box=Box(0, 0, 1, 1))
-    book = JobBook(
+    pair = LocalPair(pair_id="1", name=EVIL, content=0, style=1, box=Box(0, 0, 1, 1))
+    book = LocalJob(
         job_id="ab", created="", store=".", quality="low", width=8, height=8, engine="concrete",
         key_id="cd", model_id="ef", pairs=[pair], skipped=[],
     )  # fmt: skip

@@ -20,7 +20,7 @@ WINDOW = 24
 
 def outside(job: ToyJob) -> list[bytes]:
     """Everything the store holds, keys of the store included, and all that actors received."""
-    root = Path(job.book.store)
+    root = Path(job.local.store)
     files = [p for p in root.rglob("*") if p.is_file()]
     names = [p.relative_to(root).as_posix().encode() for p in files]
     return [*(p.read_bytes() for p in files), *names, *job.received]
@@ -32,12 +32,12 @@ def found(secret: bytes, blobs: list[bytes]) -> bool:
 
 def test_the_search_finds_what_is_there(toy_job: ToyJob) -> None:
     blobs = outside(toy_job)
-    assert found(toy_job.book.key_id.encode(), blobs)
-    assert found(toy_job.book.pairs[0].pair_id.encode(), blobs)
+    assert found(toy_job.local.key_id.encode(), blobs)
+    assert found(toy_job.local.pairs[0].pair_id.encode(), blobs)
 
 
 def test_no_name_leaves_the_client(toy_job: ToyJob) -> None:
-    assert toy_job.book.pairs[0].name == NAME
+    assert toy_job.local.pairs[0].name == NAME
     blobs, folder = outside(toy_job), toy_job.folder
     for word in (NAME, "grandmother", "hospital", str(folder / "pairs"), str(folder / "home")):
         assert not found(word.encode(), blobs), word
@@ -45,7 +45,7 @@ def test_no_name_leaves_the_client(toy_job: ToyJob) -> None:
 
 def test_no_pixel_leaves_the_client(toy_job: ToyJob) -> None:
     blobs = outside(toy_job)
-    pictures = toy_job.home.pictures(toy_job.book.job_id)
+    pictures = toy_job.home.pictures(toy_job.local.job_id)
     for picture in (pictures[0], pictures[1]):
         raw = np.rint(picture.rgb * 255).astype(np.uint8)
         planes = [raw, raw.transpose(1, 2, 0), picture.rgb, picture.white]
@@ -65,7 +65,7 @@ def test_no_pixel_leaves_the_client(toy_job: ToyJob) -> None:
 def test_no_byte_of_the_secret_key_leaves_the_client(
     toy_job: ToyJob,
 ) -> None:
-    secret = (toy_job.home.keys / toy_job.book.key_id / SECRET_FILE).read_bytes()
+    secret = (toy_job.home.keys / toy_job.local.key_id / SECRET_FILE).read_bytes()
     words = np.frombuffer(secret[: len(secret) // 8 * 8], dtype="<u8")
     binary = np.concatenate([[0], (words <= 1).astype(np.int8), [0]])
     edges = np.flatnonzero(np.diff(binary))
@@ -91,6 +91,6 @@ def test_client_files_are_the_owners_only(toy_job: ToyJob) -> None:
 
 def test_store_needs_no_client(toy_job: ToyJob) -> None:
     """The loader that actors get names a store and two ids; nothing leads back to the client."""
-    book = toy_job.book
-    loader = EvaluatorLoader(book.store, book.model_id, book.key_id)
+    local = toy_job.local
+    loader = EvaluatorLoader(local.store, local.model_id, local.key_id)
     assert str(toy_job.home.root) not in repr(loader)

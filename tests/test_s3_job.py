@@ -30,12 +30,12 @@ def test_a_job_in_s3(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.Mo
     assert result.exit_code == 0, result.output
     assert (out / "sea.png").is_file()
 
-    (book,) = Home(tmp_path / "home").books()
-    assert book.store == f"{prefix}?endpoint={s3_server.endpoint}&sse=AES256"
-    assert run("status", book.job_id).exit_code == 0
-    assert run("fetch", book.job_id, "--out", out, "--force").exit_code == 0
-    store = open_store(book.store)
-    assert store.exists(layout.state(book.job_id))
+    (local,) = Home(tmp_path / "home").jobs()
+    assert local.store == f"{prefix}?endpoint={s3_server.endpoint}&sse=AES256"
+    assert run("status", local.job_id).exit_code == 0
+    assert run("fetch", local.job_id, "--out", out, "--force").exit_code == 0
+    store = open_store(local.store)
+    assert store.exists(layout.state(local.job_id))
     kept = [store.read(key) for key in store.list("")]
     kept += [p.read_bytes() for p in (tmp_path / "home").rglob("*") if p.is_file()]
     for secret in (s3_server.access_key, s3_server.secret_key):

@@ -314,8 +314,8 @@ def test_no_credentials(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     message = failure(lambda: open_store(address_on(s3_server).url))
     assert "AWS_ACCESS_KEY_ID" in message and "--profile" in message
-    message = failure(lambda: open_store(address_on(s3_server, profile="nobody").url))
-    assert "nobody" in message and "--profile" in message
+    message = failure(lambda: open_store(address_on(s3_server, profile="missing").url))
+    assert "missing" in message and "--profile" in message
 
 
 def test_a_profile_holds_the_credentials(

@@ -32,13 +32,13 @@ SIZE = Size(60, 30)
 def stylized(session: Session, pairs: Path, out: Path) -> dict[str, np.ndarray]:
     """Results of a job on the fake engine, from files to files."""
     model = Model.load("toy", session.home.models, SIZE, FakeEngine.name)
-    book = submit(session, model, *prepare(find_pairs(pairs)[0], model, "crop"))
-    assert book.engine == FakeEngine.name
-    job = read_job(session.store, book.job_id)
+    local = submit(session, model, *prepare(find_pairs(pairs)[0], model, "crop"))
+    assert local.engine == FakeEngine.name
+    job = read_job(session.store, local.job_id)
     evaluator = EvaluatorLoader(session.store.url, job.model_id, job.key_id)()
     state = run_job(session.store, job, InProcessExecutor(evaluator), 1)
     assert (state.status, state.pairs_done) == ("succeeded", len(NAMES))
-    assert sorted(fetch(session, book, out, force=False).done) == NAMES
+    assert sorted(fetch(session, local, out, force=False).done) == NAMES
     return {name: np.asarray(Image.open(out / f"{name}.png")) for name in NAMES}
 
 

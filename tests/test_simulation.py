@@ -75,7 +75,7 @@ def test_a_driver_that_hands_out_slowly_is_what_many_cores_wait_for() -> None:
     assert report.wall_s == pytest.approx(1000 * 0.01 + 1 + 0.01 + 1)
     assert report.driver_s == pytest.approx(1001 * 0.01)
     few = simulate(wide, replace(ONE_NODE, cores=10, dispatch_s=0.01), NOTHING)
-    # Beside a hundred tasks a core, handing them out is as good as free.
+    # Beside a hundred tasks per core, handing them out is as good as free.
     assert few.wall_s == pytest.approx(101, rel=0.01)
 
 

@@ -13,7 +13,7 @@ from jobs.storage.local_store import LocalStore
 from jobs.storage.store import open_store
 from tests.command_line import refused, run
 from tests.fakes import fake_job
-from tests.test_jobs import book_of
+from tests.test_jobs import local_job_of
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A disk with the store of one job that this user has submitted."""
     monkeypatch.setenv("NST_BATCH_HOME", str(tmp_path / "home"))
     store = open_store(str(tmp_path / "disk" / "store"), create=True)
-    book_of(Home(tmp_path / "home"), store, fake_job(store))
+    local_job_of(Home(tmp_path / "home"), store, fake_job(store))
     return tmp_path / "disk"
 
 
@@ -54,7 +54,7 @@ def test_a_store_on_a_disk_that_is_away(disk: Path, left: list[str]) -> None:
 
 def test_what_a_store_has_damaged_is_no_store_out_of_reach(disk: Path) -> None:
     store = open_store(str(disk / "store"))
-    book_of(Home(disk.parent / "home"), store, fake_job(store, "other"))
+    local_job_of(Home(disk.parent / "home"), store, fake_job(store, "other"))
     store.write(layout.state("job"), b"{")
     refused(run("status", "job"), "state.json is damaged", code=2)
     listed = run("list", "--json")
@@ -69,7 +69,7 @@ def test_deleting_lists_no_object_of_other_jobs(
     disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(str(disk / "store"))
-    book_of(Home(disk.parent / "home"), store, fake_job(store, "other"))
+    local_job_of(Home(disk.parent / "home"), store, fake_job(store, "other"))
     listed: list[str] = []
     whole = LocalStore.list
 

@@ -16,7 +16,7 @@ from cluster.types import Completion
 from jobs.cli.job import follow as follow_in_terminal
 from jobs.cli.screen import Screen
 from jobs.client import drivers, watch
-from jobs.client.home import BookPair, BookSkipped, Home, JobBook
+from jobs.client.home import Home, LocalJob, LocalPair, SkippedPair
 from jobs.client.session import Session
 from jobs.execution.driver import run_job
 from jobs.storage import layout
@@ -67,24 +67,24 @@ def job(store: Store) -> JobRecord:
 
 
 @pytest.fixture
-def book(home: Home, store: Store, job: JobRecord) -> JobBook:
+def local(home: Home, store: Store, job: JobRecord) -> LocalJob:
     """The job as its client knows it: pairs are called n0, n1 ..."""
     pairs = [
-        BookPair(pair_id=p.pair_id, name=f"n{i}", content=0, style=0, box=[0, 0, 1, 1])
+        LocalPair(pair_id=p.pair_id, name=f"n{i}", content=0, style=0, box=[0, 0, 1, 1])
         for i, p in enumerate(job.pairs)
     ]
-    book = JobBook(
+    local = LocalJob(
         job_id="job", created=job.created, store=store.url, quality="toy", width=32, height=32,
         engine=PLAN.engine, key_id="key", model_id=job.model_id, pairs=pairs,
-        skipped=[BookSkipped(name="text", reason="is no picture")],
+        skipped=[SkippedPair(name="text", reason="is no picture")],
     )  # fmt: skip
-    home.save_book(book)
-    return book
+    home.save_job(local)
+    return local
 
 
-def steps(store: Store, book: JobBook) -> Iterator[bool]:
+def steps(store: Store, local: LocalJob) -> Iterator[bool]:
     """What a driver would do to the store between two looks."""
-    first, second = (pair.pair_id for pair in book.pairs[:2])
+    first, second = (pair.pair_id for pair in local.pairs[:2])
     state = JobState(status="running", pairs_total=6, seconds_total=400, actors=4, nodes=2)
     state.first_task, state.seconds_done = 1.0, 100
     state.pairs_running, state.stages = [first, second], {first: "up", second: "stem"}
@@ -102,18 +102,18 @@ def steps(store: Store, book: JobBook) -> Iterator[bool]:
     yield True
 
 
-def follow(store: Store, book: JobBook, terminal: bool) -> str:
+def follow(store: Store, local: LocalJob, terminal: bool) -> str:
     """All that watching those steps prints."""
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=90)
-    happening = steps(store, book)
-    state = watch.watch(store, book, console, lambda _: next(happening))
+    happening = steps(store, local)
+    state = watch.watch(store, local, console, lambda _: next(happening))
     assert state.status == "cancelled"
     return out.getvalue()
 
 
-def test_lines_are_plain_and_tell_only_what_changes(store: Store, book: JobBook) -> None:
-    assert follow(store, book, terminal=False).splitlines() == [
+def test_lines_are_plain_and_tell_only_what_changes(store: Store, local: LocalJob) -> None:
+    assert follow(store, local, terminal=False).splitlines() == [
         "job job: submitted",
         "job job: running",
         "n0: running",
@@ -129,15 +129,15 @@ def test_lines_are_plain_and_tell_only_what_changes(store: Store, book: JobBook)
 
 
 def test_lines_tell_of_progress_now_and_then(
-    store: Store, book: JobBook, monkeypatch: pytest.MonkeyPatch
+    store: Store, local: LocalJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "PLAIN_EVERY", -1.0)
-    lines = follow(store, book, terminal=False).splitlines()
+    lines = follow(store, local, terminal=False).splitlines()
     assert sum("25% of 6 min 40 s" in line and "ETA" in line for line in lines) == 1
 
 
-def test_the_table_shows_stages_progress_failures_and_nodes(store: Store, book: JobBook) -> None:
-    text = follow(store, book, terminal=True)
+def test_the_table_shows_stages_progress_failures_and_nodes(store: Store, local: LocalJob) -> None:
+    text = follow(store, local, terminal=True)
     for part in (
         *("n0", "n5", "running", "queued", "stem", "up"),
         *("25% of 6 min 40 s of core time", "ETA", "4 actors on 2 nodes", "1 failed"),
@@ -147,13 +147,13 @@ def test_the_table_shows_stages_progress_failures_and_nodes(store: Store, book: 
     assert "\x1b[" in text
 
 
-def test_what_failed_is_shown_first_and_long_jobs_are_cut(book: JobBook) -> None:
+def test_what_failed_is_shown_first_and_long_jobs_are_cut(local: LocalJob) -> None:
     from jobs.client.view import MOST_ROWS, Snapshot, table
 
     pairs = [p.model_copy(update={"pair_id": f"{i}", "name": f"n{i}"}) for i, p in
-             enumerate(book.pairs * 10)]  # fmt: skip
+             enumerate(local.pairs * 10)]  # fmt: skip
     ended = {"59": PairEnd(pair_id="59", status="failed", reason="boom")}
-    long = book.model_copy(update={"pairs": pairs})
+    long = local.model_copy(update={"pairs": pairs})
     state = JobState(status="running", pairs_running=["3"], seconds_total=4, seconds_done=1)
     out = io.StringIO()
     Console(file=out, width=90).print(table(Snapshot(long, state, ended, "words")))
@@ -167,7 +167,7 @@ def test_what_failed_is_shown_first_and_long_jobs_are_cut(book: JobBook) -> None
 def test_ctrl_c_detaches_and_says_how_to_come_back(
     home: Home,
     store: Store,
-    book: JobBook,
+    local: LocalJob,
     terminal: bool,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -187,7 +187,7 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(
     write_record(store, layout.state("job"), JobState(status="running", pairs_total=6))
     screen = Screen()
     screen.console = Console(file=io.StringIO(), force_terminal=terminal)
-    follow_in_terminal(Session(home, store), book, Interrupted(), screen, None)
+    follow_in_terminal(Session(home, store), local, Interrupted(), screen, None)
     told = capsys.readouterr().out
     assert "the job goes on" in told and "nst-batch status job --watch" in told
     assert "nst-batch fetch job" in told
@@ -198,13 +198,13 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(
 
 
 def test_a_driver_does_not_get_the_terminals_ctrl_c(
-    home: Home, book: JobBook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Home, local: LocalJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "python"
     script.write_text("#!/bin/sh\nexec sleep 60\n")
     script.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(script))
-    driver = drivers.start_here(home, book, 1)
+    driver = drivers.start_here(home, local, 1)
     try:
         assert os.getsid(driver.pid) == driver.pid != os.getsid(0)
     finally:
@@ -212,7 +212,7 @@ def test_a_driver_does_not_get_the_terminals_ctrl_c(
         driver.wait()
 
 
-def test_watch_with_json_prints_nothing_else(store: Store, book: JobBook, job: JobRecord) -> None:
+def test_watch_with_json_prints_nothing_else(store: Store, local: LocalJob, job: JobRecord) -> None:
     run_job(store, job, fake_executor(), 1)
     result = run("status", "job", "--watch", "--json")
     assert result.exit_code == 1, "a pair was skipped"
@@ -220,7 +220,7 @@ def test_watch_with_json_prints_nothing_else(store: Store, book: JobBook, job: J
 
 
 @pytest.fixture
-def driver_log(home: Home, store: Store, job: JobRecord, book: JobBook) -> Path:
+def driver_log(home: Home, store: Store, job: JobRecord, local: LocalJob) -> Path:
     """What a driver has printed that lost a task and then succeeded."""
     import logging
 
@@ -241,15 +241,15 @@ def driver_log(home: Home, store: Store, job: JobRecord, book: JobBook) -> Path:
     return path
 
 
-def test_logs_of_a_pair_by_its_name(store: Store, driver_log: Path, book: JobBook) -> None:
+def test_logs_of_a_pair_by_its_name(store: Store, driver_log: Path, local: LocalJob) -> None:
     assert read_state(store, "job").attempts_failed == 1
     plain = driver_log.read_text()
     assert "n0" not in plain, "the driver knows no names"
     whole = run("logs", "job")
-    for pair in book.pairs:
+    for pair in local.pairs:
         assert f"pair {pair.pair_id} ({pair.name}): succeeded" in whole.stdout
     # The first task was of a style, which three pairs share.
-    ends = [p.name for p in book.pairs if "its worker died" in run("logs", "job", "--pair", p.name)
+    ends = [p.name for p in local.pairs if "its worker died" in run("logs", "job", "--pair", p.name)
             .stdout]  # fmt: skip
     assert len(ends) == 3
     own = run("logs", "job", "--pair", "n5").stdout.splitlines()
@@ -260,7 +260,7 @@ def test_logs_of_a_pair_by_its_name(store: Store, driver_log: Path, book: JobBoo
     assert len(shared) == 1 and shared[0].endswith(", for 3 pairs")
 
 
-def test_logs_as_json_are_what_is_printed(driver_log: Path, book: JobBook) -> None:
+def test_logs_as_json_are_what_is_printed(driver_log: Path, local: LocalJob) -> None:
     whole = json.loads(run("logs", "job", "--json").stdout)
     assert whole == {"job": "job", "lines": run("logs", "job").stdout.splitlines()}
     own = json.loads(run("logs", "job", "--pair", "n5", "--json").stdout)
@@ -277,7 +277,7 @@ def test_logs_as_json_are_what_is_printed(driver_log: Path, book: JobBook) -> No
 @pytest.mark.parametrize(
     ("name", "words"), [("n55", "did you mean n5"), ("text", "was not submitted: is no picture")]
 )
-def test_pairs_that_have_no_logs(book: JobBook, name: str, words: str) -> None:
+def test_pairs_that_have_no_logs(local: LocalJob, name: str, words: str) -> None:
     result = run("logs", "job", "--pair", name)
     assert result.exit_code == 2 and words in result.output
     assert len(result.output.splitlines()) == 1

@@ -41,7 +41,7 @@ from nst.pictures.size import Size
 
 ENGINE = get_engine("concrete")
 TOY_SIZE = 32
-"""Pixels a side."""
+"""Pixels per side."""
 TOY_SQUARE = Size.square(TOY_SIZE)
 TOY = Architecture(
     latent=4, body=1, up=1, style_stem=4, style_body=8, style_deep=0, style_rows=8, code=16
@@ -115,7 +115,7 @@ def offer_toy(patch: pytest.MonkeyPatch, weights: Path, home: Path) -> None:
 
 
 def publish_toy(models: ModelCache, network: IntegerNetwork, side: int = TOY_SIZE) -> Published:
-    """Circuits of a network for squares of so many pixels a side, with the toy's error rate."""
+    """Circuits of a network for squares with sides of so many pixels, with the toy's error rate."""
     return models.publish(ENGINE, network, toy_level(side=side), Size.square(side))
 
 

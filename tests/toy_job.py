@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.client.home import Home, JobBook
+from jobs.client.home import Home, LocalJob
 from jobs.client.pairs import find_pairs
 from jobs.client.preparation import prepare
 from jobs.client.session import Session
@@ -63,24 +63,24 @@ class ToyJob:
         folder: Holds `pairs`, `store` and the toy's weights.
         level: The toy as a quality level.
         home: The client's data directory.
-        book: The job.
+        local: The job.
         received: All that its actors were handed.
     """
 
     folder: Path
     level: QualityLevel
     home: Home
-    book: JobBook
+    local: LocalJob
     received: list[bytes]
 
     @property
     def session(self) -> Session:
         """Its store and its keys."""
-        return Session(self.home, open_store(self.book.store))
+        return Session(self.home, open_store(self.local.store))
 
     def parts(self) -> list[bytes]:
         """The encrypted result as it is stored."""
-        store, job_id, pair = open_store(self.book.store), self.book.job_id, self.book.pairs[0]
+        store, job_id, pair = open_store(self.local.store), self.local.job_id, self.local.pairs[0]
         end = read_record(store, layout.pair_end(job_id, pair.pair_id), PairEnd)
         keys = [layout.result_part(job_id, end.attempt, pair.pair_id, p) for p in range(end.parts)]
         return [store.read(key) for key in keys]
@@ -92,9 +92,9 @@ class ToyJob:
         """
         parts = self.parts()
 
-        def start_here(home: Home, book: JobBook, actors: int, *_: object) -> None:
-            store = open_store(book.store)
-            job = read_job(store, book.job_id)
+        def start_here(home: Home, local: LocalJob, actors: int, *_: object) -> None:
+            store = open_store(local.store)
+            job = read_job(store, local.job_id)
             left = [p for p in job.pairs if p.pair_id not in read_marks(store, job).ended]
             for pair in left:
                 for number, part in enumerate(parts):
@@ -127,9 +127,9 @@ def run_toy_job(folder: Path, model: Path, key: Path) -> ToyJob:
         loaded = Model.load("toy", home.models)
     prepared, skipped = prepare(find_pairs(folder / "pairs")[0], loaded, "crop")
     session = Session.open(home, str(folder / "store"), create=True)
-    book = submit(session, loaded, prepared, skipped)
-    loader = EvaluatorLoader(session.store.url, book.model_id, book.key_id)
+    local = submit(session, loaded, prepared, skipped)
+    loader = EvaluatorLoader(session.store.url, local.model_id, local.key_id)
     executor = RecordingExecutor(loader())
-    state = run_job(session.store, read_job(session.store, book.job_id), executor, 1)
+    state = run_job(session.store, read_job(session.store, local.job_id), executor, 1)
     assert state.status == "succeeded"
-    return ToyJob(folder, level, home, book, [repr(loader).encode(), *executor.received])
+    return ToyJob(folder, level, home, local, [repr(loader).encode(), *executor.received])

@@ -188,10 +188,10 @@ def _rates_of(job_id: str, home: Home) -> Rates:
     from nst.engines import get_engine
     from nst.engines.cache import ModelCache
 
-    book = home.book(job_id)
+    local = home.job(job_id)
     # This machine's own plan: the store's says what the store likes.
-    plan = ModelCache(home.models).open(book.model_id).plan.at(book.size.padded)
-    trace = read_trace(Session.open(home, book.store).store, job_id)
+    plan = ModelCache(home.models).open(local.model_id).plan.at(local.size.padded)
+    trace = read_trace(Session.open(home, local.store).store, job_id)
     tasks = ((task.stage, max(task.end - task.start, LEAST_SECONDS)) for task in trace)
     return get_engine(plan.engine).rates().measured_by(plan.stages, tasks, f"job {job_id}")
 

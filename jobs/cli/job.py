@@ -20,20 +20,20 @@ from nst.plain import plain
 
 if TYPE_CHECKING:
     from jobs.client.drivers import Driver
-    from jobs.client.home import JobBook
+    from jobs.client.home import LocalJob
     from jobs.client.session import Session
     from jobs.storage.records import JobState
 
 JOB = click.argument("job_id", metavar="JOB", shell_complete=complete_job)
 
 
-def _opened(job_id: str, screen: Screen) -> tuple[Session, JobBook]:
+def _opened(job_id: str, screen: Screen) -> tuple[Session, LocalJob]:
     from jobs.client.home import Home
     from jobs.client.session import Session
 
     home = Home.default()
-    book = home.book(job_id)
-    return Session.open(home, book.store, screen.passphrase), book
+    local = home.job(job_id)
+    return Session.open(home, local.store, screen.passphrase), local
 
 
 def out_of(options: WaitOptions) -> Path | None:
@@ -50,51 +50,51 @@ def out_of(options: WaitOptions) -> Path | None:
 
 
 def follow(
-    session: Session, book: JobBook, driver: Driver, screen: Screen, out: Path | None
+    session: Session, local: LocalJob, driver: Driver, screen: Screen, out: Path | None
 ) -> None:
     """Watch a job to its end and fetch its results; exits 1 unless all is done."""
     from jobs.client.watch import describe, duration
 
     try:
-        state = _watch(session, book, driver, screen)
+        state = _watch(session, local, driver, screen)
     except KeyboardInterrupt:
-        _say_how_to_return(book)
+        _say_how_to_return(local)
         return
-    _require_end(book, state)
+    _require_end(local, state)
     took = duration(state.last_task - state.first_task)
     screen.say(f"{describe(state, state.last_task)} in {took}")
     if state.reason:
         screen.say(f"it stopped: {state.reason}", style="red")
     if out is None:
-        screen.say(f"fetch the pictures: nst-batch fetch {book.job_id} --out DIR")
-        exit_if(bool(book.skipped))
+        screen.say(f"fetch the pictures: nst-batch fetch {local.job_id} --out DIR")
+        exit_if(bool(local.skipped))
     else:
-        _fetch(session, book, out, True, screen)
+        _fetch(session, local, out, True, screen)
     exit_if(state.status != "succeeded")
 
 
-def _say_how_to_return(book: JobBook) -> None:
+def _say_how_to_return(local: LocalJob) -> None:
     """After Ctrl-C: the driver has a session of its own and did not get it."""
     click.echo(
-        f"\nthe job goes on; come back with: nst-batch status {book.job_id} --watch, then "
-        f"nst-batch fetch {book.job_id} --out DIR"
+        f"\nthe job goes on; come back with: nst-batch status {local.job_id} --watch, then "
+        f"nst-batch fetch {local.job_id} --out DIR"
     )
 
 
-def _watch(session: Session, book: JobBook, driver: Driver, screen: Screen) -> JobState:
+def _watch(session: Session, local: LocalJob, driver: Driver, screen: Screen) -> JobState:
     from jobs.client.lifecycle import at_work
     from jobs.client.watch import watch
 
     store = session.store
-    return watch(store, book, screen.console, lambda state: at_work(store, book, state, driver))
+    return watch(store, local, screen.console, lambda state: at_work(store, local, state, driver))
 
 
-def _require_end(book: JobBook, state: JobState) -> None:
+def _require_end(local: LocalJob, state: JobState) -> None:
     """End with the exit code for failed pairs if a job has no driver any more."""
     if not state.finished:
         click.echo(
-            f"error: the driver of job {book.job_id} stopped (see nst-batch logs {book.job_id}); "
-            f"go on with: nst-batch retry {book.job_id}",
+            f"error: the driver of job {local.job_id} stopped (see nst-batch logs {local.job_id}); "
+            f"go on with: nst-batch retry {local.job_id}",
             err=True,
         )
         exit_if(True)
@@ -122,15 +122,15 @@ def _list(as_json: bool) -> None:
     problems: dict[str, int] = {}
     rows: list[dict[str, Any]] = []
     table = Table("job", "created (UTC)", "quality", "state", "progress")
-    for book in home.books():
-        row = {"job": book.job_id, "created": book.created, "quality": book.quality}
-        created = book.created[:16].replace("T", " ")
+    for local in home.jobs():
+        row = {"job": local.job_id, "created": local.created, "quality": local.quality}
+        created = local.created[:16].replace("T", " ")
         try:
-            if book.store in away:
-                raise away[book.store]
-            if book.store not in sessions:
-                sessions[book.store] = Session.open(home, book.store)
-            state, shown = _state_of(sessions[book.store], book)
+            if local.store in away:
+                raise away[local.store]
+            if local.store not in sessions:
+                sessions[local.store] = Session.open(home, local.store)
+            state, shown = _state_of(sessions[local.store], local)
             progress = describe(state, time.time())
             rows.append({**row, **state.model_dump()})
         except StoreError as error:
@@ -138,8 +138,8 @@ def _list(as_json: bool) -> None:
             rows.append({**row, "status": "unknown", "reason": str(error)})
             shown, progress = "unknown", "damaged in the store"
             if error.exit_code == EXIT_UNREACHABLE:
-                away[book.store], progress = error, "store out of reach"
-        cells = book.job_id, created, book.quality, shown, progress
+                away[local.store], progress = error, "store out of reach"
+        cells = local.job_id, created, local.quality, shown, progress
         table.add_row(*(Text(plain(cell)) for cell in cells))
     if as_json:
         click.echo(json.dumps(rows, indent=2))
@@ -153,20 +153,20 @@ def _list(as_json: bool) -> None:
         raise SystemExit(max(problems.values()))
 
 
-def _state_of(session: Session, book: JobBook) -> tuple[JobState, str]:
+def _state_of(session: Session, local: LocalJob) -> tuple[JobState, str]:
     """A job's state, and how to show it."""
     from jobs.client.drivers import driver_of
     from jobs.client.lifecycle import at_work, uploaded
     from jobs.storage.records import read_state
 
-    state = read_state(session.store, book.job_id, len(book.pairs))
+    state = read_state(session.store, local.job_id, len(local.pairs))
     if state.status == "submitted":
-        if not uploaded(session.store, book):
-            return state, f"not uploaded: nst-batch delete {book.job_id}"
-        return state, f"submitted: nst-batch retry {book.job_id}"
-    if state.finished or at_work(session.store, book, state, driver_of(session.home, book)):
+        if not uploaded(session.store, local):
+            return state, f"not uploaded: nst-batch delete {local.job_id}"
+        return state, f"submitted: nst-batch retry {local.job_id}"
+    if state.finished or at_work(session.store, local, state, driver_of(session.home, local)):
         return state, state.status
-    return state, f"{state.status}, driver gone: nst-batch retry {book.job_id}"
+    return state, f"{state.status}, driver gone: nst-batch retry {local.job_id}"
 
 
 @click.command(epilog=examples("status", "status 0f3c9a --watch", "status 0f3c9a --json"))
@@ -185,57 +185,57 @@ def status(job_id: str | None, watching: bool, as_json: bool) -> None:
         return
     # JSON stands alone on standard output.
     screen = Screen(errors=as_json)
-    session, book = _opened(job_id, screen)
-    if watching and not _watched(session, book, screen, as_json):
+    session, local = _opened(job_id, screen)
+    if watching and not _watched(session, local, screen, as_json):
         return
-    state, shown = _state_of(session, book)
-    pairs = _pairs(session, book, state)
+    state, shown = _state_of(session, local)
+    pairs = _pairs(session, local, state)
     if as_json:
         click.echo(json.dumps({"job": job_id, **state.model_dump(), "pairs": pairs}, indent=2))
     else:
-        _show(book, state, shown, pairs, screen)
+        _show(local, state, shown, pairs, screen)
     exit_if(any(p["status"] in ("failed", "cancelled", "skipped") for p in pairs))
 
 
-def _watched(session: Session, book: JobBook, screen: Screen, as_json: bool) -> bool:
+def _watched(session: Session, local: LocalJob, screen: Screen, as_json: bool) -> bool:
     """Stay until a job ends; False if the user does not. Exits 1 if its driver is gone."""
     from jobs.client.drivers import driver_of
 
     try:
-        state = _watch(session, book, driver_of(session.home, book), screen)
+        state = _watch(session, local, driver_of(session.home, local), screen)
     except KeyboardInterrupt:
-        _say_how_to_return(book)
+        _say_how_to_return(local)
         return False
     if not as_json:
-        _require_end(book, state)
+        _require_end(local, state)
     return True
 
 
-def _pairs(session: Session, book: JobBook, state: JobState) -> list[dict[str, str]]:
+def _pairs(session: Session, local: LocalJob, state: JobState) -> list[dict[str, str]]:
     """Name, state and reason of each pair of a job, those that were skipped among them."""
     from jobs.client.lifecycle import uploaded
     from jobs.storage.records import pair_states, read_job, read_marks
 
     ended = {}
-    if uploaded(session.store, book):
-        job = read_job(session.store, book.job_id, len(book.pairs))
+    if uploaded(session.store, local):
+        job = read_job(session.store, local.job_id, len(local.pairs))
         ended = read_marks(session.store, job).ended
-    found = pair_states([pair.pair_id for pair in book.pairs], state, ended)
-    known = [(pair.name, found[pair.pair_id]) for pair in book.pairs]
+    found = pair_states([pair.pair_id for pair in local.pairs], state, ended)
+    known = [(pair.name, found[pair.pair_id]) for pair in local.pairs]
     rows = [{"name": name, "status": s.status, "reason": s.reason} for name, s in known]
-    skipped = [{"name": s.name, "status": "skipped", "reason": s.reason} for s in book.skipped]
+    skipped = [{"name": s.name, "status": "skipped", "reason": s.reason} for s in local.skipped]
     return rows + skipped
 
 
 def _show(
-    book: JobBook, state: JobState, shown: str, pairs: list[dict[str, str]], screen: Screen
+    local: LocalJob, state: JobState, shown: str, pairs: list[dict[str, str]], screen: Screen
 ) -> None:
     from rich.table import Table
     from rich.text import Text
 
     from jobs.client.watch import describe
 
-    screen.say(f"job {book.job_id} ({book.quality}): {shown}, {describe(state, time.time())}")
+    screen.say(f"job {local.job_id} ({local.quality}): {shown}, {describe(state, time.time())}")
     if state.reason:
         screen.say(state.reason)
     table = Table("pair", "state", "reason")
@@ -262,22 +262,22 @@ def logs(job_id: str, name: str | None, as_json: bool) -> None:
     from jobs.storage.records import read_job, read_trace
 
     home = Home.default()
-    book = home.book(job_id)
-    pair = None if name is None else pair_named(book, name)
-    text = driver_of(home, book).logs()
+    local = home.job(job_id)
+    pair = None if name is None else pair_named(local, name)
+    text = driver_of(home, local).logs()
     if pair is None:
-        shown = with_names(text, book)
+        shown = with_names(text, local)
         if as_json:
             click.echo(json.dumps({"job": job_id, "lines": shown.splitlines()}, indent=2))
         else:
             click.echo(shown, nl=False)
         return
-    lines = [with_names(line, book) for line in lines_of(text, pair)]
+    lines = [with_names(line, local) for line in lines_of(text, pair)]
     store, stages = _opened(job_id, Screen())[0].store, []
-    if uploaded(store, book):
+    if uploaded(store, local):
         stages = [
             *stages_of(
-                read_trace(store, job_id), read_job(store, job_id, len(book.pairs)), pair.pair_id
+                read_trace(store, job_id), read_job(store, job_id, len(local.pairs)), pair.pair_id
             )
         ]
     if as_json:
@@ -296,10 +296,10 @@ def cancel(job_id: str) -> None:
     from jobs.client import lifecycle
 
     screen = Screen()
-    session, book = _opened(job_id, screen)
+    session, local = _opened(job_id, screen)
     with screen.working("waiting for the driver to stop"):
-        state = lifecycle.cancel(session, book)
-    screen.say(f"job {job_id}: {state.status}, {state.pairs_done}/{len(book.pairs)} pairs done")
+        state = lifecycle.cancel(session, local)
+    screen.say(f"job {job_id}: {state.status}, {state.pairs_done}/{len(local.pairs)} pairs done")
 
 
 @click.command(
@@ -318,18 +318,18 @@ def retry(job_id: str, options: RetryCommand) -> None:
     from jobs.client.run import go_on
 
     out, screen = out_of(options), Screen()
-    session, book = _opened(job_id, screen)
+    session, local = _opened(job_id, screen)
     if out is not None:
         # Asked for now: the user may be gone when the job ends.
-        session.ring.secret(book.key_id, screen.passphrase)
-    left, driver = go_on(session, book, options)
+        session.ring.secret(local.key_id, screen.passphrase)
+    left, driver = go_on(session, local, options)
     if driver is None:
-        state, shown = _state_of(session, book)
+        state, shown = _state_of(session, local)
         hint = f"; failed pairs: nst-batch retry {job_id} --failed" if state.pairs_failed else ""
         screen.say(f"job {job_id}: nothing is left to do{hint}")
         exit_if(shown != "succeeded")
     elif options.wait:
-        follow(session, session.home.book(job_id), driver, screen, out)
+        follow(session, session.home.job(job_id), driver, screen, out)
     else:
         screen.say(f"job {job_id}: {many(left, 'pair')} to do; see: nst-batch status {job_id}")
 
@@ -346,13 +346,13 @@ def delete(job_id: str, yes: bool) -> None:
     from jobs.client import lifecycle
 
     screen = Screen()
-    session, book = _opened(job_id, screen)
-    lifecycle.require_idle(session, book, "cancel it first")
+    session, local = _opened(job_id, screen)
+    lifecycle.require_idle(session, local, "cancel it first")
     if not yes:
         if not is_terminal():
             raise InputError(f"job {job_id}: this is no terminal to ask at; delete it with --yes")
-        click.confirm(f"Delete job {job_id} with its {many(len(book.pairs), 'pair')}?", abort=True)
-    count = lifecycle.delete(session, book)
+        click.confirm(f"Delete job {job_id} with its {many(len(local.pairs), 'pair')}?", abort=True)
+    count = lifecycle.delete(session, local)
     screen.say(f"job {job_id}: {many(count, 'object')} deleted")
 
 
@@ -364,16 +364,16 @@ def delete(job_id: str, yes: bool) -> None:
 def fetch(job_id: str, options: FetchOptions) -> None:
     """Decrypt what is ready of JOB into PNG files and a gallery."""
     screen = Screen()
-    session, book = _opened(job_id, screen)
-    _fetch(session, book, options.out, options.force, screen)
+    session, local = _opened(job_id, screen)
+    _fetch(session, local, options.out, options.force, screen)
 
 
-def _fetch(session: Session, book: JobBook, out: Path, force: bool, screen: Screen) -> None:
+def _fetch(session: Session, local: LocalJob, out: Path, force: bool, screen: Screen) -> None:
     """Decrypt what is ready of a job; exits 1 if pairs failed."""
     from jobs.client.fetch import fetch as fetch_job
 
     with screen.working("decrypting"):
-        report = fetch_job(session, book, out, force)
+        report = fetch_job(session, local, out, force)
     for name, reason in report.failed.items():
         screen.say(f"{name}: {reason}", style="red")
     if report.waiting:

@@ -92,13 +92,13 @@ def complete_job(_: click.Context, __: click.Parameter, begun: str) -> list[Comp
     from jobs.client.home import Home
 
     try:
-        books = Home.default().books()
+        known = Home.default().jobs()
     except NstBatchError:
         return []
     return [
-        CompletionItem(book.job_id, help=f"{book.quality}, {book.created}")
-        for book in books
-        if book.job_id.startswith(begun)
+        CompletionItem(local.job_id, help=f"{local.quality}, {local.created}")
+        for local in known
+        if local.job_id.startswith(begun)
     ]
 
 

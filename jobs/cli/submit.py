@@ -78,17 +78,17 @@ def _submit(batch: Batch, options: SubmitCommand, session: Session, screen: Scre
     from jobs.client.run import start
 
     with screen.working("making keys") as working:
-        book, driver = start(
+        local, driver = start(
             batch,
             options,
             session,
             lambda done, total: working(f"encrypting picture {done} of {total}"),
         )
-    screen.say(f"job {book.job_id}: {many(len(batch.pairs), 'pair')} encrypted at {book.quality}")
+    screen.say(f"job {local.job_id}: {many(len(batch.pairs), 'pair')} encrypted at {local.quality}")
     if options.wait:
-        follow(session, book, driver, screen, options.out)
+        follow(session, local, driver, screen, options.out)
     else:
-        screen.say(f"running; see: nst-batch status {book.job_id}")
+        screen.say(f"running; see: nst-batch status {local.job_id}")
         exit_if(bool(batch.skipped))
 
 
@@ -166,7 +166,7 @@ def demo(options: DemoOptions) -> None:
     size = batch.model.size
     screen.say(
         f"{many(len(batch.pairs), 'pair')} of {size} pixels: encrypted here, stylized by "
-        f"{many(chosen.place.actors(chosen.actors), 'Ray actor')}, which cannot decrypt, and "
+        f"{many(chosen.target.actors(chosen.actors), 'Ray actor')}, which cannot decrypt, and "
         "decrypted here."
     )
     _submit(batch, chosen, Session.open(home, url, screen.passphrase, create=True), screen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from jobs.client.home import BookPair
+from jobs.client.home import LocalPair
 from jobs.storage.records import TaskTrace
 from nst.engines.base import Plan
 from nst.engines.tasks import pair_group
@@ -24,7 +24,7 @@ class PairCost:
     core_seconds: float
 
 
-def pair_costs(trace: list[TaskTrace], plan: Plan, pairs: list[BookPair]) -> dict[str, PairCost]:
+def pair_costs(trace: list[TaskTrace], plan: Plan, pairs: list[LocalPair]) -> dict[str, PairCost]:
     """What each pair took, by pair id.
 
     Known of pairs that one driver has seen through from their first task to the last, once it has

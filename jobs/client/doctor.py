@@ -15,9 +15,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from jobs.client.drivers import Place, require_reachable
+from jobs.client.drivers import require_reachable
 from jobs.client.home import Home
 from jobs.execution.forecast import distinct_pairs, largest_call
+from jobs.options import Target
 from jobs.storage import layout
 from jobs.storage.store import Store, address_of, check_format, connect
 from nst.engines import get_engine
@@ -46,7 +47,7 @@ RAY_BYTES = 300_000_000
 """What an actor takes besides: Ray's libraries, and what it has read of the shared object store."""
 MEMORY_MARGIN = 1.2
 HOME_BYTES = 100_000_000
-"""Keys and model of a level, and books of jobs."""
+"""Keys and model of a level, and what is remembered of jobs."""
 FEW_PAIRS = 10
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -149,7 +150,7 @@ def check_ray() -> Check:
 def check_cluster(address: str) -> Check:
     """Whether a cluster's Jobs API answers, and takes the token that is at hand if it wants one."""
     try:
-        require_reachable(Place(address))
+        require_reachable(Target(address))
     except NstBatchError as error:
         return _failed("cluster", error, unreachable=isinstance(error, ClusterError))
     return Check("ok", "cluster", f"{address} answers")

@@ -13,16 +13,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_fixed
 
-from jobs.client.home import Home, JobBook
+from jobs.client.home import Home, LocalJob
 from jobs.client.session import Session
 from jobs.execution.notify import URL_VARIABLE
+from jobs.options import Target
 from jobs.storage import layout
 from jobs.storage.records import JobState, write_record
 from jobs.storage.store import address_of
@@ -30,8 +30,6 @@ from nst.errors import ClusterError, InputError, first_line
 from nst.folders import PASSPHRASE_VARIABLE
 
 MODULE = "jobs.execution.driver"
-PYTHON = "python"
-"""A cluster's interpreter, if none is named: the one that its nodes find by themselves."""
 CONNECT_SECONDS = 10.0
 NO_AGENT = "No available agent"
 """What the Jobs API says until a cluster that has just started knows of its nodes."""
@@ -43,27 +41,10 @@ ASK_EVERY = 5.0
 """Seconds between two questions to a cluster whether a driver runs."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a job is to be driven.
-
-    Attributes:
-        cluster: Address of a cluster's Jobs API, empty for this machine.
-        python: The cluster's interpreter that has this package.
-    """
-
-    cluster: str = ""
-    python: str = PYTHON
-
-    def actors(self, asked: int | None) -> int:
-        """How many actors to start: all cores here; on a cluster, 0 leaves it to the driver."""
-        return asked or (0 if self.cluster else os.cpu_count() or 1)
-
-
-def require_reachable(place: Place) -> None:
+def require_reachable(target: Target) -> None:
     """Raise ClusterError if a cluster does not answer: before hours of encryption, not after."""
-    if place.cluster:
-        with _jobs_api(place.cluster):
+    if target.cluster:
+        with _jobs_api(target.cluster):
             pass
 
 
@@ -84,14 +65,14 @@ class Driver(Protocol):
 
 
 def start(
-    session: Session, book: JobBook, place: Place, actors: int, notify_url: str = ""
+    session: Session, local: LocalJob, target: Target, actors: int, notify_url: str = ""
 ) -> Driver:
     """Start a driver for a job, whose state says `queued` from here on.
 
     Args:
-        session: Where the job is; what tells of its driver is saved with its book.
-        book: The job.
-        place: Where.
+        session: Where the job is; what tells of its driver is saved with it here.
+        local: The job.
+        target: Where.
         actors: How many actors; on a cluster, 0 is one per CPU.
         notify_url: Where the driver posts the end; empty for nowhere.
 
@@ -100,35 +81,35 @@ def start(
         StoreError: if the state cannot be written.
     """
     store = session.store
-    state = JobState(status="queued", pairs_total=len(book.pairs), heartbeat=store.clock())
-    write_record(store, layout.state(book.job_id), state)
+    state = JobState(status="queued", pairs_total=len(local.pairs), heartbeat=store.clock())
+    write_record(store, layout.state(local.job_id), state)
     try:
-        if place.cluster:
-            _start_on_cluster(session.home, book, place, actors, notify_url)
+        if target.cluster:
+            _start_on_cluster(session.home, local, target, actors, notify_url)
         else:
-            start_here(session.home, book, actors, notify_url)
+            start_here(session.home, local, actors, notify_url)
     except Exception:
-        store.delete(layout.state(book.job_id))
+        store.delete(layout.state(local.job_id))
         raise
-    return driver_of(session.home, session.home.book(book.job_id))
+    return driver_of(session.home, session.home.job(local.job_id))
 
 
-def driver_of(home: Home, book: JobBook) -> Driver:
+def driver_of(home: Home, local: LocalJob) -> Driver:
     """The driver that was started last for a job."""
-    return ClusterDriver(book) if book.cluster else LocalDriver(home, book)
+    return ClusterDriver(local) if local.cluster else LocalDriver(home, local)
 
 
 def start_here(
-    home: Home, book: JobBook, actors: int, notify_url: str = ""
+    home: Home, local: LocalJob, actors: int, notify_url: str = ""
 ) -> subprocess.Popen[bytes]:
     """Start a job's driver on this machine, in a session of its own so that Ctrl-C spares it."""
-    log = home.driver_log(book.job_id)
+    log = home.driver_log(local.job_id)
     # The driver is a server: what opens the secret key is none of its business.
     kept = (PASSPHRASE_VARIABLE, URL_VARIABLE)
     environment = {k: v for k, v in os.environ.items() if k not in kept}
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", MODULE, book.store, book.job_id, "--actors", str(actors)],
+            [sys.executable, "-m", MODULE, local.store, local.job_id, "--actors", str(actors)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -137,7 +118,7 @@ def start_here(
             cwd=Path(__file__).resolve().parent.parent.parent,
         )
     changed = {"driver_pid": process.pid, "cluster": "", "cluster_python": "", "submission": ""}
-    home.save_book(book.model_copy(update=changed))
+    home.save_job(local.model_copy(update=changed))
     return process
 
 
@@ -149,9 +130,9 @@ def _told(notify_url: str) -> dict[str, str]:
 class LocalDriver:
     """A process of this machine."""
 
-    def __init__(self, home: Home, book: JobBook) -> None:
-        self.pid, self.job_id = book.driver_pid, book.job_id
-        self.log = home.driver_log(book.job_id)
+    def __init__(self, home: Home, local: LocalJob) -> None:
+        self.pid, self.job_id = local.driver_pid, local.job_id
+        self.log = home.driver_log(local.job_id)
 
     def alive(self) -> bool:
         """See `Driver`; a process that has ended but is not yet collected does not run."""
@@ -186,8 +167,8 @@ class LocalDriver:
 class ClusterDriver:
     """A job of a Ray cluster, through its Jobs API."""
 
-    def __init__(self, book: JobBook) -> None:
-        self.address, self.submission = book.cluster, book.submission
+    def __init__(self, local: LocalJob) -> None:
+        self.address, self.submission = local.cluster, local.submission
         self._asked, self._alive = -ASK_EVERY, True
 
     def alive(self) -> bool:
@@ -210,16 +191,16 @@ class ClusterDriver:
 
 
 def _start_on_cluster(
-    home: Home, book: JobBook, place: Place, actors: int, notify_url: str
+    home: Home, local: LocalJob, target: Target, actors: int, notify_url: str
 ) -> None:
-    submission = f"nst-{book.job_id}-{secrets.token_hex(3)}"
+    submission = f"nst-{local.job_id}-{secrets.token_hex(3)}"
     # No environment goes along but the webhook: the cluster has its own credentials, and the
     # passphrase stays.
     variables = _told(notify_url)
     extra = {"runtime_env": {"env_vars": variables}} if variables else {}
     entrypoint = shlex.join(
         [
-            place.python, "-m", MODULE, address_of(book.store).portable().url, book.job_id,
+            target.python, "-m", MODULE, address_of(local.store).portable().url, local.job_id,
             "--actors", str(actors), "--cluster",
         ]
     )  # fmt: skip
@@ -230,15 +211,15 @@ def _start_on_cluster(
         stop=stop_after_delay(AGENT_SECONDS),
         reraise=True,
     )
-    with _jobs_api(place.cluster) as client:
+    with _jobs_api(target.cluster) as client:
         patience(client.submit_job, entrypoint=entrypoint, submission_id=submission, **extra)
     changed = {
         "driver_pid": 0,
-        "cluster": place.cluster,
-        "cluster_python": place.python,
+        "cluster": target.cluster,
+        "cluster_python": target.python,
         "submission": submission,
     }
-    home.save_book(book.model_copy(update=changed))
+    home.save_job(local.model_copy(update=changed))
 
 
 @contextmanager

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from jobs.client.costs import PairCost
 from jobs.client.gallery import Summary
-from jobs.client.home import JobBook
+from jobs.client.home import LocalJob
 from jobs.client.watch import duration
 from jobs.client.wording import many
 from jobs.storage.records import JobState, PairState
 from nst.pictures.size import Size
 
 
-def job_summary(book: JobBook, state: JobState) -> Summary:
+def job_summary(local: LocalJob, state: JobState) -> Summary:
     """What stands above the pairs of a job."""
     facts = [
-        ("job", book.job_id),
-        ("quality", quality_fact(book.quality, book.size)),
-        ("submitted", book.created[:16].replace("T", " ") + " UTC"),
+        ("job", local.job_id),
+        ("quality", quality_fact(local.quality, local.size)),
+        ("submitted", local.created[:16].replace("T", " ") + " UTC"),
         ("state", _state(state)),
     ]
     spent = state.last_task - state.first_task
@@ -45,9 +45,9 @@ def pair_facts(cost: PairCost | None) -> tuple[str, ...]:
     return (duration(cost.seconds), f"{cost.core_seconds:,.0f} core-seconds")
 
 
-def waiting_note(book: JobBook, state: PairState) -> str:
+def waiting_note(local: LocalJob, state: PairState) -> str:
     """Why a pair has no result yet, and what helps if it does not come by itself."""
     if state.status in ("running", "queued"):
         return state.status
     reason = f" ({state.reason})" if state.reason else ""
-    return f"{state.status}{reason}; go on with: nst-batch retry {book.job_id}"
+    return f"{state.status}{reason}; go on with: nst-batch retry {local.job_id}"

@@ -16,7 +16,7 @@ import numpy as np
 from jobs.client.costs import pair_costs
 from jobs.client.facts import job_summary, pair_facts, quality_fact, waiting_note
 from jobs.client.gallery import Entry, Summary, write_gallery
-from jobs.client.home import BookPair, JobBook
+from jobs.client.home import LocalJob, LocalPair
 from jobs.client.pairs import Pair, Skipped
 from jobs.client.pictures import Fit, cut_out, write_png
 from jobs.client.preparation import prepared_pairs
@@ -60,7 +60,7 @@ class Fetched:
     gallery: Path = Path()
 
 
-def fetch(session: Session, book: JobBook, out: Path, force: bool) -> Fetched:
+def fetch(session: Session, local: LocalJob, out: Path, force: bool) -> Fetched:
     """Decrypt what is ready of a job into PNG files named after the pairs, and a gallery.
 
     A pair whose result cannot be decrypted counts as failed; the others are written.
@@ -71,9 +71,9 @@ def fetch(session: Session, book: JobBook, out: Path, force: bool) -> Fetched:
         CircuitError: if the job's model is neither this installation's nor cached.
     """
     make_folder(out)
-    refuse_overwriting(out, [pair.name for pair in book.pairs], force)
-    state, entries = decrypted(session, book)
-    return _write(entries, job_summary(book, state), out)
+    refuse_overwriting(out, [pair.name for pair in local.pairs], force)
+    state, entries = decrypted(session, local)
+    return _write(entries, job_summary(local, state), out)
 
 
 def preview(
@@ -138,7 +138,7 @@ def _write(entries: Iterable[Entry], summary: Summary, out: Path) -> Fetched:
     return report
 
 
-def decrypted(session: Session, book: JobBook) -> tuple[JobState, Iterator[Entry]]:
+def decrypted(session: Session, local: LocalJob) -> tuple[JobState, Iterator[Entry]]:
     """A job's state, and its pairs one after the other: decrypted, failed, or waiting.
 
     Raises:
@@ -146,23 +146,23 @@ def decrypted(session: Session, book: JobBook) -> tuple[JobState, Iterator[Entry
         CircuitError: if the job's model is neither this installation's nor cached.
     """
     home, store = session.home, session.store
-    model = Model.load(book.quality, home.models, book.size, book.engine)
+    model = Model.load(local.quality, home.models, local.size, local.engine)
     try:
-        model = model.as_submitted(book.model_id)
+        model = model.as_submitted(local.model_id)
     except CircuitError as error:
         raise CircuitError(
-            f"job {book.job_id}: {error}; fetch it with the version that submitted it"
+            f"job {local.job_id}: {error}; fetch it with the version that submitted it"
         ) from error
-    cipher = model.cipher(session.ring, book.key_id, session.ask)
+    cipher = model.cipher(session.ring, local.key_id, session.ask)
     # The state first: pairs that end in between are shown as what they are.
-    count = len(book.pairs)
-    state = read_state(store, book.job_id, count)
-    ended = read_marks(store, read_job(store, book.job_id, count)).ended
-    states = pair_states([pair.pair_id for pair in book.pairs], state, ended)
-    costs = pair_costs(_trace(store, book, model.plan), model.plan, book.pairs)
-    pictures = home.pictures(book.job_id)
+    count = len(local.pairs)
+    state = read_state(store, local.job_id, count)
+    ended = read_marks(store, read_job(store, local.job_id, count)).ended
+    states = pair_states([pair.pair_id for pair in local.pairs], state, ended)
+    costs = pair_costs(_trace(store, local, model.plan), model.plan, local.pairs)
+    pictures = home.pictures(local.job_id)
 
-    def entry_of(pair: BookPair) -> Entry:
+    def entry_of(pair: LocalPair) -> Entry:
         try:
             content, style = pictures[pair.content], pictures[pair.style]
         except InputError as error:
@@ -170,10 +170,10 @@ def decrypted(session: Session, book: JobBook) -> tuple[JobState, Iterator[Entry
         shown = cut_out(content.rgb, pair.box), style.rgb
         end = ended.get(pair.pair_id)
         if end is None:
-            note = waiting_note(book, states[pair.pair_id])
+            note = waiting_note(local, states[pair.pair_id])
             return Entry(pair.name, "waiting", *shown, None, note)
         try:
-            features = cipher.decrypt_result(_parts(store, book, pair, end, model), pair.name)
+            features = cipher.decrypt_result(_parts(store, local, pair, end, model), pair.name)
             result = model.finish(content, style, features)
         except NstBatchError as error:
             return Entry(pair.name, "failed", *shown, None, str(error))
@@ -181,8 +181,8 @@ def decrypted(session: Session, book: JobBook) -> tuple[JobState, Iterator[Entry
         note = doubt(model, content, style, features)
         return Entry(pair.name, "succeeded", *shown, cut_out(result, pair.box), note, facts)
 
-    skipped = (Entry.skipped(s.name, s.reason) for s in book.skipped)
-    return state, chain(map(entry_of, book.pairs), skipped)
+    skipped = (Entry.skipped(s.name, s.reason) for s in local.skipped)
+    return state, chain(map(entry_of, local.pairs), skipped)
 
 
 def doubt(model: Model, content: Picture, style: Picture, features: Features) -> str:
@@ -202,17 +202,17 @@ def doubt(model: Model, content: Picture, style: Picture, features: Features) ->
     )
 
 
-def _trace(store: Store, book: JobBook, plan: Plan) -> list[TaskTrace]:
+def _trace(store: Store, local: LocalJob, plan: Plan) -> list[TaskTrace]:
     """When a job's tasks ran; no result depends on it."""
     try:
-        return read_trace(store, book.job_id, len(book.pairs) * sum(s.tasks for s in plan.stages))
+        return read_trace(store, local.job_id, len(local.pairs) * sum(s.tasks for s in plan.stages))
     except StoreError as error:
         log.warning("%s", error)
         return []
 
 
 def _parts(
-    store: Store, book: JobBook, pair: BookPair, end: PairEnd, model: Model
+    store: Store, local: LocalJob, pair: LocalPair, end: PairEnd, model: Model
 ) -> Iterator[bytes]:
     """The packed parts of a pair's result; raises InputError or CircuitError if there is none."""
     if end.status == "failed":
@@ -224,10 +224,10 @@ def _parts(
         )
     for part in range(wanted):
         what = f"part {part} of {pair.name}"
-        key = layout.result_part(book.job_id, end.attempt, pair.pair_id, part)
+        key = layout.result_part(local.job_id, end.attempt, pair.pair_id, part)
         blob = store.read(key, model.plan.stored.result_part + HEADER_BYTES)
         envelope = Envelope.unpack(blob, what)
-        envelope.require_place(layout.result_place(book.job_id, pair.pair_id, part), what)
+        envelope.require_place(layout.result_place(local.job_id, pair.pair_id, part), what)
         model.plan.require_result(envelope, what)
         yield blob
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from jobs.client.pictures import Floats, png_bytes, write_image, writing
+from jobs.client.pictures import Floats, explaining, png_bytes, write_image, writing
 from nst.pictures.picture import to_image
 from nst.pictures.sheet import Shown, contact_sheet, fitted
 from nst.pictures.size import Size
@@ -108,8 +108,9 @@ def write_gallery(entries: Iterable[Entry], summary: Summary, out: Path) -> Path
     style, script = ((TEMPLATES / f"gallery.{kind}").read_text() for kind in ("css", "js"))
     page, article = (environment.get_template(f"{n}.html.j2") for n in ("gallery", "pair"))
     counts, groups, path = Counter[str](), list[list[Shown]](), out / GALLERY
-    # The page begins with counts that are known at its end.
-    with writing(path) as file, tempfile.TemporaryFile(dir=out) as articles:
+    # The page begins with counts that are known at its end. Until then, the file has no name: a
+    # process that is killed leaves none.
+    with explaining(path), tempfile.TemporaryFile(dir=out) as articles:
         for number, entry in enumerate(entries, 1):
             counts[entry.status] += 1
             tiles = [(role, _tile(picture)) for role, picture in entry.pictures()]
@@ -127,10 +128,11 @@ def write_gallery(entries: Iterable[Entry], summary: Summary, out: Path) -> Path
             articles=place,
         )
         head, _, foot = html.partition(place)
-        file.write(_encoded(head))
         articles.seek(0)
-        shutil.copyfileobj(articles, file)
-        file.write(_encoded(foot))
+        with writing(path) as file:
+            file.write(_encoded(head))
+            shutil.copyfileobj(articles, file)
+            file.write(_encoded(foot))
     write_image(contact_sheet(groups, CELL, COLUMNS), out / SHEET)
     return path
 

@@ -25,14 +25,14 @@ from nst.pictures.picture import Picture
 from nst.pictures.size import Size
 
 FORMAT = 2
-BOOK, PICTURES = "book.json", "pictures.npz"
+JOB_FILE, PICTURES = "job.json", "pictures.npz"
 UNREADABLE = (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error)
 """What NumPy raises of damaged files."""
 
 log = logging.getLogger("nst-batch")
 
 
-class BookPair(BaseModel):
+class LocalPair(BaseModel):
     """A pair as the user knows it; pictures by their position in the job's picture file."""
 
     pair_id: str
@@ -42,14 +42,14 @@ class BookPair(BaseModel):
     box: Box
 
 
-class BookSkipped(BaseModel):
+class SkippedPair(BaseModel):
     """A pair that was never submitted, and why."""
 
     name: str
     reason: str
 
 
-class JobBook(BaseModel):
+class LocalJob(BaseModel):
     """What the client must remember of a job: names, key set, model, and its last driver.
 
     That is a process of this machine, or a submission to a cluster's Jobs API. `width` and `height`
@@ -66,8 +66,8 @@ class JobBook(BaseModel):
     engine: str
     key_id: str
     model_id: str
-    pairs: list[BookPair]
-    skipped: list[BookSkipped]
+    pairs: list[LocalPair]
+    skipped: list[SkippedPair]
     driver_pid: int = 0
     cluster: str = ""
     cluster_python: str = ""
@@ -123,23 +123,23 @@ class Home(Folders):
         """What a local driver printed."""
         return self._job(job_id) / "driver.log"
 
-    def save_job(self, book: JobBook, pictures: Sequence[Picture]) -> None:
+    def add_job(self, local: LocalJob, pictures: Sequence[Picture]) -> None:
         """Remember a job and its prepared pictures, so that the originals may move or go."""
         levels = [np.rint(p.rgb * 255).astype(np.uint8) for p in pictures]
-        with self._writing(self._job(book.job_id) / PICTURES) as file:
+        with self._writing(self._job(local.job_id) / PICTURES) as file:
             np.savez_compressed(file, *levels)
-        self.save_book(book)
+        self.save_job(local)
 
-    def save_book(self, book: JobBook) -> None:
-        """Remember a changed book."""
-        with self._writing(self._job(book.job_id) / BOOK) as file:
-            file.write(book.model_dump_json().encode())
+    def save_job(self, local: LocalJob) -> None:
+        """Remember what has changed of a job."""
+        with self._writing(self._job(local.job_id) / JOB_FILE) as file:
+            file.write(local.model_dump_json().encode())
 
     def forget(self, job_id: str) -> None:
         """Remove all that is known of a job; raises InputError if something stays."""
         try:
-            # The book last: as long as it is there, the job can be deleted again.
-            for path in sorted(self._job(job_id).iterdir(), key=lambda p: p.name == BOOK):
+            # This file last: as long as it is there, the job can be deleted again.
+            for path in sorted(self._job(job_id).iterdir(), key=lambda p: p.name == JOB_FILE):
                 path.unlink()
             self._job(job_id).rmdir()
         except FileNotFoundError:
@@ -149,28 +149,28 @@ class Home(Folders):
                 f"cannot delete {self._job(job_id)} ({error.strerror}); remove it by hand"
             ) from error
 
-    def books(self) -> list[JobBook]:
-        """All jobs, oldest first; one whose book is damaged is named in a warning and left out."""
+    def jobs(self) -> list[LocalJob]:
+        """All jobs, oldest first; one whose file is damaged is named in a warning and left out."""
         found = []
-        for path in sorted((self.root / "jobs").glob(f"*/{BOOK}")):
+        for path in sorted((self.root / "jobs").glob(f"*/{JOB_FILE}")):
             try:
-                found.append(self._read_book(path))
+                found.append(self._read_job(path))
             except InputError as error:
                 log.warning("%s", error)
-        return sorted(found, key=lambda book: book.created)
+        return sorted(found, key=lambda local: local.created)
 
-    def book(self, job_id: str) -> JobBook:
+    def job(self, job_id: str) -> LocalJob:
         """One job.
 
         Raises:
-            InputError: if this client never submitted it, or its book is damaged.
+            InputError: if this client never submitted it, or its file is damaged.
         """
-        path = self._job(job_id) / BOOK
+        path = self._job(job_id) / JOB_FILE
         if not path.is_file():
             raise InputError(
                 f"job {job_id!r} was not submitted from {self.root}; see nst-batch list"
             )
-        return self._read_book(path)
+        return self._read_job(path)
 
     def pictures(self, job_id: str) -> JobPictures:
         """The prepared pictures of a job; raises InputError if they are missing or damaged."""
@@ -180,12 +180,12 @@ class Home(Folders):
         return self.root / "jobs" / job_id
 
     @staticmethod
-    def _read_book(path: Path) -> JobBook:
+    def _read_job(path: Path) -> LocalJob:
         try:
             text = path.read_bytes()
             form = json.loads(text)["format"]
             if form == FORMAT:
-                return JobBook.model_validate_json(text)
+                return LocalJob.model_validate_json(text)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{path} is damaged; restore it from your backup, or delete {path.parent}"

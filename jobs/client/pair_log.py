@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from jobs.client.home import BookPair, JobBook
+from jobs.client.home import LocalJob, LocalPair
 from jobs.client.wording import many
 from jobs.storage.records import JobRecord, TaskTrace
 from nst.engines.tasks import pair_group, style_group
@@ -17,21 +17,21 @@ from nst.errors import InputError
 from nst.plain import plain_lines
 
 
-def pair_named(book: JobBook, name: str) -> BookPair:
+def pair_named(local: LocalJob, name: str) -> LocalPair:
     """The pair of that name.
 
     Raises:
         InputError: if the job has none, or it was skipped.
     """
-    for pair in book.pairs:
+    for pair in local.pairs:
         if pair.name == name:
             return pair
-    for skipped in book.skipped:
+    for skipped in local.skipped:
         if skipped.name == name:
             raise InputError(f"pair {name} was not submitted: {skipped.reason}")
-    near = difflib.get_close_matches(name, [pair.name for pair in book.pairs], 1)
-    hint = f"did you mean {near[0]}?" if near else f"see nst-batch status {book.job_id}"
-    raise InputError(f"job {book.job_id} has no pair {name!r}; {hint}")
+    near = difflib.get_close_matches(name, [pair.name for pair in local.pairs], 1)
+    hint = f"did you mean {near[0]}?" if near else f"see nst-batch status {local.job_id}"
+    raise InputError(f"job {local.job_id} has no pair {name!r}; {hint}")
 
 
 DUMP = re.compile(
@@ -40,9 +40,9 @@ DUMP = re.compile(
 """Lines of what Ray's object store prints of itself, by the hundred, when a node is lost."""
 
 
-def with_names(text: str, book: JobBook) -> str:
+def with_names(text: str, local: LocalJob) -> str:
     """A driver's log with the names of pairs behind their ids, without dumps of Ray's."""
-    names = {pair.pair_id: pair.name for pair in book.pairs}
+    names = {pair.pair_id: pair.name for pair in local.pairs}
     plain = DUMP.sub("", plain_lines(text))
     return re.sub(
         r"\bpair (\w+)\b",
@@ -51,7 +51,7 @@ def with_names(text: str, book: JobBook) -> str:
     )
 
 
-def lines_of(text: str, pair: BookPair) -> list[str]:
+def lines_of(text: str, pair: LocalPair) -> list[str]:
     """Lines of a driver's log that are about a pair."""
     return [line for line in text.splitlines() if re.search(rf"\b{pair.pair_id}\b", line)]
 

@@ -109,13 +109,20 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     """A file that is there as a whole at the end, or not at all; raises InputError."""
     # Not from tempfile: its files are for their owner only, results are for everyone.
     temporary = path.parent / f".nst-batch-{secrets.token_hex(8)}.tmp"
-    try:
+    with explaining(path):
         try:
             with temporary.open("xb") as file:
                 yield file
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def explaining(path: Path) -> Iterator[None]:
+    """Turns an OSError of writing a file into an InputError."""
+    try:
+        yield
     except OSError as error:
         raise InputError(
             f"{str(path)!r} cannot be written ({error.strerror}): "

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from jobs.client import drivers, lifecycle
 from jobs.client.auto import Choice, choose
-from jobs.client.drivers import PYTHON, Driver, Place
+from jobs.client.drivers import Driver
 from jobs.client.dry_run import core_hours, records_of_files, records_of_pictures
-from jobs.client.home import Home, JobBook
+from jobs.client.home import Home, LocalJob
 from jobs.client.pairs import Pair, Skipped, find_pairs, named_pairs
 from jobs.client.preparation import PreparedPair, prepare
 from jobs.client.session import Session
@@ -18,7 +18,15 @@ from jobs.client.submit import Progress, submit
 from jobs.client.wording import many
 from jobs.execution.forecast import Offer
 from jobs.execution.notify import require_url
-from jobs.options import AUTO, BudgetOptions, ModelOptions, RetryOptions, SubmitOptions
+from jobs.options import (
+    AUTO,
+    PYTHON,
+    BudgetOptions,
+    ModelOptions,
+    RetryOptions,
+    SubmitOptions,
+    Target,
+)
 from jobs.storage.records import PairRecord
 from jobs.storage.store import address_of
 from nst.engines.rates import Rates
@@ -92,7 +100,7 @@ def ready(
     """
     if options.cluster and not options.store:
         raise InputError(
-            "a cluster needs a store: give --store s3://bucket/prefix, or a shared folder"
+            "a cluster needs a store that it reaches: s3://bucket/prefix, or a shared folder"
         )
     if options.notify_url:
         require_url(options.notify_url)
@@ -117,7 +125,7 @@ def start(
     options: SubmitOptions,
     session: Session,
     progress: Progress = lambda done, total: None,
-) -> tuple[JobBook, Driver]:
+) -> tuple[LocalJob, Driver]:
     """Encrypt a batch, upload it and start its driver.
 
     Raises:
@@ -126,14 +134,16 @@ def start(
         StoreError: if the store cannot be written.
         ClusterError: if the cluster does not answer: before anything is encrypted.
     """
-    place = options.place
-    drivers.require_reachable(place)
-    book = submit(session, batch.model, batch.pairs, batch.skipped, progress)
-    driver = drivers.start(session, book, place, place.actors(options.actors), options.notify_url)
-    return session.home.book(book.job_id), driver
+    target = options.target
+    drivers.require_reachable(target)
+    local = submit(session, batch.model, batch.pairs, batch.skipped, progress)
+    driver = drivers.start(
+        session, local, target, target.actors(options.actors), options.notify_url
+    )
+    return session.home.job(local.job_id), driver
 
 
-def go_on(session: Session, book: JobBook, options: RetryOptions) -> tuple[int, Driver | None]:
+def go_on(session: Session, local: LocalJob, options: RetryOptions) -> tuple[int, Driver | None]:
     """Start another driver for what is left of a job, where it ran unless the options differ.
 
     Returns how many pairs are left, and the driver; none is started if nothing is left.
@@ -144,14 +154,14 @@ def go_on(session: Session, book: JobBook, options: RetryOptions) -> tuple[int, 
     """
     if options.notify_url:
         require_url(options.notify_url)
-    place = Place(book.cluster, options.cluster_python or book.cluster_python or PYTHON)
+    target = Target(local.cluster, options.cluster_python or local.cluster_python or PYTHON)
     if options.cluster is not None:
-        place = options.place
-    left = lifecycle.prepare_retry(session, book, options.failed, place)
+        target = options.target
+    left = lifecycle.prepare_retry(session, local, options.failed, target)
     if not left:
         return 0, None
-    actors = place.actors(options.actors)
-    return left, drivers.start(session, book, place, actors, options.notify_url)
+    actors = target.actors(options.actors)
+    return left, drivers.start(session, local, target, actors, options.notify_url)
 
 
 def load_model(options: ModelOptions, home: Home) -> Model:
@@ -172,8 +182,10 @@ def cores_of(options: SubmitOptions) -> int:
         InputError: if only a cluster knows.
     """
     if options.cluster and options.actors is None:
-        raise InputError("how many cores a cluster gives is not known here; say it with --actors")
-    return options.place.actors(options.actors)
+        raise InputError(
+            "how many cores a cluster gives is not known here; give a number with --actors"
+        )
+    return options.target.actors(options.actors)
 
 
 def best_level(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
 
-from jobs.client.home import BookPair, BookSkipped, JobBook
+from jobs.client.home import LocalJob, LocalPair, SkippedPair
 from jobs.client.pairs import Skipped
 from jobs.client.preparation import PreparedPair
 from jobs.client.session import Session
@@ -35,11 +35,11 @@ def submit(
     prepared: list[PreparedPair],
     skipped: list[Skipped],
     progress: Progress = lambda done, total: None,
-) -> JobBook:
+) -> LocalJob:
     """Encrypt pairs and put a job into a store; the job's record is written last.
 
-    The client's book is written first, so that a job whose upload breaks off can be deleted. A
-    passphrase is asked for before anything is uploaded.
+    What the client remembers is written first, so that a job whose upload breaks off can be
+    deleted. A passphrase is asked for before anything is uploaded.
 
     Args:
         session: Where to, and whose keys.
@@ -63,7 +63,7 @@ def submit(
         record = PairRecord(pair_id=new_id(), content=inputs.add(content), style=inputs.add(style))
         records.append(record)
         known.append(
-            BookPair(
+            LocalPair(
                 pair_id=record.pair_id,
                 name=pair.name,
                 content=inputs.position(content.picture),
@@ -81,7 +81,7 @@ def submit(
         key_id=card.key_id,
         pairs=records,
     )
-    book = JobBook(
+    local = LocalJob(
         job_id=job.job_id,
         created=job.created,
         store=store.url,
@@ -92,11 +92,11 @@ def submit(
         key_id=card.key_id,
         model_id=plan.model_id,
         pairs=known,
-        skipped=[BookSkipped(name=s.name, reason=s.reason) for s in skipped],
+        skipped=[SkippedPair(name=s.name, reason=s.reason) for s in skipped],
     )
-    home.save_job(book, inputs.pictures)
+    home.add_job(local, inputs.pictures)
     try:
-        upload_shared(session, book)
+        upload_shared(session, local)
         progress(0, len(inputs.wanted))
         # The next ones are encrypted while one is uploaded.
         with closing(cipher.encrypt_all(inputs.wanted.values())) as envelopes:
@@ -105,13 +105,13 @@ def submit(
                 progress(done + 1, len(inputs.wanted))
         write_record(store, layout.job(job.job_id), job)
         # The last other job that used them may have been deleted before this one could be seen.
-        upload_shared(session, book)
+        upload_shared(session, local)
     except BaseException:
         with contextlib.suppress(NstBatchError):
             store.delete_prefix(layout.whole_job(job.job_id))
             home.forget(job.job_id)
         raise
-    return book
+    return local
 
 
 class _Inputs:
@@ -139,12 +139,12 @@ class _Inputs:
         return self._ids[key]
 
 
-def upload_shared(session: Session, book: JobBook, mend: bool = False) -> None:
+def upload_shared(session: Session, local: LocalJob, mend: bool = False) -> None:
     """Put a job's model and evaluation keys into a store that does not have them.
 
     Args:
         session: Where to, and the data directory that has them.
-        book: The job.
+        local: The job.
         mend: Read what the store has, and replace what is damaged or of another model or key set.
 
     Raises:
@@ -152,11 +152,11 @@ def upload_shared(session: Session, book: JobBook, mend: bool = False) -> None:
         StoreError: if the store cannot be written.
     """
     home, store, ring = session.home, session.store, session.ring
-    folder = home.models / book.model_id
+    folder = home.models / local.model_id
     for key, read in (
-        (layout.model_server(book.model_id), (folder / SERVER_FILE).read_bytes),
-        (layout.model_plan(book.model_id), (folder / PLAN_FILE).read_bytes),
-        (layout.evaluation_keys(book.key_id), lambda: ring.evaluation_keys(book.key_id)),
+        (layout.model_server(local.model_id), (folder / SERVER_FILE).read_bytes),
+        (layout.model_plan(local.model_id), (folder / PLAN_FILE).read_bytes),
+        (layout.evaluation_keys(local.key_id), lambda: ring.evaluation_keys(local.key_id)),
     ):
         there = store.exists(key)
         if there and not mend:

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from jobs.client.home import JobBook
+from jobs.client.home import LocalJob
 from jobs.client.wording import many
 from jobs.storage.records import JobState, PairEnd, PairState, Status, pair_states
 from nst.plain import plain
@@ -27,30 +27,32 @@ class Snapshot:
     """What there is to see of a job at one moment.
 
     Attributes:
-        book: The job as the client knows it, with names.
+        local: The job as the client knows it, with names.
         state: How far it is.
         ended: Markers of the pairs that have ended, by pair id.
         line: The same in words.
     """
 
-    book: JobBook
+    local: LocalJob
     state: JobState
     ended: dict[str, PairEnd]
     line: str
 
     def pairs(self) -> list[tuple[str, str, PairState]]:
         """Name, deepest stage and state of each pair, in the order of the job."""
-        states = pair_states([p.pair_id for p in self.book.pairs], self.state, self.ended)
+        states = pair_states([p.pair_id for p in self.local.pairs], self.state, self.ended)
         return [
             (p.name, self.state.stages.get(p.pair_id, ""), states[p.pair_id])
-            for p in self.book.pairs
+            for p in self.local.pairs
         ]
 
 
 def table(snapshot: Snapshot) -> RenderableType:
     """What `status --watch` draws."""
     state, pairs = snapshot.state, snapshot.pairs()
-    head = Text.assemble((f"job {snapshot.book.job_id}", "bold"), f" at {snapshot.book.quality}: ")
+    head = Text.assemble(
+        (f"job {snapshot.local.job_id}", "bold"), f" at {snapshot.local.quality}: "
+    )
     head.append(state.status)
     grid = Table("pair", "state", "stage", "reason", expand=False)
     shown = sorted(pairs, key=lambda pair: ORDER.index(pair[2].status))[:MOST_ROWS]
@@ -88,7 +90,7 @@ class Lines:
         """What has changed since the last call."""
         if snapshot.state.status != self._status:
             self._status = snapshot.state.status
-            yield f"job {snapshot.book.job_id}: {self._status}"
+            yield f"job {snapshot.local.job_id}: {self._status}"
         quiet = ("queued", "submitted")
         for name, _, pair in snapshot.pairs():
             if pair != self._pairs.get(name) and pair.status not in quiet:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.live import Live
 
-from jobs.client.home import JobBook
+from jobs.client.home import LocalJob
 from jobs.client.view import Lines, Snapshot, table
 from jobs.storage.records import (
     JobRecord,
@@ -51,7 +51,7 @@ def duration(seconds: float) -> str:
 
 
 def watch(
-    store: Store, book: JobBook, console: Console, at_work: Callable[[JobState], bool]
+    store: Store, local: LocalJob, console: Console, at_work: Callable[[JobState], bool]
 ) -> JobState:
     """Follow a job until it ends or its driver is gone; returns its last state.
 
@@ -59,11 +59,11 @@ def watch(
 
     Args:
         store: Where the job is.
-        book: Which job.
+        local: Which job.
         console: Where to show it.
         at_work: Whether a driver still runs, given the job's state.
     """
-    looks = _Looks(store, book)
+    looks = _Looks(store, local)
     if not console.is_terminal:
         return _follow(looks, at_work, _Plain(console).show)
     with Live(console=console, transient=True, auto_refresh=False) as live:
@@ -89,21 +89,21 @@ def _follow(
 class _Looks:
     """Reads a job's state, and its markers when the state says that there are more."""
 
-    def __init__(self, store: Store, book: JobBook) -> None:
-        self.store, self.book = store, book
+    def __init__(self, store: Store, local: LocalJob) -> None:
+        self.store, self.local = store, local
         self._job: JobRecord | None = None
         self._ended: dict[str, PairEnd] = {}
         self._count = 0
 
     def look(self) -> Snapshot:
-        pairs = len(self.book.pairs)
-        state = read_state(self.store, self.book.job_id, pairs)
+        pairs = len(self.local.pairs)
+        state = read_state(self.store, self.local.job_id, pairs)
         count = state.pairs_done + state.pairs_failed
         if count != self._count:
-            self._job = self._job or read_job(self.store, self.book.job_id, pairs)
+            self._job = self._job or read_job(self.store, self.local.job_id, pairs)
             self._ended = read_marks(self.store, self._job, self._ended).ended
             self._count = count
-        return Snapshot(self.book, state, self._ended, describe(state, time.time()))
+        return Snapshot(self.local, state, self._ended, describe(state, time.time()))
 
 
 class _Plain:

@@ -23,7 +23,7 @@ from nst.engines.base import StoredBytes
 from nst.engines.tasks import InputPart, Task, TaskGraph, is_style_group
 
 QUEUED_AHEAD = 2
-"""Tasks a worker has at a time, as in `cluster.executor`."""
+"""Tasks per worker at a time, as in `cluster.executor`."""
 
 
 @dataclass(frozen=True)

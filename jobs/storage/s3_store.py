@@ -58,7 +58,7 @@ SHA256, WRITER = "sha256", "writer"
 """Metadata of every object; of those made by `create`, who made it."""
 
 T = TypeVar("T")
-# Service descriptions are parsed once a process, not once a store: 80 ms of CPU.
+# Service descriptions are parsed once per process, not once per store: 80 ms of CPU.
 _LOADER = create_loader()
 
 

@@ -29,7 +29,7 @@ class Size:
 
     @staticmethod
     def square(side: int) -> Size:
-        """A square of so many pixels a side."""
+        """A square with sides of so many pixels."""
         return Size(side, side)
 
     @staticmethod

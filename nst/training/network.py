@@ -86,7 +86,7 @@ class Conditions:
     noise: float = 0.0
     """Standard deviation, in levels, of the noise the circuit's PBS sees before rounding."""
     overflow: Tensor | float = 0.0
-    """Sum over stages of the excess over `SAFE_LEVELS`, in levels a channel and picture."""
+    """Sum over stages of the excess over `SAFE_LEVELS`, in levels per channel and picture."""
     idle: Tensor | float = 0.0
     """Sum over stages of how far channels are from using their levels, see `idleness`."""
 

@@ -50,7 +50,7 @@ def one_failed(job: Job, seconds: float, words: str) -> Outcome:
     assert (outcome.succeeded, outcome.failed, outcome.lost) == (outcome.pairs - 1, 1, 0), outcome
     assert outcome.bit_identical, outcome
     (reason,) = outcome.reasons.items()
-    assert reason[0] == job.book.pairs[0].name and words in reason[1], outcome
+    assert reason[0] == job.local.pairs[0].name and words in reason[1], outcome
     return outcome
 
 
@@ -142,13 +142,13 @@ def client_killed_during_upload(site: Site) -> Outcome:
     start = time.monotonic()
     store_url = site.url("client_killed_during_upload")
     command = ("submit", site.source, "--quality", site.quality, "--no-wait", "--store", store_url)
-    before = {book.job_id for book in site.home.books()}
+    before = {local.job_id for local in site.home.jobs()}
     site.run_until("upload-part", *command)
     site.run_until("upload-input", *command)
     lost = time.monotonic() - start
     store = open_store(store_url)
     assert store.list("jobs/"), "nothing was uploaded"
-    begun = {book.job_id for book in site.home.books()} - before
+    begun = {local.job_id for local in site.home.jobs()} - before
     assert begun, "the client does not know what it began"
     for job_id in begun:
         gone = site.run("delete", job_id, "--yes")
@@ -163,10 +163,10 @@ def client_killed_during_fetch(site: Site) -> Outcome:
     """`kill -9` of the client after its first picture."""
     start = time.monotonic()
     out = site.folder / "out-killed"
-    site.run_until("fetch-picture", "fetch", site.finished.book.job_id, "--out", out)
+    site.run_until("fetch-picture", "fetch", site.finished.local.job_id, "--out", out)
     assert len(list(out.glob("*.png"))) == 1
     lost = time.monotonic() - start
-    again = site.run("fetch", site.finished.book.job_id, "--out", out, "--force")
+    again = site.run("fetch", site.finished.local.job_id, "--out", out, "--force")
     assert again.exit_code == 0, again.output
     pictures = {p.name: p.read_bytes() for p in out.glob("*.png")}
     pairs = len(site.origin.pairs)
@@ -180,7 +180,7 @@ def client_killed_during_fetch(site: Site) -> Outcome:
 def _without_keys(site: Site, name: str, keys: bytes | None, words: str) -> Outcome:
     """A job whose evaluation keys are replaced or missing."""
     job = site.job(name)
-    key = layout.evaluation_keys(job.book.key_id)
+    key = layout.evaluation_keys(job.local.key_id)
     job.store.delete(key)
     if keys is not None:
         job.store.write(key, keys)
@@ -229,7 +229,7 @@ def _flip_bit(site: Site, job: Job, key: str) -> None:
 def input_byte_corrupted(site: Site) -> Outcome:
     """One bit of an encrypted picture is another one."""
     job = site.job("input_byte_corrupted")
-    key = layout.encrypted_input(job.book.job_id, job.record.pairs[0].content)
+    key = layout.encrypted_input(job.local.job_id, job.record.pairs[0].content)
     _flip_bit(site, job, key)
     return one_failed(job, job.finish(job.start()), "does not match its SHA-256")
 
@@ -238,11 +238,11 @@ def input_byte_corrupted(site: Site) -> Outcome:
 def result_byte_corrupted(site: Site) -> Outcome:
     """One bit of an encrypted result is another one when it is fetched."""
     job, name = site.finished, site.origin.pairs[0].name
-    keys = job.store.list(layout.results(job.book.job_id))
+    keys = job.store.list(layout.results(job.local.job_id))
     key = next(k for k in keys if site.origin.pairs[0].pair_id in k and k.endswith(".ct"))
     _flip_bit(site, job, key)
     try:
-        results, reasons = site.fetch(job.book, job.store, site.folder / "out-corrupted")
+        results, reasons = site.fetch(job.local, job.store, site.folder / "out-corrupted")
     finally:
         _flip_bit(site, job, key)
     assert set(reasons) == {name} and "does not match its SHA-256" in reasons[name], reasons
@@ -256,7 +256,7 @@ def result_byte_corrupted(site: Site) -> Outcome:
 def pair_poisoned(site: Site) -> Outcome:
     """A pair kills every actor that computes on it."""
     job = site.job("pair_poisoned")
-    key = layout.encrypted_input(job.book.job_id, job.record.pairs[0].content)
+    key = layout.encrypted_input(job.local.job_id, job.record.pairs[0].content)
     part = Envelope.unpack(job.store.read(key), "poison").parts[0]
     poison = Path(os.environ[POISON])
     poison.write_text(hashlib.sha256(part).hexdigest())
@@ -273,7 +273,7 @@ def cancelled(site: Site) -> Outcome:
     driver = job.start()
     job.wait_for_work()
     start = time.monotonic()
-    asked = site.run("cancel", job.book.job_id)
+    asked = site.run("cancel", job.local.job_id)
     assert asked.exit_code == 0, asked.output
     driver.wait(CANCEL_SECONDS)
     site.wait_until_quiet()

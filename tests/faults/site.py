@@ -27,7 +27,7 @@ from click.testing import CliRunner, Result
 
 from jobs.cli.main import main
 from jobs.client.fetch import fetch
-from jobs.client.home import PICTURES, Home, JobBook
+from jobs.client.home import PICTURES, Home, LocalJob
 from jobs.client.pairs import find_pairs
 from jobs.client.preparation import PreparedPair, prepare
 from jobs.client.session import Session
@@ -192,8 +192,8 @@ class Driver:
 class Job:
     """A job of the site's ciphertexts in a store of its own."""
 
-    def __init__(self, site: Site, fault: str, book: JobBook, store: Store) -> None:
-        self.site, self.fault, self.book, self.store = site, fault, book, store
+    def __init__(self, site: Site, fault: str, local: LocalJob, store: Store) -> None:
+        self.site, self.fault, self.local, self.store = site, fault, local, store
         self.out = site.folder / f"out-{fault}"
         self.started = time.monotonic()
         self.drivers: list[Driver] = []
@@ -201,22 +201,27 @@ class Job:
     @property
     def record(self) -> JobRecord:
         """What the server knows of it."""
-        return read_record(self.store, layout.job(self.book.job_id), JobRecord)
+        return read_record(self.store, layout.job(self.local.job_id), JobRecord)
 
     @property
     def state(self) -> JobState:
         """How far it is."""
-        return read_state(self.store, self.book.job_id)
+        return read_state(self.store, self.local.job_id)
 
     def start(self, actors: int | None = None) -> Driver:
         """A driver for it."""
         log = self.site.folder / f"{self.fault}-{len(self.drivers)}.log"
-        arguments = [self.book.store, self.book.job_id, "--actors", str(actors or self.site.actors)]
+        arguments = [
+            self.local.store,
+            self.local.job_id,
+            "--actors",
+            str(actors or self.site.actors),
+        ]
         driver = Driver(arguments, self.site.nodes.address, log)
         self.drivers.append(driver)
         # As the client notes it: `cancel` asks for the driver by its process id.
-        book = self.book.model_copy(update={"driver_pid": driver.process.pid})
-        self.site.home.save_book(book)
+        local = self.local.model_copy(update={"driver_pid": driver.process.pid})
+        self.site.home.save_job(local)
         return driver
 
     def wait_for_work(self, share: float = 0.25) -> None:
@@ -238,13 +243,13 @@ class Job:
 
     def statuses(self) -> dict[str, tuple[str, str]]:
         """By name of pair, its status and the reason, as a user is told them."""
-        shown = self.site.run("status", self.book.job_id, "--json")
+        shown = self.site.run("status", self.local.job_id, "--json")
         assert shown.exit_code in (0, 1), shown.output
         return {p["name"]: (p["status"], p["reason"]) for p in json.loads(shown.stdout)["pairs"]}
 
     def fetched(self) -> tuple[dict[str, Features], dict[str, str]]:
         """By name, the decrypted results and why there is none."""
-        return self.site.fetch(self.book, self.store, self.out)
+        return self.site.fetch(self.local, self.store, self.out)
 
     def conclude(self, seconds: float) -> Outcome:
         """See what became of it, and that it leaves nothing behind; AssertionError if it does."""
@@ -272,7 +277,7 @@ class Job:
 
     def delete(self) -> None:
         """Delete it as a user would, and see that nothing of it is left in the store."""
-        gone = self.site.run("delete", self.book.job_id, "--yes")
+        gone = self.site.run("delete", self.local.job_id, "--yes")
         assert gone.exit_code == 0, gone.output
         self.site.require_no_orphans(self.store)
 
@@ -361,14 +366,14 @@ class Site:
         for input_id in {i for p in copy.pairs for i in (p.content, p.style)}:
             blob = origin.read(layout.encrypted_input(self.origin.job_id, input_id))
             store.write(layout.encrypted_input(job_id, input_id), blob)
-        book = self.origin.model_copy(
+        local = self.origin.model_copy(
             update={"job_id": job_id, "store": store.url, "pairs": self.origin.pairs[:pairs]}
         )
-        self.home.save_book(book)
+        self.home.save_job(local)
         pictures = self.home.root / "jobs" / self.origin.job_id / PICTURES
         shutil.copy(pictures, self.home.root / "jobs" / job_id)
         write_record(store, layout.job(job_id), copy)
-        return Job(self, fault, book, store)
+        return Job(self, fault, local, store)
 
     def run(self, *arguments: str | Path) -> Result:
         """`nst-batch` in this process."""
@@ -383,7 +388,7 @@ class Site:
         assert done.returncode == -9, f"{point}: {done.returncode} {done.stderr[-2000:]}"
 
     def fetch(
-        self, book: JobBook, store: Store, out: Path
+        self, local: LocalJob, store: Store, out: Path
     ) -> tuple[dict[str, Features], dict[str, str]]:
         """Fetch as the client does; by name, the results that were decrypted and what failed."""
         seen: list[Features] = []
@@ -394,7 +399,7 @@ class Site:
             return finish(model, content, style, features)
 
         with mock.patch.object(Model, "finish", seeing):
-            report = fetch(Session(self.home, store), book, out, True)
+            report = fetch(Session(self.home, store), local, out, True)
         return dict(zip(report.done, seen, strict=True)), report.failed
 
     def wait_until_quiet(self) -> None:

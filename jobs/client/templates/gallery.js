@@ -2,7 +2,7 @@
 const root = document.documentElement;
 const $ = (id) => document.getElementById(id);
 
-// Light and dark: what the system says, until somebody says otherwise.
+// Light and dark: what the system says, until the reader chooses.
 const prefersDark = matchMedia("(prefers-color-scheme: dark)");
 const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : prefersDark.matches);
 const showTheme = () => $("theme").setAttribute("aria-pressed", String(isDark()));
@@ -28,7 +28,7 @@ function fit() {
   const room = Math.min(stage.clientWidth / small.naturalWidth,
                         stage.clientHeight / small.naturalHeight);
   // Hard pixels are all of one size only if they are enlarged a whole number of times; of too
-  // large ones nobody sees a picture any more.
+  // large ones no picture is seen any more.
   const hard = small.classList.contains("pixels") && room >= 1;
   const factor = hard ? Math.min(Math.floor(room), 14) : Math.min(room, 6);
   large.width = Math.max(1, Math.round(small.naturalWidth * factor));

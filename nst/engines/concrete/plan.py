@@ -21,7 +21,7 @@ FORMAT = 5
 
 
 def count_pbs(architecture: Architecture, side: int) -> int:
-    """PBS per pair of square pictures of so many pixels a side, style branch included.
+    """PBS per pair of square pictures with sides of so many pixels, style branch included.
 
     One per activation: known before anything is compiled; compiled circuits have as many.
     """
