@@ -236,11 +236,11 @@ def read_job(store: Store, job_id: str, pairs: int | None = None) -> JobRecord:
     Args:
         store: Where it is.
         job_id: Which job.
-        pairs: How many pairs the job has, if the reader knows.
+        pairs: How many pairs the job has at most, if the reader knows.
     """
     key = layout.job(job_id)
     job = read_record(store, key, JobRecord, _job_bytes(pairs))
-    if job.job_id != job_id or pairs not in (None, len(job.pairs)):
+    if job.job_id != job_id or (pairs is not None and len(job.pairs) > pairs):
         raise StoreContentError(f"store {store.url}: {key} is another job's; submit the job again")
     return job
 
