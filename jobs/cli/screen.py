@@ -39,7 +39,9 @@ class Screen:
     def say(self, text: str, style: str = "") -> None:
         """A line as it is: nothing in it is markup, and paths are not wrapped."""
         text = plain_lines(text)
-        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(
+            text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True
+        )
 
     @contextmanager
     def working(self, what: str) -> Iterator[Callable[[str], None]]:

@@ -120,4 +120,6 @@ class _Plain:
             self._print(seen.line)
 
     def _print(self, line: str) -> None:
-        self.console.print(plain(line, MOST_LINE), highlight=False, markup=False, soft_wrap=True)
+        self.console.print(
+            plain(line, MOST_LINE), highlight=False, markup=False, emoji=False, soft_wrap=True
+        )
