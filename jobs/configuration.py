@@ -20,6 +20,7 @@ from platformdirs import user_config_path
 
 from jobs.fields import Option, options_of
 from jobs.options import COMMANDS
+from jobs.trust import require_trusted
 from nst.errors import InputError
 
 FILE, PREFIX = "nst-batch.toml", "NST_BATCH_"
@@ -92,12 +93,20 @@ def load(kind: type[Options], command: str, given: Mapping[str, object]) -> Opti
         given: By the fields' names; None is not given.
 
     Raises:
-        InputError: if a file, a variable or the caller says what an option does not take.
+        InputError: if a file, a variable or the caller says what an option does not take, or a
+            project's file what has to be asked about (see `jobs.trust`).
         TypeError: if there is no such field.
     """
     of_kind: type = kind
     options = options_of(of_kind)
-    values: dict[str, Any] = {k: s.value for k, s in configured(command).items() if k in options}
+    settings = {
+        name: setting
+        for name, setting in configured(command).items()
+        if name in options and given.get(name) is None
+    }
+    # Who calls from a program is not asked.
+    require_trusted(settings, FILE, None)
+    values: dict[str, Any] = {name: setting.value for name, setting in settings.items()}
     for name, value in given.items():
         if name not in options:
             raise TypeError(f"no option {name!r}; there are {', '.join(options)}")

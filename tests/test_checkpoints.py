@@ -119,13 +119,13 @@ def test_a_resume_that_copies_for_long_gives_signs_of_life(
         def clock(self) -> float:
             return now
 
-        def read(self, key: str) -> bytes:
+        def read(self, key: str, limit: int | None = None) -> bytes:
             nonlocal now
             if key.startswith(layout.results("job")):
                 reads.append(key)
                 assert not read_state(self, "job").stale(now), f"read {len(reads)} parts"
                 now += 0.6 * STALE_AFTER
-            return super().read(key)
+            return super().read(key, limit)
 
     store = Slow(tmp_path)
     job = fake_job(store)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from jobs.client.watch import describe
 from jobs.execution.loading import ModelPin
 from jobs.storage import layout
 from jobs.storage.records import (
@@ -19,6 +20,7 @@ from jobs.storage.records import (
     PairEnd,
     PairRecord,
     pair_states,
+    read_job,
     read_marks,
     read_record,
     read_state,
@@ -26,7 +28,7 @@ from jobs.storage.records import (
     write_record,
 )
 from jobs.storage.store import Store, open_store
-from nst.errors import CircuitError, StoreError
+from nst.errors import CircuitError, StoreContentError, StoreError
 
 JOB = JobRecord(
     job_id="j",
@@ -186,3 +188,50 @@ def test_a_reason_cannot_steer_a_terminal(store: Store) -> None:
     end = {"format": FORMAT, "pair_id": "1", "status": "failed", "reason": "\x1b[31mred"}
     store.write(layout.pair_end("j", "1"), json.dumps(end).encode())
     assert read_marks(store, JOB).ended["1"].reason == " [31mred"
+
+
+@pytest.mark.parametrize("done", [5e-324, 1e-300, 1e11])
+@pytest.mark.parametrize("total", [0.0, 5e-324, 1e11])
+def test_progress_is_said_of_any_numbers(done: float, total: float) -> None:
+    state = JobState(status="running", seconds_total=total, seconds_done=done, first_task=1.0)
+    assert "pairs" in describe(state, 1e11) and 0 <= state.share <= 1
+
+
+@pytest.mark.parametrize(
+    "evil",
+    [
+        *({"heartbeat": float("nan")}, {"seconds_done": float("inf")}, {"first_task": -1}),
+        *({"pairs_done": -1}, {"pairs_total": 10**30}, {"peak_live_bytes": 10**400}),
+        *({"attempt": "../.."}, {"pairs_running": ["a/b"]}, {"stages": {"ab": "\x1b[2J"}}),
+    ],
+)
+def test_records_are_finite_and_ids_are_ids(store: Store, evil: dict[str, object]) -> None:
+    store.write(layout.state("j"), json.dumps({**JobState().model_dump(), **evil}).encode())
+    with pytest.raises(StoreContentError, match="is damaged"):
+        read_state(store, "j")
+
+
+def test_records_are_no_larger_than_their_job(store: Store) -> None:
+    write_record(store, layout.job("j"), JOB)
+    assert read_job(store, "j", 3) == JOB
+    with pytest.raises(StoreContentError, match="another job's"):
+        read_job(store, "j", 2)
+    for key in (layout.job("j"), layout.state("j")):
+        store.write(key, b" " * (1 << 20) + store.read(layout.job("j")))
+    for read in (read_job, read_state):
+        with pytest.raises(StoreContentError, match="larger than"):
+            read(store, "j", 3)
+
+
+def test_a_damaged_marker_costs_its_pair_alone(store: Store) -> None:
+    write_record(store, layout.pair_end("j", "1"), DONE)
+    write_record(store, layout.pair_end("j", "2"), DONE)
+    store.write(layout.pair_end("j", "3"), b"NaN")
+    ended = read_marks(store, JOB).ended
+    assert ended["1"] == DONE
+    assert ended["2"].status == ended["3"].status == "failed"
+    assert "another pair" in ended["2"].reason and "damaged" in ended["3"].reason
+    for number in range(100):
+        store.write(layout.marks("j") + f"x{number}", b"")
+    with pytest.raises(StoreContentError, match="more than"):
+        read_marks(store, JOB)

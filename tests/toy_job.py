@@ -27,6 +27,7 @@ from jobs.storage.records import (
     write_record,
 )
 from jobs.storage.store import open_store
+from nst.ciphertext import Envelope
 from nst.engines.base import Evaluator
 from nst.engines.tasks import Task
 from nst.model import Model
@@ -98,7 +99,9 @@ class ToyJob:
             left = [p for p in job.pairs if p.pair_id not in read_marks(store, job).ended]
             for pair in left:
                 for number, part in enumerate(parts):
-                    store.write(layout.result_part(job.job_id, "a", pair.pair_id, number), part)
+                    place = layout.result_place(job.job_id, pair.pair_id, number)
+                    moved = replace(Envelope.unpack(part, "a part"), place=place).pack()
+                    store.write(layout.result_part(job.job_id, "a", pair.pair_id, number), moved)
                 end = PairEnd(
                     pair_id=pair.pair_id, status="succeeded", attempt="a", parts=len(parts)
                 )

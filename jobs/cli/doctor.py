@@ -11,6 +11,7 @@ from jobs.cli.examples import examples
 from jobs.cli.options import on_command_line, takes
 from jobs.cli.screen import EXIT_UNREACHABLE, EXIT_USAGE
 from jobs.options import STORE_FIELDS, DoctorOptions
+from nst.plain import MOST_LINE, plain
 
 
 @click.command(
@@ -47,7 +48,7 @@ def doctor(options: DoctorOptions) -> None:
         checks.append(check)
         if not options.as_json:
             advice = f" -> {check.advice}" if check.advice else ""
-            click.echo(f"{check.status:4}  {check.what}  {check.detail}{advice}")
+            click.echo(plain(f"{check.status:4}  {check.what}  {check.detail}{advice}", MOST_LINE))
     failed = [check for check in checks if check.status == "FAIL"]
     if options.as_json:
         click.echo(json.dumps({"ok": not failed, "checks": [asdict(c) for c in checks]}, indent=2))

@@ -11,7 +11,7 @@ import click
 
 from jobs.cli.examples import examples
 from jobs.cli.options import takes
-from jobs.cli.screen import exit_if
+from jobs.cli.screen import complain, exit_if
 from jobs.options import EvaluateOptions, ExportOptions
 from nst.errors import CircuitError, InputError
 
@@ -68,7 +68,7 @@ def evaluate(pairs: Path | None, options: EvaluateOptions) -> None:
         )
     failed += missing
     for item in failed:
-        click.echo(f"failed {item.name}: {item.reason}", err=True)
+        complain(f"failed {item.name}: {item.reason}")
     if not samples:
         raise InputError(f"none of the {len(failed)} pairs could be measured; see above")
     console = errors if options.record == "-" else Console()

@@ -15,7 +15,7 @@ from jobs.cli.estimate import estimate
 from jobs.cli.evaluate import evaluate, export
 from jobs.cli.examples import examples
 from jobs.cli.keys import keys
-from jobs.cli.screen import EXIT_USAGE, warnings_shown
+from jobs.cli.screen import EXIT_USAGE, complain, warnings_shown
 from jobs.cli.submit import demo, preview, submit
 from jobs.cli.train import train
 from nst.errors import NstBatchError
@@ -39,7 +39,7 @@ class _Commands(ConfiguredGroup):
             _end(error)
             raise
         except NstBatchError as error:
-            click.echo(f"error: {error}", err=True)
+            complain(f"error: {error}")
             ctx.exit(error.exit_code)
 
 
@@ -49,7 +49,7 @@ def _end(error: click.UsageError) -> None:
         return
     path = error.ctx.command_path if error.ctx else "nst-batch"
     message = error.format_message().rstrip(".")
-    click.echo(f"error: {message[:1].lower()}{message[1:]}; see: {path} --help", err=True)
+    complain(f"error: {message[:1].lower()}{message[1:]}; see: {path} --help")
     raise click.exceptions.Exit(EXIT_USAGE)
 
 

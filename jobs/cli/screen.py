@@ -13,6 +13,7 @@ import click
 
 from nst.errors import InputError
 from nst.folders import PASSPHRASE_VARIABLE
+from nst.plain import MOST_LINE, plain, plain_lines
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -37,14 +38,20 @@ class Screen:
 
     def say(self, text: str, style: str = "") -> None:
         """A line as it is: nothing in it is markup, and paths are not wrapped."""
-        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+        text = plain_lines(text)
+        self.console.print(
+            text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True
+        )
 
     @contextmanager
     def working(self, what: str) -> Iterator[Callable[[str], None]]:
         """A spinner beside a text; gives what changes the text."""
-        with self.console.status(what) as self._status:
+        from rich.text import Text
+
+        with self.console.status(Text(plain(what))) as self._status:
+            status = self._status
             try:
-                yield self._status.update
+                yield lambda text: status.update(Text(plain(text)))
             finally:
                 self._status = None
 
@@ -70,6 +77,11 @@ class Screen:
         if self._status is not None:
             self._status.start()
         return typed
+
+
+def complain(text: str) -> None:
+    """A line on standard error, whatever is in it; an error's, a warning's, a skipped pair's."""
+    click.echo(plain(text, MOST_LINE), err=True)
 
 
 def require_terminal(why: str) -> None:
@@ -103,4 +115,4 @@ def warnings_shown() -> Iterator[None]:
 
 class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"warning: {record.getMessage()}", err=True)
+        complain(f"warning: {record.getMessage()}")

@@ -15,6 +15,7 @@ import click
 
 from jobs.cli.examples import examples
 from jobs.cli.options import takes
+from jobs.cli.screen import complain
 from jobs.client.wording import many
 from jobs.options import TrainCommand
 from nst.errors import InputError
@@ -67,7 +68,7 @@ def train(options: TrainCommand) -> None:
         with ray, _progress(run.out / "metrics.jsonl", options.max_iter):
             steps = train_on_ray(run, workers)
     except TrainingError as error:
-        click.echo(f"error: {error}", err=True)
+        complain(f"error: {error}")
         raise SystemExit(EXIT_FAILED) from error
     click.echo(f"{steps} steps; {run.out / 'best.ckpt'} has the lowest score of held-out pictures")
 
@@ -148,7 +149,7 @@ def _print(record: dict[str, Any], max_iter: int) -> None:
         return ", ".join(f"{name} {of[name]:.3f}" for name in names)
 
     for reason in record.get("skipped_now", []):
-        click.echo(f"skipped: {reason}", err=True)
+        complain(f"skipped: {reason}")
     at = f"step {record['step']} of {max_iter}"
     if "options" in record:
         click.echo(f"{at}: starting, {many(record['workers'], 'worker')}")

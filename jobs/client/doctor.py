@@ -315,7 +315,7 @@ def _probe(store: Store, what: str) -> Check:
     begun = time.monotonic()
     try:
         store.write(key, blob)
-        if store.read(key) != blob or store.list(key) != [key]:
+        if store.read(key, len(blob)) != blob or store.list(key) != [key]:
             raise StoreError(f"{what} gives other bytes than it was given; use another --store")
     finally:
         store.delete(key)

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,7 @@ from jobs.client.pictures import Floats, explaining, png_bytes, write_image, wri
 from nst.pictures.picture import to_image
 from nst.pictures.sheet import Shown, contact_sheet, fitted
 from nst.pictures.size import Size
+from nst.plain import MOST_LINE, plain
 
 GALLERY, SHEET = "gallery.html", "contact-sheet.png"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -40,7 +41,7 @@ class Entry:
     """One pair with what there is of it; pictures are `[3, H, W]` in [0, 1].
 
     Attributes:
-        name: Any text: it is shown as it is, whatever it holds.
+        name: Any text: what could steer or hide in it is not shown.
         status: What the gallery can be filtered by.
         content: None if it could not be read; likewise the style.
         result: None if there is none, or not yet.
@@ -113,12 +114,13 @@ def write_gallery(entries: Iterable[Entry], summary: Summary, out: Path) -> Path
         for number, entry in enumerate(entries, 1):
             counts[entry.status] += 1
             tiles = [(role, _tile(picture)) for role, picture in entry.pictures()]
-            articles.write(_encoded(article.render(number=number, entry=entry, tiles=tiles)))
+            said = replace(entry, name=plain(entry.name), note=plain(entry.note, MOST_LINE))
+            articles.write(_encoded(article.render(number=number, entry=said, tiles=tiles)))
             if number <= MOST_ON_SHEET:
                 groups.append([_shown(p, entry.status) for _, p in entry.pictures()])
         place = secrets.token_hex(16)
         html = page.render(
-            summary=summary,
+            summary=replace(summary, facts=tuple((k, plain(v)) for k, v in summary.facts)),
             policy=_policy(style, script),
             style=style,
             script=script,

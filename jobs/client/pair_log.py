@@ -14,6 +14,7 @@ from jobs.client.wording import many
 from jobs.storage.records import JobRecord, TaskTrace
 from nst.engines.tasks import pair_group, style_group
 from nst.errors import InputError
+from nst.plain import plain_lines
 
 
 def pair_named(local: LocalJob, name: str) -> LocalPair:
@@ -42,8 +43,7 @@ DUMP = re.compile(
 def with_names(text: str, local: LocalJob) -> str:
     """A driver's log with the names of pairs behind their ids, without dumps of Ray's."""
     names = {pair.pair_id: pair.name for pair in local.pairs}
-    # The server's words: nothing in them may steer a terminal.
-    plain = DUMP.sub("", "".join(c for c in text if c.isprintable() or c in "\n\t"))
+    plain = DUMP.sub("", plain_lines(text))
     return re.sub(
         r"\bpair (\w+)\b",
         lambda m: f"{m[0]} ({names[m[1]]})" if m[1] in names else m[0],
@@ -94,7 +94,7 @@ def stages_of(trace: list[TaskTrace], job: JobRecord, pair_id: str) -> Iterator[
         job: What was submitted.
         pair_id: One of its pairs.
     """
-    style = next(pair.style for pair in job.pairs if pair.pair_id == pair_id)
+    style = next((pair.style for pair in job.pairs if pair.pair_id == pair_id), "")
     sharing = {
         pair_group(pair_id): 1,
         style_group(style): sum(pair.style == style for pair in job.pairs),

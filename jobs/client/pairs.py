@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nst.errors import InputError
+from nst.plain import visible
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 """Suffixes of pictures, whatever their case; other files are ignored."""
@@ -240,11 +241,11 @@ def _with_distinct_names(pairs: list[Pair]) -> list[Pair]:
 
 
 def safe_name(name: str) -> str:
-    """The name as one that is safe for a file: no separators, control characters, leading dots."""
+    """The name as one that is safe for a file: no separators, controls, leading dots."""
     # Surrogates stand for bytes that are not UTF-8: they could not be printed or stored.
     kept = "".join(
         "_" if char in "/\\" or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char
-        for char in name
+        for char in visible(name)
     )
     short = kept.lstrip(". ").encode()[:NAME_BYTES].decode(errors="ignore").rstrip()
     return short or "unnamed"

@@ -177,6 +177,6 @@ def upload_shared(session: Session, local: LocalJob, mend: bool = False) -> None
 
 def _holds(store: Store, key: str, blob: bytes) -> bool:
     try:
-        return store.read(key) == blob
+        return store.read(key, len(blob)) == blob
     except StoreError:
         return False

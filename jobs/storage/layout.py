@@ -93,6 +93,11 @@ def part_in_attempt(pair_id: str, part: int) -> str:
     return f"{pair_id}/{part:03d}.ct"
 
 
+def result_place(job_id: str, pair_id: str, part: int) -> str:
+    """What a part of a result says of itself, whichever driver made it."""
+    return f"{job_id}/{part_in_attempt(pair_id, part)}"
+
+
 def checkpoints(job_id: str) -> str:
     """Prefix of all stored results of stages in the middle."""
     return f"{whole_job(job_id)}checkpoints/"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from jobs.storage.bounds import MOST_KEYS, all_of, require_size
 from jobs.storage.layout import require_folder, require_key
 from nst.errors import StoreContentError, StoreError
 from nst.folders import make_private
@@ -79,7 +80,7 @@ class LocalStore:
         """The folder's absolute path."""
         return str(self.root.resolve())
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, limit: int | None = None) -> bytes:
         """See `Store`."""
         parts = self._parts(key)
         with self.explaining(f"read {key}"):
@@ -88,7 +89,9 @@ class LocalStore:
                     descriptor = os.open(parts[-1], BLOB, dir_fd=folder)
                     with os.fdopen(descriptor, "rb") as file:
                         if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                            return file.read()
+                            blob = file.read(-1 if limit is None else limit + 1)
+                            require_size(str(self.root), key, len(blob), limit)
+                            return blob
             except ABSENT as error:
                 raise StoreContentError(
                     f"store {self.root} has no {key}; was the job deleted?"
@@ -130,7 +133,7 @@ class LocalStore:
             return stat.S_ISREG(os.stat(parts[-1], dir_fd=folder, follow_symlinks=False).st_mode)
         return False
 
-    def children(self, prefix: str) -> list[str]:
+    def children(self, prefix: str, limit: int = MOST_KEYS) -> list[str]:
         """See `Store`."""
         with (
             self.explaining(f"list {prefix}"),
@@ -138,13 +141,15 @@ class LocalStore:
             self._folder(self._parts(prefix.rstrip("/"))) as folder,
             os.scandir(folder) as entries,
         ):
-            return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
+            found = (e.name for e in entries if e.is_dir(follow_symlinks=False))
+            return all_of(found, str(self.root), prefix, limit)
         return []
 
-    def list(self, prefix: str) -> list[str]:
+    def list(self, prefix: str, limit: int = MOST_KEYS) -> list[str]:
         """See `Store`."""
-        found = self._below(prefix.rpartition("/")[0])
-        return sorted(key for key, is_blob in found if is_blob and key.startswith(prefix))
+        below = self._below(prefix.rpartition("/")[0])
+        found = (key for key, is_blob in below if is_blob and key.startswith(prefix))
+        return all_of(found, str(self.root), prefix, limit)
 
     def delete(self, key: str) -> None:
         """See `Store`; folders that become empty go too."""

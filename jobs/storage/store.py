@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from jobs.storage import layout
+from jobs.storage.bounds import MOST_KEYS, SMALL_BYTES
 from jobs.storage.local_store import LocalAddress
 from jobs.storage.s3_address import PATIENCE, S3Address, S3Options, without_secrets
 from nst.errors import StoreAddressError, StoreContentError, StoreError
+from nst.parsing import parse_json
 
 FORMAT = 1
 FIRST_PATIENCE = 10.0
@@ -26,11 +28,16 @@ class Store(Protocol):
         """What `open_store` reopens it by, in another process."""
         ...
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, limit: int | None = None) -> bytes:
         """The blob.
 
+        Args:
+            key: Which.
+            limit: Bytes that it may have at most: not many more are ever read. Whoever reads
+                what others wrote knows how large it can be.
+
         Raises:
-            StoreContentError: if it is missing or damaged.
+            StoreContentError: if it is missing, damaged or larger.
             StoreError: if the store does not give it.
         """
         ...
@@ -47,12 +54,15 @@ class Store(Protocol):
         """Whether there is such a blob."""
         ...
 
-    def children(self, prefix: str) -> list[str]:
-        """The names between a prefix that ends with a slash and the next slash, sorted."""
+    def children(self, prefix: str, limit: int = MOST_KEYS) -> list[str]:
+        """The names between a prefix that ends with a slash and the next slash, sorted.
+
+        Raises StoreContentError if there are more than `limit`.
+        """
         ...
 
-    def list(self, prefix: str) -> list[str]:
-        """All keys that start with a prefix, sorted."""
+    def list(self, prefix: str, limit: int = MOST_KEYS) -> list[str]:
+        """All keys that start with a prefix, sorted; StoreContentError if more than `limit`."""
         ...
 
     def delete(self, key: str) -> None:
@@ -180,8 +190,11 @@ def connect(url: str, patience: float = PATIENCE, make: bool = True) -> Store:
 def check_format(store: Store) -> None:
     """Raise StoreContentError if a store was written by another version."""
     try:
-        form = json.loads(store.read(layout.STORE))["format"]
-    except (ValueError, KeyError, TypeError) as error:
+        record = parse_json(store.read(layout.STORE, SMALL_BYTES))
+        form = record["format"] if isinstance(record, dict) else None
+        if type(form) is not int:
+            raise ValueError("no format")
+    except (ValueError, KeyError) as error:
         raise StoreContentError(
             f"store {store.url}: {layout.STORE} is damaged; is this a store of nst-batch?"
         ) from error

@@ -27,6 +27,7 @@ from nst.ciphertext import Envelope
 from nst.engines.rates import Rates
 from nst.engines.tasks import PairIds, Seconds, StageShape, TaskGraph
 from nst.network.architecture import Branch
+from nst.parsing import Json as Json
 from nst.pictures.size import Size
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ Role = Branch
 """What an encrypted picture is in its pair."""
 Features = NDArray[np.float32]
 """Output `[C, H, W]` of the last encrypted stage, decrypted or computed in the clear."""
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
 @dataclass(frozen=True)

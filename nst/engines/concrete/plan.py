@@ -106,7 +106,7 @@ class CircuitPlan:
 
     @property
     def stored(self) -> StoredBytes:
-        """See `Plan`; a part is a row, headers of some 800 bytes left out."""
+        """See `Plan`; a part is a row, headers left out; of a result it is exact."""
         contents, styles = self.height // CELL, self.style_side // CELL
         content = self.input_ciphertext_bytes
         # Every encrypted pixel takes as much.
@@ -175,7 +175,8 @@ class CircuitPlan:
 
     def require_result(self, envelope: Envelope, what: str) -> None:
         """See `Plan`."""
-        if envelope.word_bits != self.word_bits or len(envelope.parts) != 1:
+        sizes = [len(part) for part in envelope.parts]
+        if envelope.word_bits != self.word_bits or sizes != [self.stored.result_part]:
             raise CircuitError(f"{what} is no row of a result; retry the pair")
 
     def to_dict(self) -> dict[str, Json]:

@@ -1,0 +1,71 @@
+"""What a project's file may say without being asked about: nothing that data or credentials go to.
+
+A folder may come from others, and with it its `nst-batch.toml`. A cluster runs the job and gets the
+token of its Jobs API; a store gets ciphertexts, and an S3 server what a profile's key signs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nst.errors import InputError
+from nst.folders import default_folder
+from nst.plain import plain
+
+if TYPE_CHECKING:
+    from jobs.configuration import Setting
+
+ASKED = frozenset({"cluster", "cluster-python", "endpoint-url", "profile", "store"})
+"""Keys that a project's file gives only with its user's consent."""
+FLAG, VARIABLE = "--trust-project", "NST_BATCH_TRUST_PROJECT"
+"""What consents without being asked, for one call or for all."""
+
+
+def require_trusted(
+    settings: Mapping[str, Setting], file: str, ask: Callable[[str], bool] | None
+) -> None:
+    """Have the user consent to what a project's file says, once for a folder and what it says.
+
+    Args:
+        settings: Of a call, by field; those that the caller gives otherwise left out.
+        file: Name of the project's file, as entries have it.
+        ask: Shows a question and says whether the answer is yes; None where no one can answer.
+
+    Raises:
+        InputError: if there is no consent.
+    """
+    found = [s.entry for s in settings.values() if s.entry.source == file and s.entry.of_file]
+    said = sorted({(e.key, json.dumps(e.value, default=str)) for e in found if e.key in ASKED})
+    if not said or os.environ.get(VARIABLE):
+        return
+    folder = str(Path.cwd())
+    digest = hashlib.sha256(json.dumps([folder, said]).encode()).hexdigest()
+    mark = default_folder() / "trusted" / digest
+    if mark.is_file():
+        return
+    shown = ", ".join(f"{key} = {plain(value, 200)}" for key, value in said)
+    where = f"{plain(folder)}/{file}: {shown}"
+    if ask is None:
+        raise InputError(
+            f"{where}: whoever wrote this would get your data or credentials, and this is no "
+            f"terminal to ask at; check it, then add {FLAG} or set {VARIABLE}=1"
+        )
+    if not ask(f"{where}\nData and credentials would go there. Do you trust this file?"):
+        raise InputError(f"{where}: not trusted; give these options yourself, or remove them")
+    remember(mark)
+
+
+def remember(mark: Path) -> None:
+    """Note a consent in the data directory; raises InputError if that fails."""
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        mark.touch(mode=0o600)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {mark} ({error.strerror}); set NST_BATCH_HOME to another folder"
+        ) from error
