@@ -271,7 +271,7 @@ class DemoOptions(ActorOptions):
     """`demo`."""
 
     out: Path = option(
-        "Folder for all that the demo makes: keys, store, pictures.", Path("demo-out")
+        "Folder for all that the demo makes: keys, store, pictures.", Path("demo-out"), own=True
     )
     count: int = option("How many of the bundled pairs.", 2, name="pairs", least=1)
 
@@ -373,7 +373,7 @@ class EvaluateOptions(FitOptions, ModelOptions):
     record: str | None = option(
         "Write all figures to this file; - is standard output.", None, name="json", once=True
     )
-    out: Path | None = option("Folder for the contact sheet.", None)
+    out: Path | None = option("Folder for the contact sheet.", None, own=True)
     magnify: int = option("Pixels of the sheet per pixel, each way.", 2, least=1, most=8)
 
 
@@ -388,7 +388,7 @@ class ExportOptions:
         parse=_level,
         complete=_levels,
     )
-    out: Path = option("Destination .safetensors.")
+    out: Path = option("Destination .safetensors.", own=True)
     data: str | None = option(
         "Description of the training pictures.", None, shown="that of the weights' card"
     )

@@ -293,3 +293,20 @@ def test_consent_is_for_one_folder_and_what_its_file_says(
     write('store = "elsewhere"')
     monkeypatch.setenv("NST_BATCH_TRUST_PROJECT", "1")
     assert submit_asks() == 0
+
+
+def test_a_folder_for_results_is_none_for_weights_runs_and_reports() -> None:
+    write('out = "res"')
+    assert shown("preview", "out") == ("res", FILE)
+    for command in ("train", "export", "evaluate", "demo"):
+        assert shown(command, "out")[1] == "default"
+    write('[train]\nout = "runs/low"')
+    assert shown("train", "out") == ("runs/low", FILE)
+
+
+def test_folders_that_are_configured_for_train_do_not_stop_evaluate() -> None:
+    write('content-dir = "coco"\nstyle-dir = "wikiart"\ngrid = true')
+    refused(run("evaluate", "nowhere", "--vgg", "vgg.pth"), "vgg.pth")
+    refused(run("evaluate", "x", "--content-dir", "c", "--vgg", "v"), "give either PAIRS")
+    refused(run("evaluate", "--vgg", "vgg.pth"), "vgg.pth")
+    refused(run("evaluate", "--grid", "--vgg", "vgg.pth"), "--grid needs PAIRS")

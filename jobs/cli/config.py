@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import MISSING
 
 import click
 
@@ -109,7 +110,7 @@ def _rows(command: str) -> Iterator[dict[str, str]]:
 
 def _shown(value: object, option: Option) -> str:
     """A value as a file says it, without what opens something."""
-    if value in (None, "", (), []) or option.required:
+    if value in (None, "", (), [], MISSING):
         return "-"
     if isinstance(value, bool):
         return str(value).lower()

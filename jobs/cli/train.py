@@ -70,7 +70,10 @@ def train(options: TrainCommand) -> None:
     except TrainingError as error:
         complain(f"error: {error}")
         raise SystemExit(EXIT_FAILED) from error
-    click.echo(f"{steps} steps; {run.out / 'best.ckpt'} has the lowest score of held-out pictures")
+    best = run.out / "best.ckpt"
+    there = "has the lowest score of held-out pictures"
+    which = there if best.exists() else "is not there: no score of held-out pictures was finite"
+    click.echo(f"{steps} steps; {best} {which}")
 
 
 def _require_gpus(workers: int) -> None:
@@ -145,21 +148,25 @@ class _Follower:
 
 
 def _print(record: dict[str, Any], max_iter: int) -> None:
-    def figures(of: dict[str, float], *names: str) -> str:
-        return ", ".join(f"{name} {of[name]:.3f}" for name in names)
+    def figure(value: float | None) -> str:
+        return "not finite" if value is None else f"{value:.3f}"
+
+    def figures(of: dict[str, float | None], *names: str) -> str:
+        return ", ".join(f"{name} {figure(of[name])}" for name in names)
 
     for reason in record.get("skipped_now", []):
         complain(f"skipped: {reason}")
     at = f"step {record['step']} of {max_iter}"
     if "options" in record:
-        click.echo(f"{at}: starting, {many(record['workers'], 'worker')}")
-    if "style_told" in record:
+        pictures = f"{record['contents']} contents and {record['styles']} styles"
+        click.echo(f"{at}: starting, {many(record['workers'], 'worker')}, {pictures}")
+    if record.get("style_told") is not None:
         click.echo(f"{at}: the style code tells {record['style_told']:.0%} of a new style")
     if "calibration" in record:
         click.echo(f"{at}: quantized from here on")
     if "held_out" in record:
         held_out = figures(record["held_out"], "content", "style", "grain")
-        click.echo(f"{at}: saved, held out: {held_out}, score {record['score']:.3f}")
+        click.echo(f"{at}: saved, held out: {held_out}, score {figure(record['score'])}")
     elif "train" in record:
         train = figures(record["train"], "total", "content", "style", "ssc", "overflow")
         click.echo(f"{at}, {record['seconds'] / 60:.1f} min: {train}")

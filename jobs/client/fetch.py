@@ -6,6 +6,7 @@ Pairs go through one after the other, so that a job may have more pictures than 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -15,10 +16,10 @@ import numpy as np
 
 from jobs.client.costs import pair_costs
 from jobs.client.facts import job_summary, pair_facts, quality_fact, waiting_note
-from jobs.client.gallery import Entry, Summary, write_gallery
+from jobs.client.gallery import GALLERY, Entry, Summary, sheet_name, write_gallery
 from jobs.client.home import LocalJob, LocalPair
 from jobs.client.pairs import Pair, Skipped
-from jobs.client.pictures import Fit, cut_out, write_png
+from jobs.client.pictures import Fit, cut_out, is_own, write_png
 from jobs.client.preparation import prepared_pairs
 from jobs.client.session import Session
 from jobs.client.wording import many
@@ -241,11 +242,15 @@ def make_folder(out: Path) -> None:
 
 
 def refuse_overwriting(out: Path, names: list[str], force: bool) -> None:
-    """Before any work: raise InputError if a picture would be replaced without `--force`."""
-    taken = [name for name in names if (out / f"{name}.png").exists()]
+    """Before any work: raise InputError if a file would be replaced without `--force`.
+
+    Gallery and contact sheet of an earlier call are replaced: they show what is there then.
+    """
+    taken = [f"{name}.png" for name in names if os.path.lexists(out / f"{name}.png")]
+    taken += [name for name in (GALLERY, sheet_name(names)) if not is_own(out / name)]
     if taken and not force:
         raise InputError(
-            f"{out} already holds {taken[0]}.png"
+            f"{out} already holds {taken[0]}"
             + (f" and {len(taken) - 1} more" if len(taken) > 1 else "")
             + "; use --force or another --out"
         )

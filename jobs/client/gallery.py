@@ -15,7 +15,14 @@ from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from jobs.client.pictures import Floats, explaining, png_bytes, write_image, writing
+from jobs.client.pictures import (
+    PROGRAM,
+    Floats,
+    explaining,
+    png_bytes,
+    write_marked,
+    writing,
+)
 from nst.pictures.picture import to_image
 from nst.pictures.sheet import Shown, contact_sheet, fitted
 from nst.pictures.size import Size
@@ -108,11 +115,13 @@ def write_gallery(entries: Iterable[Entry], summary: Summary, out: Path) -> Path
     style, script = ((TEMPLATES / f"gallery.{kind}").read_text() for kind in ("css", "js"))
     page, article = (environment.get_template(f"{n}.html.j2") for n in ("gallery", "pair"))
     counts, groups, path = Counter[str](), list[list[Shown]](), out / GALLERY
+    names = set[str]()
     # The page begins with counts that are known at its end. Until then, the file has no name: a
     # process that is killed leaves none.
     with explaining(path), tempfile.TemporaryFile(dir=out) as articles:
         for number, entry in enumerate(entries, 1):
             counts[entry.status] += 1
+            names.add(entry.name)
             tiles = [(role, _tile(picture)) for role, picture in entry.pictures()]
             said = replace(entry, name=plain(entry.name), note=plain(entry.note, MOST_LINE))
             articles.write(_encoded(article.render(number=number, entry=said, tiles=tiles)))
@@ -120,6 +129,7 @@ def write_gallery(entries: Iterable[Entry], summary: Summary, out: Path) -> Path
                 groups.append([_shown(p, entry.status) for _, p in entry.pictures()])
         place = secrets.token_hex(16)
         html = page.render(
+            program=PROGRAM,
             summary=replace(summary, facts=tuple((k, plain(v)) for k, v in summary.facts)),
             policy=_policy(style, script),
             style=style,
@@ -133,8 +143,18 @@ def write_gallery(entries: Iterable[Entry], summary: Summary, out: Path) -> Path
             file.write(_encoded(head))
             shutil.copyfileobj(articles, file)
             file.write(_encoded(foot))
-    write_image(contact_sheet(groups, CELL, COLUMNS), out / SHEET)
+    write_marked(contact_sheet(groups, CELL, COLUMNS), out / sheet_name(names))
     return path
+
+
+def sheet_name(names: Iterable[str]) -> str:
+    """The contact sheet's file beside results of these names: it gives way to them."""
+    taken = {f"{name}.png".casefold() for name in names}
+    stem, number, name = Path(SHEET).stem, 1, SHEET
+    while name in taken:
+        number += 1
+        name = f"{stem}-{number}.png"
+    return name
 
 
 def _encoded(html: str) -> bytes:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from jobs.client.home import LocalJob, LocalPair
+from jobs.client.pairs import composed
 from jobs.client.wording import many
 from jobs.storage.records import JobRecord, TaskTrace
 from nst.engines.tasks import pair_group, style_group
@@ -24,10 +25,10 @@ def pair_named(local: LocalJob, name: str) -> LocalPair:
         InputError: if the job has none, or it was skipped.
     """
     for pair in local.pairs:
-        if pair.name == name:
+        if composed(pair.name) == composed(name):
             return pair
     for skipped in local.skipped:
-        if skipped.name == name:
+        if composed(skipped.name) == composed(name):
             raise InputError(f"pair {name} was not submitted: {skipped.reason}")
     near = difflib.get_close_matches(name, [pair.name for pair in local.pairs], 1)
     hint = f"did you mean {near[0]}?" if near else f"see nst-batch status {local.job_id}"

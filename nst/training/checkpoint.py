@@ -9,6 +9,7 @@ line, `sample.png` shows held-out pairs.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ class RunFolder:
     def log(self, record: dict[str, Any]) -> None:
         """Append a record, which has a `step`, to the metrics."""
         with self.metrics.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
 
     def save(self, checkpoint: Checkpoint, sheet: Image.Image, may_be_best: bool) -> None:
         """Write a checkpoint and its samples, and keep it if it is the best so far."""
@@ -144,6 +145,15 @@ class RunFolder:
         if not self.best.exists():
             return float("inf")
         return score(Checkpoint.read(self.best).validation)
+
+
+def _finite(value: object) -> object:
+    """A record with null for what JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def initial_network(start: Path | None, sizes: dict[str, Any], size: int) -> StyleTransfer:

@@ -43,7 +43,7 @@ class RunOptions:
     content_dir: Path = _option("Photographs, at any depth.", exists="folder")
     style_dir: Path = _option("Paintings, at any depth.", exists="folder")
     vgg: Path = _option("VGG weights that losses are measured in.", exists="file")
-    out: Path = _option("The run's folder: checkpoints, metrics, samples.")
+    out: Path = _option("The run's folder: checkpoints, metrics, samples.", own=True)
     resume: bool = _option("Go on from the last checkpoint in --out.", False, once=True)
     init: Path | None = _option(
         "Start from a run's .ckpt or from shipped .safetensors.", None, exists="file"

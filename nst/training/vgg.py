@@ -120,6 +120,8 @@ def _load(path: Path) -> tuple[_Kind, dict[Layer, Tensor], dict[Layer, Tensor]]:
         raise InputError(f"{path} holds no VGG that this version knows: give {ACCEPTED}")
     weights = {layer: arrays[f"{name}.weight"] for layer, name in kind.prefixes.items()}
     biases = {layer: arrays[f"{name}.bias"] for layer, name in kind.prefixes.items()}
+    if not all(each.isfinite().all() for each in (*weights.values(), *biases.values())):
+        raise InputError(f"{path} holds NaN or infinite weights: download it again")
     if kind in (CAFFE_16, CAFFE_19):
         return kind, weights, {layer: bias / FEATURE_SCALE for layer, bias in biases.items()}
     if kind is NORMALISED_19:
