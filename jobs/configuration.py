@@ -155,7 +155,8 @@ def read_file(path: Path) -> list[Entry]:
     Raises:
         InputError: if it cannot be read, or has a key or a value that does not belong into it.
     """
-    if not os.path.lexists(path):
+    # Of a user without a home, the target of this file is no path.
+    if str(path).startswith("~") or not os.path.lexists(path):
         return []
     try:
         table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))

@@ -6,7 +6,6 @@ Help shows the fields of the last base class first.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from jobs.fields import option, options_of
 from jobs.storage.store import StoreOptions
 from nst.errors import InputError
 from nst.folders import PASSPHRASE_VARIABLE
+from nst.machine import cores
 from nst.network.levels import LEVELS, find_level
 from nst.pictures.size import Size
 from nst.training.options import RunOptions, TrainOptions, Workers
@@ -169,7 +169,7 @@ class Target:
 
     def actors(self, asked: int | None) -> int:
         """How many actors to start: all cores here; on a cluster, 0 leaves it to the driver."""
-        return asked or (0 if self.cluster else os.cpu_count() or 1)
+        return asked or (0 if self.cluster else cores())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,9 +305,7 @@ class EstimateOptions(JsonOptions, PriceOptions, GridOptions, BudgetOptions):
 class DoctorOptions(JsonOptions, StoreOptions, ModelOptions):
     """`doctor`."""
 
-    actors: int = option(
-        "Ray actors at the same time.", os.cpu_count() or 1, least=1, shown="all cores"
-    )
+    actors: int = option("Ray actors at the same time.", cores(), least=1, shown="all cores")
     cluster: str = option("Ray cluster to check, as for submit.", "", metavar="ADDRESS")
     store: tuple[str, ...] = option(
         "Folder or s3://bucket/prefix to check; repeatable.", (), shown="the store of submit"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from nst.ciphertext import key_set_id
 from nst.engines import get_engine
 from nst.engines.base import Cipher, Published
 from nst.errors import CircuitError, InputError
-from nst.folders import make_private
+from nst.folders import explaining, make_private, subfolders
 from nst.secret_box import is_box, lock, unlock
 
 AskPassphrase = Callable[[str], str]
@@ -63,7 +64,7 @@ class KeyRing:
 
         Raises:
             CircuitError: if the model's client bundle cannot be read.
-            InputError: if the passphrase is too short.
+            InputError: if the passphrase is too short, or the folder cannot be written.
         """
         plan = published.plan
         keys = get_engine(plan.engine).make_keys(published.client_bundle)
@@ -77,20 +78,27 @@ class KeyRing:
         secret = keys.secret
         if passphrase is not None:
             secret = lock(secret, passphrase, _label(card.key_id))
-        make_private(self.folder)
-        partial = Path(tempfile.mkdtemp(dir=self.folder, prefix=".making-"))
-        _write_private(partial / SECRET_FILE, secret)
-        _write_private(partial / EVALUATION_FILE, keys.evaluation)
-        _write_private(partial / CARD_FILE, json.dumps(asdict(card)).encode())
-        partial.replace(self.folder / card.key_id)
+        with explaining(self.folder / card.key_id):
+            make_private(self.folder)
+            partial = Path(tempfile.mkdtemp(dir=self.folder, prefix=".making-"))
+            try:
+                _write_private(partial / SECRET_FILE, secret)
+                _write_private(partial / EVALUATION_FILE, keys.evaluation)
+                _write_private(partial / CARD_FILE, json.dumps(asdict(card)).encode())
+                partial.replace(self.folder / card.key_id)
+            finally:
+                # Part of a secret key must not stay.
+                shutil.rmtree(partial, ignore_errors=True)
         return card
 
     def list(self) -> list[KeyCard]:
-        """All key sets, oldest first; one that is damaged is named in a warning and left out."""
+        """All key sets, oldest first; one that is damaged is named in a warning and left out.
+
+        Raises:
+            InputError: if the folder cannot be read.
+        """
         cards = []
-        for path in self.folder.glob(f"*/{CARD_FILE}"):
-            if path.parent.name.startswith("."):
-                continue
+        for path in (folder / CARD_FILE for folder in subfolders(self.folder)):
             try:
                 cards.append(KeyCard.parse(path.read_bytes()))
             except (OSError, ValueError) as error:

@@ -344,16 +344,30 @@ def delete(job_id: str, yes: bool) -> None:
     machine and pictures that were fetched stay.
     """
     from jobs.client import lifecycle
+    from jobs.client.home import DamagedJobError, Home
 
     screen = Screen()
-    session, local = _opened(job_id, screen)
+    try:
+        session, local = _opened(job_id, screen)
+    except DamagedJobError as error:
+        screen.say(str(error))
+        _confirm(f"Delete what this machine has of job {job_id}?", job_id, yes)
+        Home.default().forget(job_id)
+        screen.say(f"job {job_id}: deleted here; what it has in a store, if anything, stays")
+        return
     lifecycle.require_idle(session, local, "cancel it first")
-    if not yes:
-        if not is_terminal():
-            raise InputError(f"job {job_id}: this is no terminal to ask at; delete it with --yes")
-        click.confirm(f"Delete job {job_id} with its {many(len(local.pairs), 'pair')}?", abort=True)
+    _confirm(f"Delete job {job_id} with its {many(len(local.pairs), 'pair')}?", job_id, yes)
     count = lifecycle.delete(session, local)
     screen.say(f"job {job_id}: {many(count, 'object')} deleted")
+
+
+def _confirm(question: str, job_id: str, yes: bool) -> None:
+    """Ask before something of a job is deleted, unless told not to."""
+    if yes:
+        return
+    if not is_terminal():
+        raise InputError(f"job {job_id}: this is no terminal to ask at; delete it with --yes")
+    click.confirm(question, abort=True)
 
 
 @click.command(

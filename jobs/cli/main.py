@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,14 +20,36 @@ from jobs.cli.estimate import estimate
 from jobs.cli.evaluate import evaluate, export
 from jobs.cli.examples import examples
 from jobs.cli.keys import keys
-from jobs.cli.screen import EXIT_USAGE, complain, warnings_shown
+from jobs.cli.screen import EXIT_SOME_FAILED, EXIT_USAGE, complain, warnings_shown
 from jobs.cli.submit import demo, preview, submit
 from jobs.cli.train import train
-from nst.errors import NstBatchError
+from nst.errors import InputError, NstBatchError
 
 
 class _Commands(ConfiguredGroup):
     """Prints errors as one line and turns them into exit codes."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """See `click.Group`; what the system refuses anywhere is one line as well."""
+        try:
+            try:
+                return super().main(*arguments, **options)
+            finally:
+                # What a full disk refuses, it must refuse here.
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+        except OSError as error:
+            _discard_output()
+            if error.errno == errno.EPIPE:
+                sys.exit(EXIT_SOME_FAILED)
+            where = f" {error.filename}" if error.filename else ""
+            with suppress(OSError):
+                click.echo(
+                    f"error: the system refuses{where} ({error.strerror or error}); check free "
+                    "space and permissions, and that disks are mounted",
+                    err=True,
+                )
+            sys.exit(EXIT_USAGE)
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         try:
@@ -34,6 +61,7 @@ class _Commands(ConfiguredGroup):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with warnings_shown():
+                _require_working_directory()
                 return super().invoke(ctx)
         except click.UsageError as error:
             _end(error)
@@ -41,6 +69,22 @@ class _Commands(ConfiguredGroup):
         except NstBatchError as error:
             complain(f"error: {error}")
             ctx.exit(error.exit_code)
+
+
+def _discard_output() -> None:
+    """What standard output still holds would fail again when the interpreter ends."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _require_working_directory() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise InputError(
+            f"the working directory cannot be read ({error.strerror}); it may have been deleted: "
+            "cd to another one"
+        ) from error
 
 
 def _end(error: click.UsageError) -> None:

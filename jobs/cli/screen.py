@@ -32,7 +32,10 @@ class Screen:
         """Write to standard output, or with `errors` to standard error."""
         from rich.console import Console
 
-        self.console = Console(stderr=errors)
+        # CI systems set FORCE_COLOR, and a file is no terminal even then.
+        stream = sys.stderr if errors else sys.stdout
+        drawn = stream is not None and stream.isatty()
+        self.console = Console(stderr=errors, force_terminal=None if drawn else False)
         self._known: dict[str, str] = {}
         self._status: Status | None = None
 
@@ -92,7 +95,8 @@ def require_terminal(why: str) -> None:
 
 def is_terminal() -> bool:
     """Whether a user can answer."""
-    return sys.stdin.isatty()
+    # A service may have none at all.
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def exit_if(some_failed: bool) -> None:

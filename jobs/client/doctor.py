@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import shutil
@@ -28,6 +27,7 @@ from nst.engines.cache import ModelCache
 from nst.errors import CircuitError, ClusterError, NstBatchError, StoreError, first_line
 from nst.folders import HOME_VARIABLE
 from nst.keyring import CARD_FILE, EVALUATION_FILE, SECRET_FILE, KeyCard
+from nst.machine import available_memory
 from nst.model import Model
 from nst.pictures.size import Size
 
@@ -364,19 +364,6 @@ def needs_of(model: Model) -> Needs:
         result=sum(graph.tasks[i].output_bytes for parts in graph.outputs.values() for i in parts),
         stored=stored.content + stored.style + stored.result,
     )
-
-
-def available_memory() -> int | None:
-    """Bytes that can be taken without swapping, within the container's limit if there is one."""
-    found = []
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable")) * 1024)
-    with contextlib.suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        found.append(limit - int((group / "memory.current").read_text()))
-    return min(found, default=None)
 
 
 def _free_disk(folder: Path) -> int:

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from jobs.client.pictures import Box
 from nst.errors import InputError
-from nst.folders import HOME_VARIABLE, Folders, default_folder, make_private
+from nst.folders import Folders, default_folder, explaining, make_private, subfolders
 from nst.pictures.picture import Picture
 from nst.pictures.size import Size
 
@@ -30,6 +30,10 @@ UNREADABLE = (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zl
 """What NumPy raises of damaged files."""
 
 log = logging.getLogger("nst-batch")
+
+
+class DamagedJobError(InputError):
+    """A job's folder is there, and its local is damaged or missing."""
 
 
 class LocalPair(BaseModel):
@@ -150,11 +154,15 @@ class Home(Folders):
             ) from error
 
     def jobs(self) -> list[LocalJob]:
-        """All jobs, oldest first; one whose file is damaged is named in a warning and left out."""
+        """All jobs, oldest first; one whose file is damaged is named in a warning and left out.
+
+        Raises:
+            InputError: if the folder cannot be read.
+        """
         found = []
-        for path in sorted((self.root / "jobs").glob(f"*/{JOB_FILE}")):
+        for folder in subfolders(self.root / "jobs"):
             try:
-                found.append(self._read_job(path))
+                found.append(self._read_job(folder / JOB_FILE))
             except InputError as error:
                 log.warning("%s", error)
         return sorted(found, key=lambda local: local.created)
@@ -163,14 +171,14 @@ class Home(Folders):
         """One job.
 
         Raises:
-            InputError: if this client never submitted it, or its file is damaged.
+            InputError: if this client never submitted it, or another version did.
+            DamagedJobError: if its file is damaged or missing.
         """
-        path = self._job(job_id) / JOB_FILE
-        if not path.is_file():
+        if self._job(job_id) not in subfolders(self.root / "jobs"):
             raise InputError(
                 f"job {job_id!r} was not submitted from {self.root}; see nst-batch list"
             )
-        return self._read_job(path)
+        return self._read_job(self._job(job_id) / JOB_FILE)
 
     def pictures(self, job_id: str) -> JobPictures:
         """The prepared pictures of a job; raises InputError if they are missing or damaged."""
@@ -186,9 +194,15 @@ class Home(Folders):
             form = json.loads(text)["format"]
             if form == FORMAT:
                 return LocalJob.model_validate_json(text)
+        except FileNotFoundError as error:
+            raise DamagedJobError(
+                f"{path} is missing: a submit is at work or was stopped; if none is at work: "
+                f"nst-batch delete {path.parent.name}"
+            ) from error
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(
-                f"{path} is damaged; restore it from your backup, or delete {path.parent}"
+            raise DamagedJobError(
+                f"{path} is damaged; restore it from your backup, or: "
+                f"nst-batch delete {path.parent.name}"
             ) from error
         raise InputError(
             f"{path} has format {form}, this version reads {FORMAT}; "
@@ -198,14 +212,15 @@ class Home(Folders):
     @contextmanager
     def _writing(self, path: Path) -> Iterator[BinaryIO]:
         """A file that only its owner may read, whole or not there; raises InputError."""
-        try:
+        with explaining(path):
             make_private(path.parent)
             partial = path.with_suffix(".partial")
             descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "w+b") as file:
-                yield file
-            partial.replace(path)
-        except OSError as error:
-            raise InputError(
-                f"cannot write {path} ({error.strerror}); set {HOME_VARIABLE} to another folder"
-            ) from error
+            try:
+                with os.fdopen(descriptor, "w+b") as file:
+                    yield file
+                partial.replace(path)
+            except BaseException:
+                # Pictures that did not fit take no room.
+                partial.unlink(missing_ok=True)
+                raise

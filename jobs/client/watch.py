@@ -55,7 +55,8 @@ def watch(
 ) -> JobState:
     """Follow a job until it ends or its driver is gone; returns its last state.
 
-    A terminal gets a table that is drawn anew; anything else lines when something has changed.
+    A terminal that can draw gets a table that is drawn anew; anything else lines when something
+    has changed.
 
     Args:
         store: Where the job is.
@@ -64,7 +65,7 @@ def watch(
         at_work: Whether a driver still runs, given the job's state.
     """
     looks = _Looks(store, local)
-    if not console.is_terminal:
+    if not console.is_terminal or console.is_dumb_terminal:
         return _follow(looks, at_work, _Plain(console).show)
     with Live(console=console, transient=True, auto_refresh=False) as live:
         return _follow(looks, at_work, lambda seen: live.update(table(seen), refresh=True))

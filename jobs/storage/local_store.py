@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from jobs.storage.bounds import MOST_KEYS, all_of, require_size
 from jobs.storage.layout import require_folder, require_key
-from nst.errors import StoreContentError, StoreError
+from nst.errors import StoreAddressError, StoreContentError, StoreError
 from nst.folders import make_private
 
 PARTIAL = ".partial-"
@@ -45,8 +45,13 @@ class LocalAddress:
 
     @property
     def folder(self) -> Path:
-        """See `Address`."""
-        return Path(self.url).expanduser()
+        """See `Address`; raises StoreAddressError if its ~ is no user's home."""
+        try:
+            return Path(self.url).expanduser()
+        except RuntimeError as error:
+            raise StoreAddressError(
+                f"store {self.url}: that user has no home directory here; give the whole path"
+            ) from error
 
     def with_options(self, given: Mapping[str, str]) -> LocalAddress:
         """See `Address`: a folder takes none."""
@@ -252,7 +257,7 @@ class LocalStore:
                 is_blob = entry.is_file(follow_symlinks=False)
                 yield prefix + entry.name, is_blob and not entry.name.startswith(PARTIAL)
             elif depth:
-                # Others may delete a folder, or put a link in its target, meanwhile.
+                # Others may delete a folder, or put a link in its place, meanwhile.
                 with contextlib.suppress(*ABSENT, StoreContentError):
                     below = self._opened(entry.name, folder)
                     try:

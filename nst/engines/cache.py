@@ -12,7 +12,7 @@ from pathlib import Path
 from nst.engines import parse_plan
 from nst.engines.base import CLIENT_FILE, PLAN_FILE, SERVER_FILE, Engine, Published
 from nst.errors import CircuitError
-from nst.folders import make_private
+from nst.folders import explaining, make_private
 from nst.network.integers import IntegerNetwork
 from nst.network.levels import QualityLevel
 from nst.network.weights import save_weights
@@ -46,6 +46,7 @@ class ModelCache:
 
         Raises:
             CircuitError: if the weights do not fit the engine.
+            InputError: if the folder cannot be written.
         """
         padded = size.padded
         identifier = engine.model_id(network, level, padded)
@@ -55,12 +56,26 @@ class ModelCache:
                 return self._at(self.open(identifier), padded)
             except CircuitError as error:
                 log.warning("%s; built again", error)
-                shutil.rmtree(folder)
+                with explaining(folder, "replace"):
+                    shutil.rmtree(folder)
+        with explaining(folder):
+            self._build(engine, network, level, padded, folder)
+        return self._at(self.open(identifier), padded)
+
+    def _build(
+        self,
+        engine: Engine,
+        network: IntegerNetwork,
+        level: QualityLevel,
+        padded: Size,
+        folder: Path,
+    ) -> None:
+        """Put a model into its folder as a whole."""
         make_private(self.folder)
         partial = Path(tempfile.mkdtemp(dir=self.folder, prefix=".building-"))
         try:
             engine.publish(network, level, padded, partial)
-            save_weights(network, partial / WEIGHTS_FILE, {"model": identifier})
+            save_weights(network, partial / WEIGHTS_FILE, {"model": folder.name})
             digests = {name: _digest(partial / name) for name in FILES}
             (partial / MANIFEST).write_text(json.dumps(digests))
             partial.replace(folder)
@@ -70,7 +85,6 @@ class ModelCache:
                 raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        return self._at(self.open(identifier), padded)
 
     def open(self, model_id: str) -> Published:
         """A model that has been built, at the size that it was built for.

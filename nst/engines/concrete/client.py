@@ -26,7 +26,8 @@ from nst.engines.concrete.preparation import quantized
 from nst.engines.concrete.publish import SPECS_FILE
 from nst.engines.concrete.switching import Frame, full_rows
 from nst.errors import CircuitError, first_line
-from nst.forking import cores, spread
+from nst.forking import spread
+from nst.machine import cores
 from nst.network.architecture import CELL, CONTENT, OUTPUT, STYLE
 from nst.network.integers import space_to_depth
 
