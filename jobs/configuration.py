@@ -155,7 +155,7 @@ def read_file(path: Path) -> list[Entry]:
     Raises:
         InputError: if it cannot be read, or has a key or a value that does not belong into it.
     """
-    # Of a user without a home, the target of this file is no path.
+    # Of a user without a home, the folder of this file is no path.
     if str(path).startswith("~") or not os.path.lexists(path):
         return []
     try:

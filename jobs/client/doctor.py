@@ -176,7 +176,7 @@ def check_keys(home: Home) -> Iterator[Check]:
 
 
 def _folder_faults(home: Home) -> Iterator[Check]:
-    """Whoever may write into the data directory can put keys of his own in target of the user's."""
+    """Whoever may write into the data directory can put other keys in place of the user's."""
     for path in (home.root, home.keys, home.models, home.root / "jobs"):
         if not path.is_dir():
             continue

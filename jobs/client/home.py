@@ -33,7 +33,7 @@ log = logging.getLogger("nst-batch")
 
 
 class DamagedJobError(InputError):
-    """A job's folder is there, and its local is damaged or missing."""
+    """A job's folder is there, and its record is damaged or missing."""
 
 
 class LocalPair(BaseModel):
