@@ -11,7 +11,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -84,6 +84,12 @@ class Setting:
     entry: Entry
 
 
+def of_project(settings: Iterable[Setting]) -> list[tuple[str, object]]:
+    """Keys and values that the project's file sets, out of settings."""
+    found = (s.entry for s in settings)
+    return [(e.key, e.value) for e in found if e.source == FILE and e.of_file]
+
+
 def load(kind: type[Options], command: str, given: Mapping[str, object]) -> Options:
     """Options of a command as a caller gives them, else as they are configured.
 
@@ -105,7 +111,7 @@ def load(kind: type[Options], command: str, given: Mapping[str, object]) -> Opti
         if name in options and given.get(name) is None
     }
     # Who calls from a program is not asked.
-    require_trusted(settings, FILE, None)
+    require_trusted(FILE, of_project(settings.values()), None)
     values: dict[str, Any] = {name: setting.value for name, setting in settings.items()}
     for name, value in given.items():
         if name not in options:

@@ -9,16 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nst.errors import InputError
 from nst.folders import default_folder
 from nst.plain import plain
-
-if TYPE_CHECKING:
-    from jobs.configuration import Setting
 
 ASKED = frozenset({"cluster", "cluster-python", "endpoint-url", "profile", "store"})
 """Keys that a project's file gives only with its user's consent."""
@@ -27,20 +23,19 @@ FLAG, VARIABLE = "--trust-project", "NST_BATCH_TRUST_PROJECT"
 
 
 def require_trusted(
-    settings: Mapping[str, Setting], file: str, ask: Callable[[str], bool] | None
+    file: str, values: Iterable[tuple[str, object]], ask: Callable[[str], bool] | None
 ) -> None:
     """Have the user consent to what a project's file says, once for a folder and what it says.
 
     Args:
-        settings: Of a call, by field; those that the caller gives otherwise left out.
-        file: Name of the project's file, as entries have it.
+        file: Name of the project's file.
+        values: Keys that it sets and their values; those that the caller gives otherwise left out.
         ask: Shows a question and says whether the answer is yes; None where no one can answer.
 
     Raises:
         InputError: if there is no consent.
     """
-    found = [s.entry for s in settings.values() if s.entry.source == file and s.entry.of_file]
-    said = sorted({(e.key, json.dumps(e.value, default=str)) for e in found if e.key in ASKED})
+    said = sorted({(key, json.dumps(value, default=str)) for key, value in values if key in ASKED})
     if not said or os.environ.get(VARIABLE):
         return
     folder = str(Path.cwd())

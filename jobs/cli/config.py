@@ -12,7 +12,7 @@ import click
 from jobs.cli.examples import examples
 from jobs.cli.options import json_option
 from jobs.cli.screen import is_terminal
-from jobs.configuration import FILE, IN_ADDRESS, configurable, configured, files
+from jobs.configuration import FILE, IN_ADDRESS, configurable, configured, files, of_project
 from jobs.fields import Option
 from jobs.options import COMMANDS
 from jobs.trust import FLAG, require_trusted
@@ -41,8 +41,8 @@ class ConfiguredGroup(click.Group):
                 if not trusted and not set(rest) & set(ctx.help_option_names):
                     given = {argument.partition("=")[0] for argument in rest}
                     given |= {"--cluster", "--cluster-python"} if "--here" in given else set()
-                    asked = {f: s for f, s in settings.items() if f"--{s.entry.key}" not in given}
-                    require_trusted(asked, FILE, _ask if is_terminal() else None)
+                    asked = [s for s in settings.values() if f"--{s.entry.key}" not in given]
+                    require_trusted(FILE, of_project(asked), _ask if is_terminal() else None)
             except InputError:
                 # Help is there even then.
                 if not set(rest) & set(ctx.help_option_names):

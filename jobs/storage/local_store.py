@@ -61,14 +61,6 @@ class LocalAddress:
         """See `Address`."""
         return self
 
-    def connect(self, patience: float, make: bool) -> LocalStore:
-        """See `Address`."""
-        store = LocalStore(self.folder)
-        if make:
-            with store.explaining("make it"):
-                make_private(self.folder)
-        return store
-
 
 class LocalStore:
     """Blobs as files below a folder; where the folder is missing, its disk is away.
@@ -79,6 +71,11 @@ class LocalStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    def make(self) -> None:
+        """Make the folder, for this user alone, if it is missing; raises StoreError."""
+        with self.explaining("make it"):
+            make_private(self.root)
 
     @property
     def url(self) -> str:

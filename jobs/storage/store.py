@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 
 from jobs.storage import layout
 from jobs.storage.bounds import MOST_KEYS, SMALL_BYTES
-from jobs.storage.local_store import LocalAddress
+from jobs.storage.local_store import LocalAddress, LocalStore
 from jobs.storage.s3_address import PATIENCE, S3Address, S3Options, without_secrets
 from nst.errors import StoreAddressError, StoreContentError, StoreError
 from nst.parsing import parse_json
@@ -119,13 +119,41 @@ class Address(Protocol):
         """For another machine: without what only this one can resolve."""
         ...
 
-    def connect(self, patience: float, make: bool) -> Store:
-        """Reach the store; see `connect`."""
-        ...
+
+@dataclass(frozen=True)
+class Scheme:
+    """A kind of store.
+
+    Attributes:
+        address: What a URL of it tells.
+        reach: Opens one by URL, seconds of patience, and whether to make what is missing.
+    """
+
+    address: Callable[[str], Address]
+    reach: Callable[[str, float, bool], Store]
 
 
-SCHEMES: dict[str, Callable[[str], Address]] = {"": LocalAddress, "s3": S3Address.parse}
-"""By what stands before `://` in a URL, what makes an address of it."""
+def _reach_folder(url: str, patience: float, make: bool) -> Store:
+    store = LocalStore(LocalAddress(url).folder)
+    if make:
+        store.make()
+    return store
+
+
+def _reach_bucket(url: str, patience: float, make: bool) -> Store:
+    # It brings boto3 along, which a folder need not wait for.
+    from jobs.storage.s3_store import S3Store
+
+    store = S3Store(S3Address.parse(url))
+    store.check(patience)
+    return store
+
+
+SCHEMES = {
+    "": Scheme(LocalAddress, _reach_folder),
+    "s3": Scheme(S3Address.parse, _reach_bucket),
+}
+"""By what stands before `://` in a URL, the kind of store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,12 +192,16 @@ def address_of(url: str) -> Address:
     Raises:
         StoreAddressError: if the URL is wrong.
     """
-    scheme, colon, _ = url.partition("://")
-    if colon and scheme not in SCHEMES:
+    return _scheme_of(url).address(url)
+
+
+def _scheme_of(url: str) -> Scheme:
+    name, colon, _ = url.partition("://")
+    if colon and name not in SCHEMES:
         raise StoreAddressError(
             f"store {without_secrets(url)}: only folders and s3://bucket/prefix are supported"
         )
-    return SCHEMES[scheme if colon else ""](url)
+    return SCHEMES[name if colon else ""]
 
 
 def connect(url: str, patience: float = PATIENCE, make: bool = True) -> Store:
@@ -184,7 +216,7 @@ def connect(url: str, patience: float = PATIENCE, make: bool = True) -> Store:
         StoreAddressError: if the URL is wrong.
         StoreError: if it cannot be made or reached.
     """
-    return address_of(url).connect(patience, make)
+    return _scheme_of(url).reach(url, patience, make)
 
 
 def check_format(store: Store) -> None:
