@@ -38,8 +38,9 @@ def explaining(path: Path, doing: str = "write") -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        room = "make room, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise InputError(
-            f"cannot {doing} {path} ({error.strerror}); set {HOME_VARIABLE} to another folder"
+            f"cannot {doing} {path} ({error.strerror}); {room}set {HOME_VARIABLE} to another folder"
         ) from error
 
 

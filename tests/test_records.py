@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +236,20 @@ def test_a_damaged_marker_costs_its_pair_alone(store: Store) -> None:
         store.write(layout.marks("j") + f"x{number}", b"")
     with pytest.raises(StoreContentError, match="more than"):
         read_marks(store, JOB)
+
+
+def test_markers_are_read_side_by_side(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for pair in JOB.pairs:
+        end = PairEnd(pair_id=pair.pair_id, status="failed", reason=pair.pair_id)
+        write_record(store, layout.pair_end("j", pair.pair_id), end)
+    together, read = threading.Barrier(len(JOB.pairs)), store.read
+
+    def slow(key: str, limit: int | None = None) -> bytes:
+        together.wait(timeout=10)
+        return read(key, limit)
+
+    monkeypatch.setattr(store, "read", slow)
+    ended = read_marks(store, JOB).ended
+    assert {pair_id: end.reason for pair_id, end in ended.items()} == {"1": "1", "2": "2", "3": "3"}
+    monkeypatch.setattr(store, "read", None)
+    assert read_marks(store, JOB, ended).ended == ended

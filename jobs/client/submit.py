@@ -96,8 +96,8 @@ def submit(
         pairs=known,
         skipped=[SkippedPair(name=s.name, reason=s.reason) for s in skipped],
     )
-    home.add_job(local, inputs.pictures)
     try:
+        home.add_job(local, inputs.pictures)
         upload_shared(session, local)
         progress(0, len(inputs.wanted))
         # The next ones are encrypted while one is uploaded.

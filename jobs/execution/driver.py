@@ -141,7 +141,9 @@ def _on_ray(recorder: Recorder[Held], pin: ModelPin) -> Backend[Held]:
     from cluster.metrics import DriverMetrics
 
     loader = EvaluatorLoader(recorder.store.url, pin)
-    executor = RayExecutor(recorder.state.actors, loader)
+    plan = pin.job_plan(recorder.store, recorder.job)
+    needs = get_engine(plan.engine).rates().actor_bytes
+    executor = RayExecutor(recorder.state.actors, loader, needs)
     return executor, [DriverMetrics(recorder.job.job_id, recorder.pair_counts)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
@@ -19,6 +20,9 @@ FORMAT = 3
 STALE_AFTER = 120.0
 """Seconds without a sign of life after which a driver is taken to be gone: longer than it waits for
 a store that is away."""
+
+READERS = 16
+"""Markers of pairs that are read at once."""
 
 Status = Literal["submitted", "queued", "running", "succeeded", "failed", "cancelled"]
 """Of a job and of a pair. A job is `queued` until it has actors, a pair until it has its turn."""
@@ -282,13 +286,15 @@ def read_marks(store: Store, job: JobRecord, known: Mapping[str, PairEnd] | None
     """
     known = known or {}
     listed = set(store.list(layout.marks(job.job_id), MARKS + 2 * len(job.pairs)))
-    ended = {}
-    for pair_id in (pair.pair_id for pair in job.pairs):
-        key = layout.pair_end(job.job_id, pair_id)
-        if key in listed:
-            ended[pair_id] = known.get(pair_id) or _read_end(store, key, pair_id)
+    keys = {pair.pair_id: layout.pair_end(job.job_id, pair.pair_id) for pair in job.pairs}
+    ended = {pair_id: known.get(pair_id) for pair_id, key in keys.items() if key in listed}
+    unread = [pair_id for pair_id, end in ended.items() if end is None]
+    # A store that is far away takes its time for each, not for all.
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(lambda pair_id: _read_end(store, keys[pair_id], pair_id), unread)
+        ended |= zip(unread, found, strict=True)
     return Marks(
-        ended,
+        {pair_id: end for pair_id, end in ended.items() if end},
         cancelled=layout.cancellation(job.job_id) in listed,
         complete=layout.job_end(job.job_id) in listed,
     )
