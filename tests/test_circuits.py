@@ -286,7 +286,7 @@ def test_nothing_half_built_is_left_or_found(
 
     monkeypatch.setattr(compilation, "compile_module", lambda *_: (None, {}))
     monkeypatch.setattr(compilation, "make_plan", disk_full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(InputError, match="make room"):
         publish_toy(ModelCache(tmp_path), network)
     assert list(tmp_path.iterdir()) == []
 

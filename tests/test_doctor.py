@@ -34,7 +34,7 @@ from nst.pictures.size import Size
 from tests.command_line import refused, run
 from tests.conftest import BUCKET
 from tests.s3_server import S3Server, free_ports
-from tests.test_costs import JOB_FILE
+from tests.test_costs import LOCAL
 from tests.toy import TOY_SQUARE, offer_toy, toy_level, toy_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -376,7 +376,7 @@ def test_folders_are_private_whatever_the_umask(tmp_path: Path) -> None:
     try:
         make_private(tmp_path / "b" / "home" / "keys")
         open_store(str(tmp_path / "c" / "store"), create=True).write("jobs/1/x", b"")
-        Home(tmp_path / "d" / "home").save_job(JOB_FILE)
+        Home(tmp_path / "d" / "home").save_job(LOCAL)
     finally:
         os.umask(before)
     for name in ("b", "c", "d"):

@@ -32,7 +32,6 @@ from jobs.client.session import Session
 from jobs.client.submit import submit
 from jobs.client.view import Snapshot, table
 from jobs.client.watch import describe
-from jobs.execution.driver import run_job
 from jobs.storage import layout
 from jobs.storage.local_store import LocalStore
 from jobs.storage.records import read_job, read_marks, read_state, read_trace
@@ -46,7 +45,7 @@ from nst.network import levels
 from nst.parsing import parse_json
 from nst.pictures.picture import Picture
 from nst.plain import plain
-from tests.fakes import FakeEngine, fake_executor
+from tests.fakes import FakeEngine, fake_executor, run_job
 from tests.toy import offer_toy, toy_weights
 from tests.toy_job import EXAMPLES, NAME, ToyJob
 from tests.user_pairs import folder_of

@@ -129,6 +129,12 @@ def test_a_full_disk_leaves_no_key(after: int, quick_keys: Published, tmp_path: 
     assert "\n" not in str(caught.value) and not everything(tmp_path)
 
 
+def test_a_folder_that_refuses_is_not_called_full(quick_keys: Published, tmp_path: Path) -> None:
+    (tmp_path / "keys").touch()
+    with pytest.raises(InputError, match=r"\(Not a directory\); set NST_BATCH_HOME to"):
+        KeyRing(tmp_path / "keys").create(quick_keys, "toy")
+
+
 def test_keys_of_a_killed_process_go_with_the_next_look(
     quick_keys: Published, tmp_path: Path
 ) -> None:
