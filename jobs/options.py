@@ -6,6 +6,7 @@ Help shows the fields of the last base class first.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from jobs.fields import option, options_of
 from jobs.storage.store import StoreOptions
 from nst.errors import InputError
 from nst.folders import PASSPHRASE_VARIABLE
-from nst.machine import cores
 from nst.network.levels import LEVELS, find_level
 from nst.pictures.size import Size
 from nst.training.options import RunOptions, TrainOptions, Workers
@@ -169,7 +169,7 @@ class Target:
 
     def actors(self, asked: int | None) -> int:
         """How many actors to start: all cores here; on a cluster, 0 leaves it to the driver."""
-        return asked or (0 if self.cluster else cores())
+        return asked or (0 if self.cluster else os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +271,7 @@ class DemoOptions(ActorOptions):
     """`demo`."""
 
     out: Path = option(
-        "Folder for all that the demo makes: keys, store, pictures.", Path("demo-out"), own=True
+        "Folder for all that the demo makes: keys, store, pictures.", Path("demo-out")
     )
     count: int = option("How many of the bundled pairs.", 2, name="pairs", least=1)
 
@@ -305,7 +305,9 @@ class EstimateOptions(JsonOptions, PriceOptions, GridOptions, BudgetOptions):
 class DoctorOptions(JsonOptions, StoreOptions, ModelOptions):
     """`doctor`."""
 
-    actors: int = option("Ray actors at the same time.", cores(), least=1, shown="all cores")
+    actors: int = option(
+        "Ray actors at the same time.", os.cpu_count() or 1, least=1, shown="all cores"
+    )
     cluster: str = option("Ray cluster to check, as for submit.", "", metavar="ADDRESS")
     store: tuple[str, ...] = option(
         "Folder or s3://bucket/prefix to check; repeatable.", (), shown="the store of submit"
@@ -371,7 +373,7 @@ class EvaluateOptions(FitOptions, ModelOptions):
     record: str | None = option(
         "Write all figures to this file; - is standard output.", None, name="json", once=True
     )
-    out: Path | None = option("Folder for the contact sheet.", None, own=True)
+    out: Path | None = option("Folder for the contact sheet.", None)
     magnify: int = option("Pixels of the sheet per pixel, each way.", 2, least=1, most=8)
 
 
@@ -386,7 +388,7 @@ class ExportOptions:
         parse=_level,
         complete=_levels,
     )
-    out: Path = option("Destination .safetensors.", own=True)
+    out: Path = option("Destination .safetensors.")
     data: str | None = option(
         "Description of the training pictures.", None, shown="that of the weights' card"
     )

@@ -23,6 +23,11 @@ PIPE_BYTES = 2**20
 _LENGTH = struct.Struct("<Q")
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def spread(
     items: Sequence[Item], make: Callable[[], Work[Item]], processes: int
 ) -> Generator[bytes, None, None]:

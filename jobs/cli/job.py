@@ -12,11 +12,10 @@ import click
 
 from jobs.cli.examples import examples
 from jobs.cli.options import complete_job, here_option, json_option, on_command_line, takes
-from jobs.cli.screen import EXIT_UNREACHABLE, Screen, complain, exit_if, is_terminal
+from jobs.cli.screen import EXIT_UNREACHABLE, Screen, exit_if, is_terminal
 from jobs.client.wording import many
 from jobs.options import FetchOptions, RetryCommand, WaitOptions
 from nst.errors import InputError, StoreError
-from nst.plain import plain
 
 if TYPE_CHECKING:
     from jobs.client.drivers import Driver
@@ -110,7 +109,6 @@ def list_jobs(as_json: bool) -> None:
 def _list(as_json: bool) -> None:
     """Show all jobs; exits 3 if the store of one does not answer, else 2 if one is damaged."""
     from rich.table import Table
-    from rich.text import Text
 
     from jobs.client.home import Home
     from jobs.client.session import Session
@@ -139,8 +137,7 @@ def _list(as_json: bool) -> None:
             shown, progress = "unknown", "damaged in the store"
             if error.exit_code == EXIT_UNREACHABLE:
                 away[local.store], progress = error, "store out of reach"
-        cells = local.job_id, created, local.quality, shown, progress
-        table.add_row(*(Text(plain(cell)) for cell in cells))
+        table.add_row(local.job_id, created, local.quality, shown, progress)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     elif rows:
@@ -148,7 +145,7 @@ def _list(as_json: bool) -> None:
     else:
         click.echo(f"no jobs yet in {home.root}; begin with: nst-batch submit PAIRS")
     for problem in problems:
-        complain(f"error: {problem}")
+        click.echo(f"error: {problem}", err=True)
     if problems:
         raise SystemExit(max(problems.values()))
 
@@ -159,7 +156,7 @@ def _state_of(session: Session, local: LocalJob) -> tuple[JobState, str]:
     from jobs.client.lifecycle import at_work, uploaded
     from jobs.storage.records import read_state
 
-    state = read_state(session.store, local.job_id, len(local.pairs))
+    state = read_state(session.store, local.job_id)
     if state.status == "submitted":
         if not uploaded(session.store, local):
             return state, f"not uploaded: nst-batch delete {local.job_id}"
@@ -218,8 +215,7 @@ def _pairs(session: Session, local: LocalJob, state: JobState) -> list[dict[str,
 
     ended = {}
     if uploaded(session.store, local):
-        job = read_job(session.store, local.job_id, len(local.pairs))
-        ended = read_marks(session.store, job).ended
+        ended = read_marks(session.store, read_job(session.store, local.job_id)).ended
     found = pair_states([pair.pair_id for pair in local.pairs], state, ended)
     known = [(pair.name, found[pair.pair_id]) for pair in local.pairs]
     rows = [{"name": name, "status": s.status, "reason": s.reason} for name, s in known]
@@ -240,7 +236,7 @@ def _show(
         screen.say(state.reason)
     table = Table("pair", "state", "reason")
     for row in pairs:
-        table.add_row(*(Text(plain(row[cell])) for cell in ("name", "status", "reason")))
+        table.add_row(Text(row["name"]), row["status"], Text(row["reason"]))
     screen.console.print(table)
 
 
@@ -275,11 +271,7 @@ def logs(job_id: str, name: str | None, as_json: bool) -> None:
     lines = [with_names(line, local) for line in lines_of(text, pair)]
     store, stages = _opened(job_id, Screen())[0].store, []
     if uploaded(store, local):
-        stages = [
-            *stages_of(
-                read_trace(store, job_id), read_job(store, job_id, len(local.pairs)), pair.pair_id
-            )
-        ]
+        stages = [*stages_of(read_trace(store, job_id), read_job(store, job_id), pair.pair_id)]
     if as_json:
         runs = [asdict(run) for run in stages]
         record = {"job": job_id, "pair": name, "lines": lines, "stages": runs}
@@ -344,30 +336,16 @@ def delete(job_id: str, yes: bool) -> None:
     machine and pictures that were fetched stay.
     """
     from jobs.client import lifecycle
-    from jobs.client.home import DamagedJobError, Home
 
     screen = Screen()
-    try:
-        session, local = _opened(job_id, screen)
-    except DamagedJobError as error:
-        screen.say(str(error))
-        _confirm(f"Delete what this machine has of job {job_id}?", job_id, yes)
-        Home.default().forget(job_id)
-        screen.say(f"job {job_id}: deleted here; what it has in a store, if anything, stays")
-        return
+    session, local = _opened(job_id, screen)
     lifecycle.require_idle(session, local, "cancel it first")
-    _confirm(f"Delete job {job_id} with its {many(len(local.pairs), 'pair')}?", job_id, yes)
+    if not yes:
+        if not is_terminal():
+            raise InputError(f"job {job_id}: this is no terminal to ask at; delete it with --yes")
+        click.confirm(f"Delete job {job_id} with its {many(len(local.pairs), 'pair')}?", abort=True)
     count = lifecycle.delete(session, local)
     screen.say(f"job {job_id}: {many(count, 'object')} deleted")
-
-
-def _confirm(question: str, job_id: str, yes: bool) -> None:
-    """Ask before something of a job is deleted, unless told not to."""
-    if yes:
-        return
-    if not is_terminal():
-        raise InputError(f"job {job_id}: this is no terminal to ask at; delete it with --yes")
-    click.confirm(question, abort=True)
 
 
 @click.command(

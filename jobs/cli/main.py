@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import sys
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import click
@@ -20,36 +15,14 @@ from jobs.cli.estimate import estimate
 from jobs.cli.evaluate import evaluate, export
 from jobs.cli.examples import examples
 from jobs.cli.keys import keys
-from jobs.cli.screen import EXIT_SOME_FAILED, EXIT_USAGE, complain, warnings_shown
+from jobs.cli.screen import EXIT_USAGE, warnings_shown
 from jobs.cli.submit import demo, preview, submit
 from jobs.cli.train import train
-from nst.errors import InputError, NstBatchError
+from nst.errors import NstBatchError
 
 
 class _Commands(ConfiguredGroup):
     """Prints errors as one line and turns them into exit codes."""
-
-    def main(self, *arguments: Any, **options: Any) -> Any:
-        """See `click.Group`; what the system refuses anywhere is one line as well."""
-        try:
-            try:
-                return super().main(*arguments, **options)
-            finally:
-                # What a full disk refuses, it must refuse here.
-                if sys.stdout is not None:
-                    sys.stdout.flush()
-        except OSError as error:
-            _discard_output()
-            if error.errno == errno.EPIPE:
-                sys.exit(EXIT_SOME_FAILED)
-            where = f" {error.filename}" if error.filename else ""
-            with suppress(OSError):
-                click.echo(
-                    f"error: the system refuses{where} ({error.strerror or error}); check free "
-                    "space and permissions, and that disks are mounted",
-                    err=True,
-                )
-            sys.exit(EXIT_USAGE)
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         try:
@@ -61,30 +34,13 @@ class _Commands(ConfiguredGroup):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with warnings_shown():
-                _require_working_directory()
                 return super().invoke(ctx)
         except click.UsageError as error:
             _end(error)
             raise
         except NstBatchError as error:
-            complain(f"error: {error}")
+            click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
-
-
-def _discard_output() -> None:
-    """What standard output still holds would fail again when the interpreter ends."""
-    with suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _require_working_directory() -> None:
-    try:
-        Path.cwd()
-    except OSError as error:
-        raise InputError(
-            f"the working directory cannot be read ({error.strerror}); it may have been deleted: "
-            "cd to another one"
-        ) from error
 
 
 def _end(error: click.UsageError) -> None:
@@ -93,7 +49,7 @@ def _end(error: click.UsageError) -> None:
         return
     path = error.ctx.command_path if error.ctx else "nst-batch"
     message = error.format_message().rstrip(".")
-    complain(f"error: {message[:1].lower()}{message[1:]}; see: {path} --help")
+    click.echo(f"error: {message[:1].lower()}{message[1:]}; see: {path} --help", err=True)
     raise click.exceptions.Exit(EXIT_USAGE)
 
 

@@ -13,7 +13,6 @@ import click
 
 from nst.errors import InputError
 from nst.folders import PASSPHRASE_VARIABLE
-from nst.plain import MOST_LINE, plain, plain_lines
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -32,29 +31,20 @@ class Screen:
         """Write to standard output, or with `errors` to standard error."""
         from rich.console import Console
 
-        # CI systems set FORCE_COLOR, and a file is no terminal even then.
-        stream = sys.stderr if errors else sys.stdout
-        drawn = stream is not None and stream.isatty()
-        self.console = Console(stderr=errors, force_terminal=None if drawn else False)
+        self.console = Console(stderr=errors)
         self._known: dict[str, str] = {}
         self._status: Status | None = None
 
     def say(self, text: str, style: str = "") -> None:
         """A line as it is: nothing in it is markup, and paths are not wrapped."""
-        text = plain_lines(text)
-        self.console.print(
-            text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True
-        )
+        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def working(self, what: str) -> Iterator[Callable[[str], None]]:
         """A spinner beside a text; gives what changes the text."""
-        from rich.text import Text
-
-        with self.console.status(Text(plain(what))) as self._status:
-            status = self._status
+        with self.console.status(what) as self._status:
             try:
-                yield lambda text: status.update(Text(plain(text)))
+                yield self._status.update
             finally:
                 self._status = None
 
@@ -82,11 +72,6 @@ class Screen:
         return typed
 
 
-def complain(text: str) -> None:
-    """A line on standard error, whatever is in it; an error's, a warning's, a skipped pair's."""
-    click.echo(plain(text, MOST_LINE), err=True)
-
-
 def require_terminal(why: str) -> None:
     """Raise InputError if no user can type here."""
     if not is_terminal():
@@ -95,8 +80,7 @@ def require_terminal(why: str) -> None:
 
 def is_terminal() -> bool:
     """Whether a user can answer."""
-    # A service may have none at all.
-    return sys.stdin is not None and sys.stdin.isatty()
+    return sys.stdin.isatty()
 
 
 def exit_if(some_failed: bool) -> None:
@@ -119,4 +103,4 @@ def warnings_shown() -> Iterator[None]:
 
 class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        complain(f"warning: {record.getMessage()}")
+        click.echo(f"warning: {record.getMessage()}", err=True)

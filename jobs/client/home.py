@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -19,10 +20,9 @@ from pydantic import BaseModel
 
 from jobs.client.pictures import Box
 from nst.errors import InputError
-from nst.folders import Folders, default_folder, explaining, make_private, subfolders
+from nst.folders import HOME_VARIABLE, Folders, default_folder
 from nst.pictures.picture import Picture
 from nst.pictures.size import Size
-from nst.private import private_file, sweep
 
 FORMAT = 2
 JOB_FILE, PICTURES = "job.json", "pictures.npz"
@@ -30,10 +30,6 @@ UNREADABLE = (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zl
 """What NumPy raises of damaged files."""
 
 log = logging.getLogger("nst-batch")
-
-
-class DamagedJobError(InputError):
-    """A job's folder is there, and its record is damaged or missing."""
 
 
 class LocalPair(BaseModel):
@@ -128,15 +124,11 @@ class Home(Folders):
         return self._job(job_id) / "driver.log"
 
     def add_job(self, local: LocalJob, pictures: Sequence[Picture]) -> None:
-        """Remember a job and its prepared pictures, so that the originals may move or go.
-
-        Its file first: pictures that a killed process leaves belong to a job that can be deleted.
-        """
-        self._sweep()
-        self.save_job(local)
+        """Remember a job and its prepared pictures, so that the originals may move or go."""
         levels = [np.rint(p.rgb * 255).astype(np.uint8) for p in pictures]
         with self._writing(self._job(local.job_id) / PICTURES) as file:
             np.savez_compressed(file, *levels)
+        self.save_job(local)
 
     def save_job(self, local: LocalJob) -> None:
         """Remember what has changed of a job."""
@@ -158,18 +150,11 @@ class Home(Folders):
             ) from error
 
     def jobs(self) -> list[LocalJob]:
-        """All jobs, oldest first; one whose file is damaged is named in a warning and left out.
-
-        What a killed process left of jobs and pictures is removed.
-
-        Raises:
-            InputError: if the folder cannot be read.
-        """
+        """All jobs, oldest first; one whose file is damaged is named in a warning and left out."""
         found = []
-        self._sweep()
-        for folder in subfolders(self.root / "jobs"):
+        for path in sorted((self.root / "jobs").glob(f"*/{JOB_FILE}")):
             try:
-                found.append(self._read_job(folder / JOB_FILE))
+                found.append(self._read_job(path))
             except InputError as error:
                 log.warning("%s", error)
         return sorted(found, key=lambda local: local.created)
@@ -178,22 +163,18 @@ class Home(Folders):
         """One job.
 
         Raises:
-            InputError: if this client never submitted it, or another version did.
-            DamagedJobError: if its file is damaged or missing.
+            InputError: if this client never submitted it, or its file is damaged.
         """
-        if self._job(job_id) not in subfolders(self.root / "jobs"):
+        path = self._job(job_id) / JOB_FILE
+        if not path.is_file():
             raise InputError(
                 f"job {job_id!r} was not submitted from {self.root}; see nst-batch list"
             )
-        return self._read_job(self._job(job_id) / JOB_FILE)
+        return self._read_job(path)
 
     def pictures(self, job_id: str) -> JobPictures:
         """The prepared pictures of a job; raises InputError if they are missing or damaged."""
         return JobPictures(self._job(job_id) / PICTURES)
-
-    def _sweep(self) -> None:
-        for folder in (self.root / "jobs").glob("*"):
-            sweep(folder)
 
     def _job(self, job_id: str) -> Path:
         return self.root / "jobs" / job_id
@@ -205,15 +186,9 @@ class Home(Folders):
             form = json.loads(text)["format"]
             if form == FORMAT:
                 return LocalJob.model_validate_json(text)
-        except FileNotFoundError as error:
-            raise DamagedJobError(
-                f"{path} is missing: a submit is at work or was stopped; if none is at work: "
-                f"nst-batch delete {path.parent.name}"
-            ) from error
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DamagedJobError(
-                f"{path} is damaged; restore it from your backup, or: "
-                f"nst-batch delete {path.parent.name}"
+            raise InputError(
+                f"{path} is damaged; restore it from your backup, or delete {path.parent}"
             ) from error
         raise InputError(
             f"{path} has format {form}, this version reads {FORMAT}; "
@@ -223,7 +198,14 @@ class Home(Folders):
     @contextmanager
     def _writing(self, path: Path) -> Iterator[BinaryIO]:
         """A file that only its owner may read, whole or not there; raises InputError."""
-        with explaining(path):
-            make_private(path.parent)
-            with private_file(path) as file:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            partial = path.with_suffix(".partial")
+            descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "w+b") as file:
                 yield file
+            partial.replace(path)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {path} ({error.strerror}); set {HOME_VARIABLE} to another folder"
+            ) from error

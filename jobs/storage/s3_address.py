@@ -10,10 +10,13 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from nst.errors import StoreAddressError
+
+if TYPE_CHECKING:
+    from jobs.storage.s3_store import S3Store
 
 SCHEME = "s3://"
 PATIENCE = 75.0
@@ -130,6 +133,14 @@ class S3Address:
     def portable(self) -> S3Address:
         """See `Address`: other machines do not have this one's AWS profiles."""
         return replace(self, options=replace(self.options, profile=None))
+
+    def connect(self, patience: float, make: bool) -> S3Store:
+        """See `Address`: a bucket is never made."""
+        from jobs.storage.s3_store import S3Store
+
+        store = S3Store(self)
+        store.check(patience)
+        return store
 
     def key(self, key: str) -> str:
         """The object's key for a store's key."""

@@ -6,17 +6,15 @@ import hashlib
 import json
 import logging
 import shutil
+import tempfile
 from pathlib import Path
 
 from nst.engines import parse_plan
 from nst.engines.base import CLIENT_FILE, PLAN_FILE, SERVER_FILE, Engine, Published
 from nst.errors import CircuitError
-from nst.folders import explaining
-from nst.network.integers import IntegerNetwork
+from nst.network.finishing import Network
 from nst.network.levels import QualityLevel
-from nst.network.weights import save_weights
 from nst.pictures.size import Size
-from nst.private import private_folder, sweep
 
 MANIFEST = "sha256.json"
 """Digests of the other files, written last: without it a model is not there."""
@@ -34,19 +32,18 @@ class ModelCache:
         self.folder = folder
 
     def publish(
-        self, engine: Engine, network: IntegerNetwork, level: QualityLevel, size: Size
+        self, engine: Engine, network: Network, level: QualityLevel, size: Size
     ) -> Published:
         """Find a model, or build it; a damaged one is built again.
 
         Args:
             engine: What computes it.
-            network: Integer weights.
+            network: Trained weights.
             level: Size of the style, error probability.
             size: Of contents and results in pixels, not padded.
 
         Raises:
             CircuitError: if the weights do not fit the engine.
-            InputError: if the folder cannot be written.
         """
         padded = size.padded
         identifier = engine.model_id(network, level, padded)
@@ -56,28 +53,22 @@ class ModelCache:
                 return self._at(self.open(identifier), padded)
             except CircuitError as error:
                 log.warning("%s; built again", error)
-                with explaining(folder, "replace"):
-                    shutil.rmtree(folder)
-        sweep(self.folder)
-        with explaining(folder):
-            self._build(engine, network, level, padded, folder)
-        return self._at(self.open(identifier), padded)
-
-    @staticmethod
-    def _build(
-        engine: Engine, network: IntegerNetwork, level: QualityLevel, padded: Size, folder: Path
-    ) -> None:
-        """Put a model into its folder as a whole."""
+                shutil.rmtree(folder)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial = Path(tempfile.mkdtemp(dir=self.folder, prefix=".building-"))
         try:
-            with private_folder(folder) as partial:
-                engine.publish(network, level, padded, partial)
-                save_weights(network, partial / WEIGHTS_FILE, {"model": folder.name})
-                digests = {name: _digest(partial / name) for name in FILES}
-                (partial / MANIFEST).write_text(json.dumps(digests))
+            engine.publish(network, level, padded, partial)
+            engine.save_network(network, partial / WEIGHTS_FILE)
+            digests = {name: _digest(partial / name) for name in FILES}
+            (partial / MANIFEST).write_text(json.dumps(digests))
+            partial.replace(folder)
         except OSError:
             # Another process built the same model meanwhile; its files are as good.
             if not (folder / MANIFEST).exists():
                 raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return self._at(self.open(identifier), padded)
 
     def open(self, model_id: str) -> Published:
         """A model that has been built, at the size that it was built for.

@@ -1,0 +1,73 @@
+"""What a client does to a pair before encryption, in the clear: the features to expect of it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.random import Generator
+
+from nst.engines.base import Features, PreparedContent, PreparedInput, PreparedStyle
+from nst.engines.ckks.integers import Noise, integer_layers
+from nst.engines.ckks.network import LeveledNetwork
+from nst.engines.ckks.packing import content_cells, style_cells
+from nst.engines.ckks.parameters import Parameters
+from nst.errors import InputError
+from nst.network.architecture import CONTENT, STYLE
+from nst.pictures.picture import Picture
+
+
+def prepare_style(network: LeveledNetwork, parameters: Parameters, style: Picture) -> PreparedStyle:
+    """See `nst.engines.base.Engine.prepare_style`."""
+    cells = style_cells(style.white)
+    code = integer_layers(network, parameters, cells.shape[-1]).style_code(cells)
+    return PreparedStyle(PreparedInput(style, STYLE), code.astype(np.float32))
+
+
+def level_noise(parameters: Parameters, rng: Generator) -> Noise:
+    """What a level adds to values: rounding, and that of the rotations of what is read next.
+
+    Every coefficient of both polynomials is rounded, and the second one's errors are multiplied by
+    the secret key, of whose coefficients a third each are -1, 0 and 1; a value sums all of them.
+    A rotation rounds likewise, and two thirds of what a stage reads are rotated.
+    """
+    rounded = parameters.slots * (1 + parameters.degree * 2 / 3) / 12
+    deviation = math.sqrt(rounded * (1 + 2 / 3))
+    return lambda shape: rng.normal(0.0, deviation, shape)
+
+
+def simulate(
+    network: LeveledNetwork,
+    parameters: Parameters,
+    content: PreparedContent,
+    style: PreparedStyle,
+    rng: Generator,
+) -> Features:
+    """See `nst.engines.base.Engine.simulate`."""
+    noise = level_noise(parameters, rng)
+    cells = style_cells(style.input.picture.white)
+    integers = integer_layers(network, parameters, cells.shape[-1])
+    code = integers.style_code(cells, noise)
+    around = content_cells(content.input.picture.white, network.architecture.reach)
+    return integers.read(integers.values(around, code, noise))
+
+
+def prepare_content(
+    network: LeveledNetwork, parameters: Parameters, content: Picture, style: PreparedStyle
+) -> PreparedContent:
+    """See `nst.engines.base.Engine.prepare_content`.
+
+    Raises:
+        InputError: if values of the result would leave the modulus.
+    """
+    side = style_cells(style.input.picture.white).shape[-1]
+    integers = integer_layers(network, parameters, side)
+    cells = content_cells(content.white, network.architecture.reach)
+    values = integers.values(cells, style.code.astype(np.float64))
+    # No coefficient is larger than the mean of all slots, of two values each.
+    if values.max() >= integers.bound or values.mean((1, 2)).max() >= integers.bound / 4:
+        raise InputError(
+            "this pair's values would leave the modulus and its result be noise; "
+            "take another style or a smaller size"
+        )
+    return PreparedContent(PreparedInput(content, CONTENT), integers.read(values))
