@@ -1,7 +1,7 @@
 # Everything runs from .venv; `make venv` builds it, and the targets that need it ask for it.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz lint docs pictures wheel bench-low bench-batch bench-grid bench-pbs bench-monolithic bench-client bench-sharing bench-profile bench-estimate bench-bytes bench-architecture bench-quality bench-faults lock clean
+.PHONY: help venv demo test lint docs pictures wheel bench-low bench-batch bench-grid bench-pbs bench-monolithic bench-client bench-sharing bench-profile bench-estimate bench-bytes bench-architecture bench-quality bench-faults lock clean
 .DELETE_ON_ERROR:
 
 SHELL := /bin/sh
@@ -50,9 +50,6 @@ demo: venv ## stylize the bundled pairs, encrypted, on this machine
 
 test: venv ## run the tests; ARGS="-m 'not slow'" leaves out the long ones
 	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
-
-fuzz: venv ## lie to the client of a store for some minutes, with new seeds; LIES=20000 for more
-	NST_BATCH_FUZZ=$(or $(LIES),10000) $(PYTHON) -m pytest tests/test_hostile_store.py --timeout 3600
 
 lint: venv ## ruff (rules and format) and mypy
 	$(VENV)/bin/ruff check .

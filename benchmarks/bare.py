@@ -25,10 +25,9 @@ import psutil
 
 from benchmarks.measure import FOLDER, role_of, session_of
 from benchmarks.run import circuits
-from benchmarks.stored import pin_in_store
 from cluster.local import ACTOR_MALLOC
 from jobs.execution.forecast import Forecaster, Offer
-from jobs.execution.loading import EvaluatorLoader
+from jobs.execution.loading import EvaluatorLoader, job_plan, read_plan
 from jobs.storage import layout
 from jobs.storage.records import TaskTrace, read_job
 from jobs.storage.store import open_store
@@ -61,9 +60,8 @@ class Calls:
     def __init__(self, store_url: str, job_id: str) -> None:
         store = open_store(store_url)
         job = read_job(store, job_id)
-        pin = pin_in_store(store, job)
-        self.plan = circuits(pin.read_plan(store))
-        evaluator = EvaluatorLoader(store_url, pin)()
+        self.plan = circuits(read_plan(store, job.model_id))
+        evaluator = EvaluatorLoader(store_url, job.model_id, job.key_id)()
         assert isinstance(evaluator, CircuitEvaluator)
         self._evaluator = evaluator
         rows: dict[str, bytes] = {}
@@ -305,7 +303,7 @@ def predicted_s(store_url: str, job_id: str, found: Beside, actors: int) -> floa
     """
     store = open_store(store_url)
     job = read_job(store, job_id)
-    plan = pin_in_store(store, job).job_plan(store, job)
+    plan = job_plan(store, job)
     seconds = {name: s["seconds"] for name, s in found.mean(found.together).items()}
     shipped = get_engine(plan.engine).rates()
     rates = shipped.model_copy(update={"stages": rates_of(plan.stages, seconds)})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,14 +20,14 @@ from ray.exceptions import (
     RayActorError,
     RayError,
     RayTaskError,
-    WorkerCrashedError,
 )
 
 from cluster.actors import EvaluatorActor, as_blob
+from cluster.reasons import why
 from cluster.types import Completion, LostError
 from nst.engines.base import Evaluator
 from nst.engines.tasks import Task
-from nst.errors import ClusterError, first_line
+from nst.errors import first_line
 
 QUEUED_AHEAD = 2
 """Tasks per actor at a time: one running, one whose arguments are already on their way."""
@@ -42,26 +41,6 @@ MEMORY_SECONDS = 10.0
 """How long to believe what the cluster said of its memory: nodes come and go."""
 SUSPECT_SECONDS = 10.0
 """For the copy of a result whose node is gone: it is on another node, or nowhere."""
-DEAD = (RayActorError, OutOfMemoryError, WorkerCrashedError)
-"""What Ray raises of an actor that is gone."""
-SHORT_OF_MEMORY = ("NODE_OUT_OF_MEMORY", "running low on memory")
-MEMORY_OF_NODE = re.compile(r"was ([\d.]+ ?[KMGT]i?B) / ([\d.]+ ?[KMGT]i?B)")
-
-
-def reason_of_death(error: Exception, needs: int) -> str:
-    """Why an actor is gone, in one line; what Ray says lists other processes' command lines.
-
-    Args:
-        error: Ray's.
-        needs: Bytes of an actor, 0 if that is not known.
-    """
-    text = str(error)
-    if not (isinstance(error, OutOfMemoryError) or any(mark in text for mark in SHORT_OF_MEMORY)):
-        return "its worker died"
-    wants = f"; a worker needs {needs / 1e9:.1f} GB" if needs else ""
-    found = MEMORY_OF_NODE.search(text)
-    had = f", {found[1]} of {found[2]} of the machine were in use" if found else ""
-    return f"its worker was killed for lack of memory{wants}{had}; take fewer --actors"
 
 
 @dataclass(frozen=True)
@@ -107,18 +86,17 @@ class _Slot:
 class RayExecutor:
     """Hands tasks to the actor that has the fewest, and replaces actors that die."""
 
-    def __init__(self, count: int, load: Callable[[], Evaluator], needs: int = 0) -> None:
+    def __init__(self, count: int, load: Callable[[], Evaluator]) -> None:
         """Ask for actors; they come while `wait` is called.
 
         Args:
             count: How many.
             load: Makes an actor's model and keys, in its process.
-            needs: Bytes of an actor, for messages; 0 if that is not known.
         """
         # A task's second reference tells how it ended; the result of one that failed is not asked
         # for, and Ray would print a stack trace of that.
         os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"
-        self.load, self.needs = load, needs
+        self.load = load
         self._slots = [_Slot() for _ in range(count)]
         self._ended: deque[Completion[Held]] = deque()
         self._failed_loads = self._early_deaths = 0
@@ -166,8 +144,7 @@ class RayExecutor:
         """Block until a task has ended or an actor has come, or for so many seconds.
 
         Raises:
-            RayError: if actors cannot load their model and keys; its last line says why.
-            ClusterError: if actors die of loading them.
+            RayError: if actors cannot load their model and keys; `why` says it.
         """
         for slot in self._slots:
             if slot.actor is None and time.monotonic() >= slot.not_before:
@@ -215,13 +192,8 @@ class RayExecutor:
             else:
                 self._early_deaths += 1
             # A wrong model or keys will not get better, a store or a node that is away may.
-            if self._failed_loads >= LOADS:
+            if self._failed_loads >= LOADS or self._early_deaths >= DEATHS:
                 raise
-            if self._early_deaths >= DEATHS:
-                raise ClusterError(
-                    f"{DEATHS} workers died while they loaded the model; of the last one: "
-                    f"{reason_of_death(error, self.needs)}"
-                ) from None
             self._kill(slot)
             slot.not_before = time.monotonic() + PAUSE
             return
@@ -231,7 +203,7 @@ class RayExecutor:
     def _task_ended(self, slot: _Slot, took: Any) -> None:
         try:
             spent = ray.get(took)
-        except DEAD as error:
+        except (RayActorError, OutOfMemoryError) as error:
             self._actor_gone(slot, error)
             return
         except RayError as error:
@@ -241,7 +213,8 @@ class RayExecutor:
                 gone, reason = self._gone(task.inputs, cause), "what it needs was lost with a node"
                 self._end(task.index, reason, blamed=False, lost=gone)
             else:
-                self._end(task.index, first_line(cause or error), blamed=True)
+                reason = why(cause) if isinstance(cause, RayError) else first_line(cause)
+                self._end(task.index, reason, blamed=True)
             return
         task = slot.tasks.pop(took)
         self._ended.append(Completion(task.index, Held(task.result, slot.node), None, **spent))
@@ -249,16 +222,14 @@ class RayExecutor:
     def _end(self, index: int, error: str, blamed: bool, lost: tuple[int, ...] = ()) -> None:
         self._ended.append(Completion(index, None, error, blamed=blamed, lost=lost))
 
-    def _actor_gone(self, slot: _Slot, error: Exception) -> None:
+    def _actor_gone(self, slot: _Slot, error: RayError) -> None:
         """Give back what an actor had to do; of these, the first may have been its death."""
         whole_node = isinstance(error, ActorUnavailableError) or not self._alive(slot.node)
         for position, task in enumerate(slot.tasks.values()):
             blamed = position == 0 and not whole_node
-            reason = (
-                reason_of_death(error, self.needs)
-                if blamed
-                else "its worker was lost with others' work"
-            )
+            reason = "its worker died" if blamed else "its worker was lost with others' work"
+            if isinstance(error, OutOfMemoryError):
+                reason = why(error)
             self._end(task.index, reason, blamed)
         self._kill(slot)
         self._fill(slot)

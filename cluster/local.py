@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 
 from nst.errors import InputError
 
-LONGEST_BASE = 22
+LONGEST_BASE = 24
 """Characters of a folder for temporary files below which the names of Ray's sockets fit."""
 CONNECT_SECONDS = 10.0
 TOKEN_ADVICE = "ray._private.authentication.authentication_token_setup"
@@ -30,9 +28,6 @@ leave no holes in the heap."""
 def local_ray(cpus: int) -> Iterator[None]:
     """Start Ray on this machine and stop it at the end.
 
-    Whoever joins a Ray runs code in it. So this one is its user's alone, on a machine of many: a
-    random token in no file, listeners on the loopback interface, files that nobody else reads.
-
     Args:
         cpus: Logical CPUs to offer, one an actor.
     """
@@ -44,72 +39,24 @@ def local_ray(cpus: int) -> Iterator[None]:
     os.environ.setdefault("GLIBC_TUNABLES", ACTOR_MALLOC)
     logging.getLogger(TOKEN_ADVICE).setLevel(logging.ERROR)
     import ray
-    from ray._private import ray_constants
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     # Ray's processes may still be writing their logs there when it is removed.
-    with (
-        tempfile.TemporaryDirectory(
-            prefix="nst-ray-", dir=socket_base(), ignore_cleanup_errors=True
-        ) as folder,
-        # Ray's own default is one token for all, in a file in HOME with the modes of the umask.
-        _environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32)),
-        # Ray listens on all interfaces wherever it could be a cluster's node; workers inherit it.
-        _environment(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0"),
-        _attribute(ray_constants, "ENABLE_RAY_CLUSTER", False),
-    ):
-        Config.initialize("")
-        AuthenticationTokenLoader.instance().reset_cache()
-        with _umask(0o077):
-            ray.init(
-                # Never a cluster that RAY_ADDRESS or a file in /tmp points to.
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                configure_logging=False,
-                # Ray opens this folder to everybody; the one around it stays closed.
-                _temp_dir=f"{folder}/r",
-            )
+    with tempfile.TemporaryDirectory(
+        prefix="nst-ray-", dir=socket_base(), ignore_cleanup_errors=True
+    ) as folder:
+        ray.init(
+            # Never a cluster that RAY_ADDRESS or a file in /tmp points to.
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            _temp_dir=folder,
+        )
         try:
             yield
         finally:
             ray.shutdown()
-
-
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    """Variables for this process and those that it starts, as they were before at the end."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-
-@contextmanager
-def _attribute(module: ModuleType, name: str, value: object) -> Iterator[None]:
-    """Another value of a module's, which was read when it was imported; as before at the end."""
-    before = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)
-
-
-@contextmanager
-def _umask(mask: int) -> Iterator[None]:
-    """The modes that files of this process, and of those that it starts, do not get."""
-    previous = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(previous)
 
 
 @contextmanager

@@ -7,11 +7,12 @@ for every command that takes the value, or in a table that is called like one co
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +21,6 @@ from platformdirs import user_config_path
 
 from jobs.fields import Option, options_of
 from jobs.options import COMMANDS
-from jobs.trust import require_trusted
 from nst.errors import InputError
 
 FILE, PREFIX = "nst-batch.toml", "NST_BATCH_"
@@ -84,12 +84,6 @@ class Setting:
     entry: Entry
 
 
-def of_project(settings: Iterable[Setting]) -> list[tuple[str, object]]:
-    """Keys and values that the project's file sets, out of settings."""
-    found = (s.entry for s in settings)
-    return [(e.key, e.value) for e in found if e.source == FILE and e.of_file]
-
-
 def load(kind: type[Options], command: str, given: Mapping[str, object]) -> Options:
     """Options of a command as a caller gives them, else as they are configured.
 
@@ -99,20 +93,12 @@ def load(kind: type[Options], command: str, given: Mapping[str, object]) -> Opti
         given: By the fields' names; None is not given.
 
     Raises:
-        InputError: if a file, a variable or the caller says what an option does not take, or a
-            project's file what has to be asked about (see `jobs.trust`).
+        InputError: if a file, a variable or the caller says what an option does not take.
         TypeError: if there is no such field.
     """
     of_kind: type = kind
     options = options_of(of_kind)
-    settings = {
-        name: setting
-        for name, setting in configured(command).items()
-        if name in options and given.get(name) is None
-    }
-    # Who calls from a program is not asked.
-    require_trusted(FILE, of_project(settings.values()), None)
-    values: dict[str, Any] = {name: setting.value for name, setting in settings.items()}
+    values: dict[str, Any] = {k: s.value for k, s in configured(command).items() if k in options}
     for name, value in given.items():
         if name not in options:
             raise TypeError(f"no option {name!r}; there are {', '.join(options)}")
@@ -150,9 +136,14 @@ def configurable(command: str) -> dict[str, Option]:
     return {option.key: option for option in options if not option.about.get("once")}
 
 
-def files() -> tuple[Path, Path]:
-    """Where files of options would be: the project's, and the user's, which is weaker."""
-    return Path(FILE), user_config_path("nst-batch") / FILE
+def files() -> tuple[Path, ...]:
+    """Where files of options would be: the project's, and the user's, which is weaker.
+
+    A user id that the system does not know has no home, and no file there.
+    """
+    with contextlib.suppress(RuntimeError):
+        return Path(FILE), user_config_path("nst-batch") / FILE
+    return (Path(FILE),)
 
 
 def read_file(path: Path) -> list[Entry]:
@@ -161,8 +152,7 @@ def read_file(path: Path) -> list[Entry]:
     Raises:
         InputError: if it cannot be read, or has a key or a value that does not belong into it.
     """
-    # Of a user without a home, the folder of this file is no path.
-    if str(path).startswith("~") or not os.path.lexists(path):
+    if not os.path.lexists(path):
         return []
     try:
         table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
@@ -219,7 +209,7 @@ def _check(entry: Entry) -> None:
     if not any(key in configurable(c) for c in owners):
         raise InputError(f"{where}: is for one call only; give it as --{key}")
     if known[key].about.get("private") and entry.source == FILE:
-        raise InputError(f"{where}: only your own file may hold it: {files()[1]}")
+        raise InputError(f"{where}: only your own file may hold it: {files()[-1]}")
     values = entry.value if isinstance(entry.value, list) else [entry.value]
     if any(isinstance(value, str) and IN_ADDRESS.search(value) for value in values):
         raise InputError(

@@ -271,7 +271,7 @@ class DemoOptions(ActorOptions):
     """`demo`."""
 
     out: Path = option(
-        "Folder for all that the demo makes: keys, store, pictures.", Path("demo-out"), own=True
+        "Folder for all that the demo makes: keys, store, pictures.", Path("demo-out")
     )
     count: int = option("How many of the bundled pairs.", 2, name="pairs", least=1)
 
@@ -371,7 +371,7 @@ class EvaluateOptions(FitOptions, ModelOptions):
     record: str | None = option(
         "Write all figures to this file; - is standard output.", None, name="json", once=True
     )
-    out: Path | None = option("Folder for the contact sheet.", None, own=True)
+    out: Path | None = option("Folder for the contact sheet.", None)
     magnify: int = option("Pixels of the sheet per pixel, each way.", 2, least=1, most=8)
 
 
@@ -386,7 +386,7 @@ class ExportOptions:
         parse=_level,
         complete=_levels,
     )
-    out: Path = option("Destination .safetensors.", own=True)
+    out: Path = option("Destination .safetensors.")
     data: str | None = option(
         "Description of the training pictures.", None, shown="that of the weights' card"
     )

@@ -2,8 +2,6 @@
 
 from typing import ClassVar
 
-from nst.plain import plain
-
 
 class NstBatchError(Exception):
     """Base of the named errors; the command line prints it without a stack trace.
@@ -51,10 +49,10 @@ class ClusterError(NstBatchError):
 def first_line(error: BaseException | None) -> str:
     """What an error says in one line: its first, or its name if it says nothing."""
     lines = str(error or "").strip().splitlines()
-    return plain(lines[0].strip()) if lines else type(error).__name__
+    return lines[0].strip() if lines else type(error).__name__
 
 
 def last_line(error: BaseException) -> str:
     """The last line: of an error that carries another process's stack trace, what happened."""
     lines = str(error).strip().splitlines()
-    return plain(lines[-1].strip()) if lines else type(error).__name__
+    return lines[-1].strip() if lines else type(error).__name__

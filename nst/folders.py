@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,12 +23,14 @@ def default_folder() -> Path:
         InputError: if this user has no home, as one that is only a number.
     """
     named = os.environ.get(HOME_VARIABLE)
-    folder = Path(named) if named else user_data_path("nst-batch")
-    if not named and not folder.is_absolute():
+    if named:
+        return Path(named)
+    try:
+        return user_data_path("nst-batch")
+    except RuntimeError as error:
         raise InputError(
             f"this user has no home directory; set {HOME_VARIABLE} to a folder of your own"
-        )
-    return folder
+        ) from error
 
 
 @contextmanager
@@ -38,14 +39,13 @@ def explaining(path: Path, doing: str = "write") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        room = "make room, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise InputError(
-            f"cannot {doing} {path} ({error.strerror}); {room}set {HOME_VARIABLE} to another folder"
+            f"cannot {doing} {path} ({error.strerror}); set {HOME_VARIABLE} to another folder"
         ) from error
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """What is in a folder, sorted by name, but what is hidden; nothing if there is no folder.
+    """Folders in a folder by name, but hidden ones; nothing if there is no folder.
 
     Unlike `Path.glob`, it does not take a folder that may not be read for an empty one.
 
@@ -53,20 +53,8 @@ def subfolders(folder: Path) -> list[Path]:
         InputError: if it cannot be read.
     """
     with explaining(folder, "read"), suppress(FileNotFoundError):
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
     return []
-
-
-def make_private(folder: Path) -> None:
-    """Make a folder that only its owner enters, and so any folder above it that is missing.
-
-    `Path.mkdir` leaves those above to the umask. Raises OSError.
-    """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    for path in reversed(missing):
-        path.mkdir(mode=0o700, exist_ok=True)
-    if not folder.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
 
 
 class Folders:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -14,7 +17,6 @@ from nst.engines import get_engine
 from nst.engines.base import Cipher, Published
 from nst.errors import CircuitError, InputError
 from nst.folders import explaining, subfolders
-from nst.private import private_folder, sweep, write_private
 from nst.secret_box import is_box, lock, unlock
 
 AskPassphrase = Callable[[str], str]
@@ -76,29 +78,27 @@ class KeyRing:
         secret = keys.secret
         if passphrase is not None:
             secret = lock(secret, passphrase, _label(card.key_id))
-        sweep(self.folder)
-        with (
-            explaining(self.folder / card.key_id),
-            private_folder(self.folder / card.key_id) as partial,
-        ):
-            write_private(partial / SECRET_FILE, secret)
-            write_private(partial / EVALUATION_FILE, keys.evaluation)
-            write_private(partial / CARD_FILE, json.dumps(asdict(card)).encode())
+        with explaining(self.folder / card.key_id):
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            partial = Path(tempfile.mkdtemp(dir=self.folder, prefix=".making-"))
+            try:
+                _write_private(partial / SECRET_FILE, secret)
+                _write_private(partial / EVALUATION_FILE, keys.evaluation)
+                _write_private(partial / CARD_FILE, json.dumps(asdict(card)).encode())
+                partial.replace(self.folder / card.key_id)
+            finally:
+                # Part of a secret key must not stay.
+                shutil.rmtree(partial, ignore_errors=True)
         return card
 
     def list(self) -> list[KeyCard]:
         """All key sets, oldest first; one that is damaged is named in a warning and left out.
 
-        What a killed process left of a secret key is removed.
-
         Raises:
             InputError: if the folder cannot be read.
         """
         cards = []
-        sweep(self.folder)
-        for folder in subfolders(self.folder):
-            sweep(folder)
-            path = folder / CARD_FILE
+        for path in (folder / CARD_FILE for folder in subfolders(self.folder)):
             try:
                 cards.append(KeyCard.parse(path.read_bytes()))
             except (OSError, ValueError) as error:
@@ -203,9 +203,15 @@ class KeyRing:
 
     def _replace_secret(self, key_id: str, stored: bytes) -> None:
         target = self.folder / key_id / SECRET_FILE
+        partial = target.with_suffix(".partial")
         try:
-            sweep(target.parent)
-            write_private(target, stored)
+            # Left by a process that was killed; it may hold a key in the clear.
+            partial.unlink(missing_ok=True)
+            try:
+                _write_private(partial, stored)
+                partial.replace(target)
+            finally:
+                partial.unlink(missing_ok=True)
         except OSError as error:
             raise InputError(
                 f"cannot replace {target} ({error.strerror}); it is as it was"
@@ -223,3 +229,12 @@ class KeyRing:
 
 def _label(key_id: str) -> str:
     return f"secret key {key_id}"
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    """Write a file that only its owner may read, never readable in between."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

@@ -14,14 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.stored import pin_in_store
-from cluster.types import Executor, Handle
-from jobs.execution.driver import walk_job
 from jobs.execution.inprocess import InProcessExecutor
-from jobs.execution.loading import ModelPin
-from jobs.execution.recorder import Recorder
 from jobs.storage import layout
-from jobs.storage.records import JobRecord, JobState, PairRecord, write_record
+from jobs.storage.records import JobRecord, PairRecord, write_record
 from jobs.storage.store import Store
 from nst.ciphertext import Envelope
 from nst.engines import ENGINES
@@ -33,14 +28,12 @@ from nst.engines.base import (
     Json,
     KeyPair,
     Needs,
-    Plan,
     PreparedContent,
     PreparedInput,
     PreparedStyle,
     Published,
     StoredBytes,
 )
-from nst.engines.cache import FILES, MANIFEST
 from nst.engines.rates import Rates, StageRate
 from nst.engines.tasks import (
     InputPart,
@@ -155,11 +148,6 @@ class FakePlan:
             outputs[pair.pair_id], pairs_of[own] = tuple(up), (pair.pair_id,)
             pairs_of[style] = (*pairs_of.get(style, ()), pair.pair_id)
         return TaskGraph(tuple(tasks), outputs, pairs_of)
-
-    @property
-    def cpu_features(self) -> tuple[str, ...]:
-        """See `Plan`."""
-        return ()
 
     def pack_result(self, key_id: str, part: bytes) -> Envelope:
         """See `Plan`."""
@@ -323,39 +311,6 @@ def fake_executor() -> InProcessExecutor:
     return InProcessExecutor(FakeEvaluator())
 
 
-def run_job(store: Store, job: JobRecord, executor: Executor[Handle], actors: int) -> JobState:
-    """Do what is left of a job on an executor, by the model that is in its store."""
-    plan = pin_in_store(store, job).job_plan(store, job)
-    return walk_job(Recorder(store, job, actors), plan, executor)
-
-
-def put_model(store: Store, plan: Plan, bundle: bytes) -> ModelPin:
-    """Put a model into a store as a client would; gives what the client would name of it."""
-    blob = json.dumps(plan.to_dict()).encode()
-    pin = ModelPin(plan.model_id, "key", sha256(blob), sha256(bundle))
-    store.write(layout.model_plan(plan.model_id, pin.plan), blob)
-    store.write(layout.model_server(plan.model_id, pin.bundle), bundle)
-    return pin
-
-
-def sha256(blob: bytes) -> str:
-    """In hex."""
-    return hashlib.sha256(blob).hexdigest()
-
-
-def cache_model(models: Path) -> Path:
-    """Put the fake model into a user's cache, as if it had been built there; gives its folder."""
-    folder = models / PLAN.model_id
-    folder.mkdir(parents=True)
-    blobs = {name: b"model" for name in FILES}
-    blobs[PLAN_FILE] = json.dumps(PLAN.to_dict()).encode()
-    for name, blob in blobs.items():
-        (folder / name).write_bytes(blob)
-    digests = {name: sha256(blob) for name, blob in blobs.items()}
-    (folder / MANIFEST).write_text(json.dumps(digests))
-    return folder
-
-
 def fake_job(
     store: Store,
     job_id: str = "job",
@@ -364,7 +319,8 @@ def fake_job(
 ) -> JobRecord:
     """Put a job into a store as a client would: by default 3 contents with 2 styles."""
     pairs = grid_of_pairs(3, 2) if pairs is None else pairs
-    put_model(store, PLAN, b"model")
+    store.write(layout.model_plan(PLAN.model_id), json.dumps(PLAN.to_dict()).encode())
+    store.write(layout.model_server(PLAN.model_id), b"model")
     store.write(layout.evaluation_keys("key"), b"keys")
     counts = {pair.content: PLAN.stored.content_parts for pair in pairs}
     counts |= {pair.style: PLAN.stored.style_parts for pair in pairs}

@@ -269,14 +269,9 @@ def test_what_is_not_given_is_configured_as_for_submit(
 
 
 def test_the_store_and_the_cluster_are_configured(
-    last: list[Started],
-    toy_job: ToyJob,
-    files: tuple[Path, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    last: list[Started], toy_job: ToyJob, files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     project, pairs, home = files[0], toy_job.folder / "pairs", toy_job.home.root
-    monkeypatch.setenv("NST_BATCH_TRUST_PROJECT", "1")
     project.write_text(f'store = "{tmp_path / "configured"}"\nendpoint-url = "http://127.0.0.1:1"')
     job = jobs.Client(home=home).submit(pairs, "toy")
     assert last[-1].local.store == str(tmp_path / "configured")

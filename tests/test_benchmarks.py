@@ -40,9 +40,9 @@ from benchmarks import bytes as bytes_bench
 from benchmarks.bare import BareCalls, Stages, time_stages
 from benchmarks.dispatch import time_dispatch
 from benchmarks.measure import PeakMemory, RoleUse
-from benchmarks.stored import pin_in_store
 from jobs.client.home import Home, LocalJob
 from jobs.client.session import Session
+from jobs.execution.loading import job_plan
 from jobs.storage.records import TaskTrace, read_job, read_state
 from jobs.storage.store import open_store
 from nst.engines.base import Published
@@ -128,7 +128,7 @@ def finished(
     home, store = Home(folder / "home"), open_store(local.store)
     toy_job.play_back()(home, local, actors)
     job = read_job(store, local.job_id)
-    plan = run.circuits(pin_in_store(store, job).job_plan(store, job))
+    plan = run.circuits(job_plan(store, job))
     seconds = {circuit.name: circuit.pbs_per_row / 1000 for circuit in plan.circuits}
     trace, now = [], 1000.0
     for task in plan.graph(job.pairs, seconds).tasks:

@@ -14,13 +14,14 @@ from cluster.types import Completion
 from jobs.execution import checkpoints as writing
 from jobs.execution import recorder
 from jobs.execution.checkpoints import Checkpoints
+from jobs.execution.driver import run_job
 from jobs.execution.resume import StoredResult, without_done
 from jobs.storage import layout
 from jobs.storage.local_store import LocalStore
 from jobs.storage.records import STALE_AFTER, read_marks, read_state
 from jobs.storage.store import open_store
 from nst.engines.tasks import InputPart, TaskGraph
-from tests.fakes import FakePlan, Meddling, fake_executor, fake_job, run_job
+from tests.fakes import FakePlan, Meddling, fake_executor, fake_job
 from tests.plans import grid_of_pairs
 
 GRAPH = FakePlan(parts=16).graph(grid_of_pairs(2, 2))
@@ -119,13 +120,13 @@ def test_a_resume_that_copies_for_long_gives_signs_of_life(
         def clock(self) -> float:
             return now
 
-        def read(self, key: str, limit: int | None = None) -> bytes:
+        def read(self, key: str) -> bytes:
             nonlocal now
             if key.startswith(layout.results("job")):
                 reads.append(key)
                 assert not read_state(self, "job").stale(now), f"read {len(reads)} parts"
                 now += 0.6 * STALE_AFTER
-            return super().read(key, limit)
+            return super().read(key)
 
     store = Slow(tmp_path)
     job = fake_job(store)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.cli.screen import Screen
 from jobs.client import drivers
 from jobs.storage import layout
 from jobs.storage.records import PairEnd, read_job, write_record
@@ -286,11 +285,3 @@ def test_submit_status_fetch(tmp_path: Path, shared_home: Path) -> None:
         + len(list((tmp_path / "again").glob("wood.png")))
         == 1
     )
-
-
-def test_paths_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    path = "out/Wedding [final]/raw [/mnt] :cat:/" + "long" * 40
-    Screen().say(path)
-    Screen(errors=True).say(path)
-    shown = capsys.readouterr()
-    assert shown.out == shown.err == path + "\n"

@@ -297,6 +297,7 @@ def traced(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store
     own.root.mkdir()
     (own.root / "models").symlink_to(home / "models")
     store = open_store(str(own.store), create=True)
+    store.write(layout.model_plan(plan.model_id), json.dumps(plan.to_dict()).encode())
     ids = {"job_id": "j1", "created": "2026-01-01", "quality": "toy", "key_id": "k"}
     sides = {"width": plan.size.width, "height": plan.size.height, "model_id": plan.model_id}
     write_record(store, layout.job("j1"), JobRecord(**ids, **sides, pairs=[]))

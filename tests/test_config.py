@@ -9,10 +9,9 @@ import click
 import pytest
 
 from jobs.cli.main import main
-from jobs.configuration import FILE, configured, load
+from jobs.configuration import FILE, configured
 from jobs.fields import options_of
-from jobs.options import COMMANDS, SubmitOptions
-from nst.errors import InputError
+from jobs.options import COMMANDS
 from tests.command_line import refused, run
 
 
@@ -186,7 +185,6 @@ def test_what_is_configured_for_a_cluster_or_s3_does_not_stop_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write('cluster = "http://127.0.0.1:1"\nprofile = "studio"\nendpoint-url = "http://127.0.0.1:1"')
-    monkeypatch.setenv("NST_BATCH_TRUST_PROJECT", "1")
     refused(run("submit", "nowhere", "--here"), "'nowhere' does not exist")
     refused(run("submit", "nowhere"), "a cluster needs a store")
     refused(run("retry", "nosuchjob"), "nosuchjob")
@@ -227,86 +225,3 @@ def test_wrong_usage_is_one_line(call: list[str], words: list[str]) -> None:
 def test_a_group_alone_shows_its_help() -> None:
     result = run("keys")
     assert result.exit_code == 2 and "create" in result.output and "Usage" in result.output
-
-
-ASKED = {
-    "cluster": "http://evil.example:8265",
-    "cluster-python": "/tmp/python",
-    "endpoint-url": "http://evil.example",
-    "profile": "studio",
-    "store": "s3://evil/prefix",
-}
-
-
-@pytest.mark.parametrize("key", ASKED)
-def test_a_project_says_where_data_and_credentials_go_only_if_its_user_agrees(
-    key: str, user_file: Path
-) -> None:
-    asked, known = f'{FILE}: {key} = "{ASKED[key]}"', "'nowhere' does not exist"
-    write(f'{key} = "{ASKED[key]}"')
-    refused(run("submit", "nowhere"), asked, "--trust-project")
-    with pytest.raises(InputError, match=key):
-        load(SubmitOptions, "submit", {})
-    # Whoever gives it is asked nothing, and so is whoever looks.
-    if key == "store":
-        refused(run("submit", "nowhere", "--store", "here"), known)
-        refused(run("submit", "nowhere", "--store=here"), known)
-        assert load(SubmitOptions, "submit", {"store": "here"}).store == "here"
-    assert run("submit", "--help").exit_code == run("config", "show").exit_code == 0
-    assert asked not in run("submit", "nowhere", "--trust-project").output
-    refused(run("submit", "nowhere"), asked)
-    Path(FILE).rename(user_file)
-    assert asked not in run("submit", "nowhere").output
-
-
-def test_consent_is_for_one_folder_and_what_its_file_says(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    answers: list[bool] = []
-    questions: list[str] = []
-
-    def confirm(question: str, **_: object) -> bool:
-        questions.append(question)
-        return answers.pop()
-
-    monkeypatch.setattr(click, "confirm", confirm)
-    monkeypatch.setattr("jobs.cli.config.is_terminal", lambda: True)
-
-    def submit_asks(*planned: bool) -> int:
-        answers[:] = planned
-        questions.clear()
-        refused(run("submit", "nowhere"), "nowhere" if planned != (False,) else "not trusted")
-        return len(questions)
-
-    write('store = "\x1b[2Jours"'.replace("\x1b", "\\u001b"))
-    assert submit_asks(False) == 1 and "\x1b" not in questions[0]
-    assert submit_asks(True) == 1 and submit_asks() == 0
-    write('quality = "mid"\n' + Path(FILE).read_text())
-    assert submit_asks() == 0, "only what is asked about counts"
-    write('store = "theirs"')
-    assert submit_asks(True) == 1
-    (tmp_path / "other").mkdir()
-    Path(FILE).rename(tmp_path / "other" / FILE)
-    monkeypatch.chdir(tmp_path / "other")
-    assert submit_asks(True) == 1
-    assert (tmp_path / "home" / "trusted").stat().st_mode & 0o777 == 0o700
-    write('store = "elsewhere"')
-    monkeypatch.setenv("NST_BATCH_TRUST_PROJECT", "1")
-    assert submit_asks() == 0
-
-
-def test_a_folder_for_results_is_none_for_weights_runs_and_reports() -> None:
-    write('out = "res"')
-    assert shown("preview", "out") == ("res", FILE)
-    for command in ("train", "export", "evaluate", "demo"):
-        assert shown(command, "out")[1] == "default"
-    write('[train]\nout = "runs/low"')
-    assert shown("train", "out") == ("runs/low", FILE)
-
-
-def test_folders_that_are_configured_for_train_do_not_stop_evaluate() -> None:
-    write('content-dir = "coco"\nstyle-dir = "wikiart"\ngrid = true')
-    refused(run("evaluate", "nowhere", "--vgg", "vgg.pth"), "vgg.pth")
-    refused(run("evaluate", "x", "--content-dir", "c", "--vgg", "v"), "give either PAIRS")
-    refused(run("evaluate", "--vgg", "vgg.pth"), "vgg.pth")
-    refused(run("evaluate", "--grid", "--vgg", "vgg.pth"), "--grid needs PAIRS")

@@ -9,9 +9,10 @@ import pytest
 from jobs.client.costs import PairCost, pair_costs
 from jobs.client.facts import job_summary, pair_facts, waiting_note
 from jobs.client.home import LocalJob, LocalPair
+from jobs.execution.driver import run_job
 from jobs.storage.records import JobState, PairState, read_trace
 from jobs.storage.store import Store, open_store
-from tests.fakes import PLAN, fake_executor, fake_job, run_job
+from tests.fakes import PLAN, fake_executor, fake_job
 from tests.plans import grid_of_pairs
 
 PAIRS = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import shutil
@@ -18,15 +17,13 @@ from click.testing import Result
 
 from jobs.client import doctor
 from jobs.client.doctor import BASE_BYTES, RAY_BYTES, check_memory, needs_of
-from jobs.client.home import Home
 from jobs.storage.local_store import LocalStore
 from jobs.storage.s3_store import S3Store
 from jobs.storage.store import open_store
 from nst.engines.base import Published
 from nst.engines.cache import ModelCache
 from nst.engines.concrete import ConcreteEngine
-from nst.folders import make_private
-from nst.keyring import CARD_FILE, EVALUATION_FILE, SECRET_FILE, KeyCard, KeyRing
+from nst.keyring import KeyCard, KeyRing
 from nst.model import Model
 from nst.network import levels
 from nst.network.integers import IntegerNetwork
@@ -34,7 +31,6 @@ from nst.pictures.size import Size
 from tests.command_line import refused, run
 from tests.conftest import BUCKET
 from tests.s3_server import S3Server, free_ports
-from tests.test_costs import LOCAL
 from tests.toy import TOY_SQUARE, offer_toy, toy_level, toy_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -180,7 +176,7 @@ def test_temporary_credentials_are_warned_of(
 
 
 def test_keys(home: Path, key_ring: KeyRing, key_card: KeyCard) -> None:
-    home.mkdir(mode=0o700)
+    home.mkdir()
     (home / "keys").symlink_to(key_ring.folder)
     result = diagnosed()
     assert result.exit_code == 0 and findings(result) == []
@@ -202,7 +198,7 @@ def test_keys(home: Path, key_ring: KeyRing, key_card: KeyCard) -> None:
 def test_damaged_keys(home: Path, card: str) -> None:
     lost, damaged = home / "keys" / "aaaa", home / "keys" / "bbbb"
     for folder in (lost, damaged):
-        make_private(folder)
+        folder.mkdir(parents=True, mode=0o700)
         for name in ("evaluation.key", "secret.key"):
             (folder / name).touch(mode=0o600)
         (folder / "key.json").write_text(card)
@@ -221,10 +217,10 @@ def test_keys_of_another_version(
     published: Published,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    make_private(home / "models")
+    (home / "models").mkdir(parents=True)
     (home / "models" / key_card.model_id).symlink_to(published.folder)
     # That key set alone: other tests have made more in the ring, of other circuits.
-    make_private(home / "keys")
+    (home / "keys").mkdir(mode=0o700)
     (home / "keys" / key_card.key_id).symlink_to(key_ring.folder / key_card.key_id)
     assert findings(diagnosed()) == []
     monkeypatch.setattr(ConcreteEngine, "runtime", "concrete-python 99.0")
@@ -343,42 +339,3 @@ def test_a_cluster_that_cannot_be_used(
     # The one that jobs would go to is looked at unasked.
     monkeypatch.setenv("NST_BATCH_CLUSTER", address)
     assert diagnosed().output == given.output
-
-
-@pytest.mark.parametrize(
-    ("mode", "status", "says"), [(0o777, "FAIL", "write"), (0o755, "warn", "read")]
-)
-@pytest.mark.parametrize("name", ["", "keys", "models", "jobs"])
-def test_folders_that_others_enter(
-    home: Path, name: str, mode: int, status: str, says: str
-) -> None:
-    make_private(home / name)
-    assert findings(diagnosed()) == []
-    (home / name).chmod(mode)
-    (line,) = findings(diagnosed())
-    assert line.startswith(status) and f"others may {says}" in line and "chmod 700" in line
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_what_belongs_to_another_user_is_named(home: Path) -> None:
-    make_private(home / "keys" / "planted")
-    for name in (SECRET_FILE, EVALUATION_FILE, CARD_FILE):
-        (home / "keys" / "planted" / name).touch(0o600)
-    for path in (home / "keys", *(home / "keys").rglob("*")):
-        os.chown(path, 12345, 12345)
-    found = findings(diagnosed())
-    assert sum("belongs to another user" in line for line in found) == 3
-    assert all(line.startswith("FAIL") for line in found)
-
-
-def test_folders_are_private_whatever_the_umask(tmp_path: Path) -> None:
-    before = os.umask(0)
-    try:
-        make_private(tmp_path / "b" / "home" / "keys")
-        open_store(str(tmp_path / "c" / "store"), create=True).write("jobs/1/x", b"")
-        Home(tmp_path / "d" / "home").save_job(LOCAL)
-    finally:
-        os.umask(before)
-    for name in ("b", "c", "d"):
-        for path in (tmp_path / name, *(tmp_path / name).rglob("*")):
-            assert path.stat().st_mode & 0o077 == 0, path

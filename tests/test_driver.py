@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,16 +18,14 @@ import numpy as np
 import psutil
 import pytest
 
-from benchmarks.stored import pin_in_store
+from jobs.execution.driver import run_job
 from jobs.execution.inprocess import InProcessExecutor
-from jobs.execution.loading import ModelPin
 from jobs.storage import layout
 from jobs.storage.records import (
     JobRecord,
     JobState,
     PairEnd,
     PairRecord,
-    read_job,
     read_marks,
     read_record,
     read_state,
@@ -42,7 +41,7 @@ from nst.engines.tasks import Task, TaskGraph
 from nst.keyring import KeyRing
 from nst.network.architecture import CONTENT, STYLE
 from nst.network.integers import IntegerNetwork
-from tests.fakes import Meddling, put_model, run_job
+from tests.fakes import Meddling
 from tests.toy import ENGINE, TOY_SIZE, encrypt, noise_input
 
 CONTENTS = {"c0": noise_input(CONTENT, 1), "c1": noise_input(CONTENT, 2)}
@@ -67,7 +66,8 @@ class Submitted:
 
     def into(self, folder: Path, pairs: dict[str, tuple[str, str]]) -> tuple[Store, JobRecord]:
         store, plan = open_store(str(folder), create=True), self.published.plan
-        put_model(store, plan, self.published.server_bundle.read_bytes())
+        store.write(layout.model_server(plan.model_id), self.published.server_bundle.read_bytes())
+        store.write(layout.model_plan(plan.model_id), json.dumps(plan.to_dict()).encode())
         store.write(layout.evaluation_keys(self.key_id), self.keys)
         for input_id, blob in self.inputs.items():
             store.write(layout.encrypted_input("job", input_id), blob)
@@ -295,8 +295,6 @@ def run_driver(
     temporary = folder / ("long" * 20)
     temporary.mkdir()
     log = folder / "driver.log"
-    submitted = store.exists(layout.job("job"))
-    pin = pin_in_store(store, read_job(store, "job")) if submitted else ModelPin("", "", "", "")
     command = [
         sys.executable,
         "-m",
@@ -305,7 +303,6 @@ def run_driver(
         "job",
         "--actors",
         str(actors),
-        *pin.options,
     ]
     seen: dict[int, psutil.Process] = {}
     with log.open("wb") as output:

@@ -12,10 +12,7 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
-from jobs.cli.evaluate import HELD_OUT, SHEET, _refuse_overwriting
 from jobs.client.evaluation import held_out_pairs
-from jobs.client.pictures import write_marked
-from nst.errors import InputError
 from nst.network.weights import save_weights
 from nst.pictures.color import ColorStatistics, colored
 from nst.pictures.picture import Picture
@@ -220,16 +217,3 @@ def test_weights_for_another_size_are_refused(vgg: Path, tmp_path: Path) -> None
     save_weights(random_network(architecture), path, {})
     source = folder_of(tmp_path / "pairs", ("sea",))
     refused(run("evaluate", source, "--vgg", vgg, *QUALITY, "--weights", path), "three.safetensors")
-
-
-def test_files_of_the_user_are_not_replaced(tmp_path: Path) -> None:
-    (tmp_path / HELD_OUT).write_bytes(b"content,style\n")
-    _refuse_overwriting(tmp_path, None)
-    _refuse_overwriting(tmp_path, b"content,style\n")
-    with pytest.raises(InputError, match=r"pairs\.csv is not of this command"):
-        _refuse_overwriting(tmp_path, b"content,style,name\n")
-    (tmp_path / SHEET).write_bytes(b"mine")
-    with pytest.raises(InputError, match=r"evaluation\.png is not of this command"):
-        _refuse_overwriting(tmp_path, None)
-    write_marked(Image.new("RGB", (8, 8)), tmp_path / SHEET)
-    _refuse_overwriting(tmp_path, None)

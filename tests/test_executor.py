@@ -17,6 +17,7 @@ from ray.cluster_utils import Cluster
 
 from cluster.executor import Held, RayExecutor
 from cluster.types import Completion
+from jobs.execution.driver import run_job
 from jobs.execution.recorder import log
 from jobs.storage import layout
 from jobs.storage.records import (
@@ -30,7 +31,7 @@ from jobs.storage.records import (
 from jobs.storage.store import Store, open_store
 from nst.engines.tasks import Task
 from nst.errors import StoreError, last_line
-from tests.fakes import FakeEvaluator, fake_executor, fake_job, run_job
+from tests.fakes import FakeEvaluator, fake_executor, fake_job
 from tests.plans import grid_of_pairs
 from tests.ray_cluster import ray_cluster
 from tests.test_lifecycle import results

@@ -26,7 +26,6 @@ from nst.network.integers import IntegerNetwork
 from nst.network.levels import QualityLevel
 from nst.network.weights import load_weights
 from nst.pictures.picture import Picture
-from nst.training.checkpoint import Checkpoint
 from nst.training.network import StyleTransfer
 from tests.command_line import refused, run
 from tests.toy import TOY, TOY_P_ERROR, TOY_SIZE, toy_level
@@ -67,10 +66,7 @@ def state_of(network: IntegerNetwork) -> dict[str, Any]:
 
 
 def write(path: Path, state: Any) -> Path:
-    if isinstance(state, dict):
-        Checkpoint(**state).write(path)
-    else:
-        torch.save(state, path)
+    torch.save(state, path)
     return path
 
 
@@ -87,8 +83,8 @@ def test_export_writes_weights_with_a_card(
     network: IntegerNetwork, published: Published, tmp_path: Path
 ) -> None:
     state = state_of(network)
-    first = write(tmp_path / "first.ckpt", {**state, "step": 5, "seconds": 30.0})
-    last = write(tmp_path / "last.ckpt", state)
+    first = write(tmp_path / "first.pt", {**state, "step": 5, "seconds": 30.0})
+    last = write(tmp_path / "last.pt", state)
     out = tmp_path / "made.safetensors"
     result = export(first, last, "--out", out)
     assert result.exit_code == 0, result.output
@@ -120,7 +116,7 @@ def test_export_writes_weights_with_a_card(
 
 def test_weights_of_another_level_are_carried_over(network: IntegerNetwork, tmp_path: Path) -> None:
     first = tmp_path / "first.safetensors"
-    checkpoint = write(tmp_path / "last.ckpt", state_of(network))
+    checkpoint = write(tmp_path / "last.pt", state_of(network))
     assert export(checkpoint, "--out", first, "--strength", "0.5").exit_code == 0
     before = json.loads(first.with_suffix(".json").read_text())
     # Twice the size at twice the stride: the same style branch, four times the content.
@@ -162,7 +158,7 @@ def test_weights_are_exported_again_with_another_last_touch(
 ) -> None:
     """What was measured in training stays true, circuits stay the same, and pictures change."""
     first, out = tmp_path / "first.safetensors", tmp_path / "made.safetensors"
-    assert export(write(tmp_path / "last.ckpt", state_of(network)), "--out", first).exit_code == 0
+    assert export(write(tmp_path / "last.pt", state_of(network)), "--out", first).exit_code == 0
     result = export(first, f"--{touch}", "0.5", "--out", out)
     assert result.exit_code == 0, result.output
     before, card = (json.loads(p.with_suffix(".json").read_text()) for p in (first, out))
@@ -184,7 +180,7 @@ def test_weights_that_cannot_be_carried_over_are_refused(
     network: IntegerNetwork, tmp_path: Path
 ) -> None:
     first, out = tmp_path / "first.safetensors", tmp_path / "made.safetensors"
-    checkpoint = write(tmp_path / "last.ckpt", state_of(network))
+    checkpoint = write(tmp_path / "last.pt", state_of(network))
     assert export(checkpoint, "--out", first).exit_code == 0
     made_nothing(export(checkpoint, first, "--out", out), out, "alone")
     wider = QualityLevel("toy", TOY_SIZE, tmp_path / "none", TOY_P_ERROR, {"latent": 8})
@@ -197,10 +193,10 @@ def test_weights_that_cannot_be_carried_over_are_refused(
 
 
 def test_weights_over_the_budget_are_refused(network: IntegerNetwork, tmp_path: Path) -> None:
-    checkpoint = write(tmp_path / "big.ckpt", state_of(network))
+    checkpoint = write(tmp_path / "big.pt", state_of(network))
     out = tmp_path / "made.safetensors"
     made_nothing(
-        export(checkpoint, "--out", out, "--budget-pbs", "1.1"), out, "big.ckpt", "budget of 1.1"
+        export(checkpoint, "--out", out, "--budget-pbs", "1.1"), out, "big.pt", "budget of 1.1"
     )
 
 
@@ -211,28 +207,26 @@ def test_accumulators_that_are_too_wide_are_refused(
     stage = network.stages["body1"]
     loud = replace(stage, bias=np.full_like(stage.bias, 600))
     wide = replace(network, stages={**network.stages, "body1": loud})
-    checkpoint = write(tmp_path / "loud.ckpt", state_of(wide))
+    checkpoint = write(tmp_path / "loud.pt", state_of(wide))
     out = tmp_path / "made.safetensors"
     made_nothing(export(checkpoint, "--out", out), out, "body1")
 
 
 def test_what_is_no_checkpoint_is_refused(network: IntegerNetwork, tmp_path: Path) -> None:
     out = tmp_path / "made.safetensors"
-    made_nothing(export(tmp_path / "gone.ckpt", "--out", out), out, "gone.ckpt")
-    (tmp_path / "text.ckpt").write_text("no checkpoint")
-    made_nothing(export(tmp_path / "text.ckpt", "--out", out), out, "text.ckpt")
-    made_nothing(export(write(tmp_path / "list.ckpt", [1, 2]), "--out", out), out, "list.ckpt")
+    made_nothing(export(tmp_path / "gone.pt", "--out", out), out, "gone.pt")
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    made_nothing(export(tmp_path / "text.pt", "--out", out), out, "text.pt")
+    made_nothing(export(write(tmp_path / "list.pt", [1, 2]), "--out", out), out, "list.pt")
     state = state_of(network)
     other = {**state, "architecture": {**TOY.to_dict(), "latent": 8}}
-    made_nothing(export(write(tmp_path / "other.ckpt", other), "--out", out), out, "other.ckpt")
+    made_nothing(export(write(tmp_path / "other.pt", other), "--out", out), out, "other.pt")
     strange = {**state, "architecture": {"layers": 3}}
-    made_nothing(
-        export(write(tmp_path / "strange.ckpt", strange), "--out", out), out, "strange.ckpt"
-    )
+    made_nothing(export(write(tmp_path / "strange.pt", strange), "--out", out), out, "strange.pt")
 
 
 def test_where_it_cannot_be_written(network: IntegerNetwork, tmp_path: Path) -> None:
-    checkpoint = write(tmp_path / "last.ckpt", state_of(network))
+    checkpoint = write(tmp_path / "last.pt", state_of(network))
     for name in ("made", "made/made.safetensors"):
         made_nothing(
             export(checkpoint, "--out", tmp_path / name), tmp_path / "made", ".safetensors"
@@ -246,5 +240,5 @@ def test_the_octaves_of_a_run_are_those_of_its_weights(
     """Training measured its losses with them."""
     state, out = state_of(network), tmp_path / "made.safetensors"
     state["options"]["octaves"] = 0.6
-    assert export(write(tmp_path / "last.ckpt", state), "--out", out).exit_code == 0
+    assert export(write(tmp_path / "last.pt", state), "--out", out).exit_code == 0
     assert load_weights(out).octaves == 0.6

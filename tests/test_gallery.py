@@ -20,8 +20,7 @@ from jobs.client import gallery
 from jobs.client.gallery import CELL, MOST_ON_SHEET, SHEET, VACANT, Entry, Summary, write_gallery
 from jobs.client.pictures import Floats
 from nst.errors import InputError
-from nst.pictures.sheet import GAP, Shown, contact_sheet
-from nst.pictures.size import Size
+from nst.pictures.sheet import GAP
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 HOSTILE = '<script>alert("x")</script>&"\''
@@ -148,7 +147,7 @@ def test_small_pictures_are_enlarged_with_hard_pixels(
 
 
 def test_names_that_cannot_be_encoded_do_not_stop_the_page(tmp_path: Path) -> None:
-    assert "caf\ufffd Ω" in page([done("caf\udce9 Ω")], tmp_path).text
+    assert "caf? Ω" in page([done("caf\udce9 Ω")], tmp_path).text
 
 
 def test_contact_sheet_has_its_pictures_in_rows(tmp_path: Path) -> None:
@@ -213,11 +212,3 @@ def test_unwritable_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / SHEET).mkdir()
     with pytest.raises(InputError, match=r"contact-sheet\.png"):
         write_gallery([done()], Summary("Demo"), tmp_path)
-
-
-@pytest.mark.parametrize("cell", [Size.square(64), Size.square(2048)])
-def test_a_sheet_of_any_number_of_groups_can_be_opened(cell: Size) -> None:
-    groups: list[list[Shown]] = [[BLUE, BLUE, BLUE]] * 3000
-    size = contact_sheet(groups, cell, 3).size
-    assert 16_000 < size[1] <= 32_767 or cell.width > 64
-    assert size[0] * size[1] < 179_000_000

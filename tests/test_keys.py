@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +16,12 @@ from PIL import Image
 
 from jobs.cli import screen
 from jobs.client import drivers
+from nst import keyring
 from nst.engines.base import Published
 from nst.errors import InputError
 from nst.folders import PASSPHRASE_VARIABLE, Folders
 from nst.keyring import CARD_FILE, EVALUATION_FILE, SECRET_FILE, KeyCard, KeyRing
 from nst.network.architecture import STYLE
-from nst.private import MAKING
 from nst.secret_box import FORMAT, MAGIC, SHORTEST, is_box, lock, unlock
 from tests.command_line import refused, run
 from tests.toy import encrypt, noise_input, offer_toy, toy_weights
@@ -185,11 +186,13 @@ def test_a_conversion_that_fails_changes_nothing(
     if not to_protected:
         ring.protect(key_id, PASSPHRASE)
     before = path.read_bytes()
+    real: Callable[[Path, bytes], None] = keyring._write_private
 
-    def disk_full(descriptor: int) -> None:
+    def disk_full(path: Path, data: bytes) -> None:
+        real(path, data[: len(data) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", disk_full)
+    monkeypatch.setattr(keyring, "_write_private", disk_full)
     with pytest.raises(InputError, match="No space left") as caught:
         if to_protected:
             ring.protect(key_id, PASSPHRASE)
@@ -197,8 +200,7 @@ def test_a_conversion_that_fails_changes_nothing(
             ring.unprotect(key_id, lambda _: PASSPHRASE)
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
-    files = {SECRET_FILE, EVALUATION_FILE, CARD_FILE}
-    assert {each.name for each in path.parent.iterdir()} == files
+    assert not path.with_suffix(".partial").exists()
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}", b'{"key_id": 1}', b"\xff"])
@@ -214,7 +216,7 @@ def test_a_damaged_card_is_left_out_and_named(
 
 
 def test_what_a_killed_conversion_left_is_no_obstacle(ring: KeyRing, key_card: KeyCard) -> None:
-    partial = secret_file(ring, key_card).parent / f"{MAKING}abc"
+    partial = secret_file(ring, key_card).with_suffix(".partial")
     partial.write_bytes(b"half a key")
     ring.protect(key_card.key_id, PASSPHRASE)
     assert not partial.exists()

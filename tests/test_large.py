@@ -15,8 +15,9 @@ import nst
 from jobs.client import drivers
 from jobs.client.home import Home, LocalJob
 from jobs.client.pictures import Box, read_picture
+from jobs.execution.driver import run_job
 from jobs.execution.inprocess import InProcessExecutor
-from jobs.execution.loading import EvaluatorLoader
+from jobs.execution.loading import EvaluatorLoader, job_plan
 from jobs.storage import layout
 from jobs.storage.records import read_job
 from jobs.storage.store import open_store
@@ -31,7 +32,6 @@ from nst.network.pixels import dither
 from nst.pictures.size import SMALLEST, TALLEST, WIDEST, Size
 from nst.training.quality import psnr
 from tests.command_line import refused, run
-from tests.fakes import run_job
 from tests.plans import grid_of_pairs, made_up_plan
 from tests.toy import TOY, TOY_SIZE, noise_pixels, random_network
 from tests.toy_job import EXAMPLE, EXAMPLES, ToyJob
@@ -196,12 +196,12 @@ def test_another_size_is_encrypted_computed_and_cut_out(
     """A whole job of a picture that is no square, really encrypted, against its preview."""
     monkeypatch.setitem(levels.LEVELS, "toy", toy_job.level)
 
-    def start_here(home: Home, local: LocalJob, actors: int, *__: object) -> None:
+    def start_here(_: Home, local: LocalJob, actors: int, *__: object) -> None:
         store = open_store(local.store)
-        loader = EvaluatorLoader(store.url, drivers.pin_of(home, local))
+        loader = EvaluatorLoader(store.url, local.model_id, local.key_id)
         record = read_job(store, local.job_id)
         state = run_job(store, record, InProcessExecutor(loader()), actors)
-        plan = loader.pin.job_plan(store, record)
+        plan = job_plan(store, record)
         assert isinstance(plan, CircuitPlan)
         assert (plan.style_size, plan.size) == (Size.square(TOY_SIZE), Size(40, 24))
         assert state.status == "succeeded"

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.stored import pin_in_store
 from jobs.execution import recorder as recording
-from jobs.execution.driver import Backend, drive, on_running_ray
+from jobs.execution.driver import Backend, drive, on_running_ray, run_job
 from jobs.execution.recorder import Recorder
 from jobs.storage import layout
 from jobs.storage.local_store import LocalStore
@@ -26,7 +25,7 @@ from jobs.storage.records import (
 )
 from jobs.storage.store import Store, open_store
 from nst.errors import StoreError
-from tests.fakes import Meddling, fake_executor, fake_job, run_job
+from tests.fakes import Meddling, fake_executor, fake_job
 
 PAIRS = 6
 
@@ -216,11 +215,11 @@ def test_a_full_store_stops_the_job_and_not_the_pairs(
     full = FullStore(tmp_path / "store")
 
     @contextmanager
-    def connect(*_: object) -> Iterator[Backend[bytes]]:
+    def connect(_: Recorder[bytes]) -> Iterator[Backend[bytes]]:
         yield fake_executor(), ()
 
     with pytest.raises(StoreError):
-        drive(Recorder(full, job, 1), pin_in_store(store, job), connect)
+        drive(Recorder(full, job, 1), connect)
     state = read_state(store, "job")
     assert state.status == "failed" and "no space left" in state.reason
     assert statuses(store, job) == {"succeeded", "failed"}
@@ -254,7 +253,7 @@ def test_a_driver_joins_the_cluster_that_started_it(
     monkeypatch.setattr("cluster.local.running_ray", running_ray)
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
     with pytest.raises(StoreError):
-        drive(Recorder(store, job, 0), pin_in_store(store, job), on_running_ray)
+        drive(Recorder(store, job, 0), on_running_ray)
     assert seen == ["192.0.2.1:6379"]
     state = read_state(store, "job")
     assert (state.status, state.reason) == ("failed", "far enough")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.client.drivers import Target
+from jobs.options import Target
 from nst import machine
 
 MANY = set(range(16))
@@ -42,7 +42,7 @@ def test_a_cpu_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "quota", "right"),
+    ("place", "quota", "right"),
     [
         (".", "250000 100000", 2),
         ("batch", "400000 100000", 4),
@@ -50,9 +50,9 @@ def test_a_cpu_set(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_quota_of_a_container_or_of_a_group_above(
-    group: Path, target: str, quota: str, right: int
+    group: Path, place: str, quota: str, right: int
 ) -> None:
-    put(group / target / "cpu.max", quota)
+    put(group / place / "cpu.max", quota)
     assert machine.cores() == Target().actors(None) == right
 
 

@@ -79,7 +79,7 @@ def test_a_driver_counts_work_pairs_and_what_was_in_vain(
     recorder: Recorder[bytes] = Recorder(store, job, 1)
     middle: dict[str, Values] = {}
     executor = Meddling(60, lambda: middle.update({k: dict(v) for k, v in recorded.items()}))
-    state = walk_job(recorder, PLAN, executor, [DriverMetrics(job.job_id, recorder.pair_counts)])
+    state = walk_job(recorder, executor, [DriverMetrics(job.job_id, recorder.pair_counts)])
     assert state.pairs_failed == 2
     by_stage = recorded["nst_batch_work_seconds_total"]
     assert sum(by_stage.values()) == state.seconds_done

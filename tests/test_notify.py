@@ -25,7 +25,7 @@ from jobs.options import Target
 from jobs.storage.records import JobState
 from jobs.storage.store import open_store
 from tests.command_line import refused, run
-from tests.fakes import PLAN, cache_model, fake_executor, fake_job
+from tests.fakes import fake_executor, fake_job
 
 STATE = JobState(status="failed", pairs_total=6, pairs_done=4, pairs_failed=2, reason="boom")
 TOLD = {"job": "0f3c9a", "state": "failed", "succeeded": 4, "failed": 2}
@@ -120,7 +120,7 @@ def test_the_driver_posts_when_it_has_ended(
         if fails:
             recorder.could_not_go_on("no Ray")
         else:
-            walk_job(recorder, PLAN, fake_executor())
+            walk_job(recorder, fake_executor())
         tell_the_end(recorder)
     done, failed = (0, 0) if fails else (4, 2)
     assert server.got == [{"job": "job", "state": "failed", "succeeded": done, "failed": failed}]
@@ -137,10 +137,9 @@ def local(home: Home) -> LocalJob:
     store = open_store(str(home.store), create=True)
     local = LocalJob(
         job_id="job", created="", store=store.url, quality="toy", width=32, height=32,
-        engine="fake", key_id="k", model_id=PLAN.model_id, pairs=[], skipped=[],
+        engine="fake", key_id="k", model_id="c", pairs=[], skipped=[],
     )  # fmt: skip
     home.save_job(local)
-    cache_model(home.models)
     return local
 
 

@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
-from PIL.ExifTags import IFD, Base, Interop
+from PIL import Image, ImageOps, PngImagePlugin
 
 from jobs.client.pictures import Box, Fit, Floats, cut_out, read_picture, write_png
 from nst.errors import InputError
 from nst.pictures.picture import to_array
-from nst.pictures.profiles import adobe_rgb
 from nst.pictures.size import Size
 from nst.training.dataset import center_square
 
@@ -227,9 +225,9 @@ def test_truncated_files_are_refused(tmp_path: Path, suffix: str, share: float) 
 @pytest.mark.parametrize(
     ("side", "limit_of_pillow"),
     [
-        (16_100, Image.MAX_IMAGE_PIXELS),  # Pillow would only warn
+        (9_700, Image.MAX_IMAGE_PIXELS),  # Pillow would only warn
         (60_000, Image.MAX_IMAGE_PIXELS),
-        (16_100, None),  # as libraries set it
+        (10_001, None),  # as libraries set it
     ],
 )
 def test_bombs_are_refused_before_decoding(
@@ -242,159 +240,7 @@ def test_bombs_are_refused_before_decoding(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit_of_pillow)
     path = tmp_path / "a.png"
     path.write_bytes(png_header(side, side))
-    assert "too many pixels to be opened safely, more than 256 million" in error_of(path)
-
-
-def test_photographs_of_the_largest_cameras_are_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes = []
-
-    def stop(picture: Image.Image) -> None:
-        sizes.append(picture.size)
-        raise OSError("enough")
-
-    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", stop)
-    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", stop)
-    (tmp_path / "a.png").write_bytes(png_header(11_648, 8_736))
-    # A header that claims 200 million pixels: they would take seconds to encode.
-    jpeg = bytearray(save(noise(8, 8), tmp_path / "a.jpg").read_bytes())
-    at = jpeg.index(b"\xff\xc0") + 5
-    jpeg[at : at + 4] = struct.pack(">HH", 12_240, 16_320)
-    (tmp_path / "a.jpg").write_bytes(jpeg)
-    assert "enough" in error_of(tmp_path / "a.png") and "enough" in error_of(tmp_path / "a.jpg")
-    assert sizes == [(11_648, 8_736), (8_160, 6_120)]
-
-
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
-def test_colours_of_wide_spaces_are_brought_to_srgb(tmp_path: Path, mode: str) -> None:
-    picture = Image.new("RGB", (8, 8), (200, 100, 50))
-    picture = picture.quantize(2) if mode == "P" else picture.convert(mode)
-    path = save(picture, tmp_path / "a.png", icc_profile=adobe_rgb())
-    np.testing.assert_allclose(read(path, 8)[0][:, 0, 0] * 255, [227, 100, 42], atol=1.5)
-
-
-def test_cameras_that_name_adobe_rgb_in_exif_only_are_believed(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif.get_ifd(IFD.Exif)[Base.ColorSpace] = 0xFFFF
-    exif.get_ifd(IFD.Exif)[IFD.Interop] = {Interop.InteropIndex: "R03"}
-    path = save(Image.new("RGB", (8, 8), (200, 100, 50)), tmp_path / "a.jpg", exif=exif, quality=98)
-    np.testing.assert_allclose(read(path, 8)[0][:, 0, 0] * 255, [227, 100, 42], atol=4)
-
-
-@pytest.mark.parametrize(
-    ("mode", "profile"),
-    [("RGB", b"broken"), ("RGB", adobe_rgb()[:200]), ("CMYK", adobe_rgb()), ("L", adobe_rgb())],
-)
-def test_profiles_that_do_not_fit_are_passed_over(
-    tmp_path: Path, mode: str, profile: bytes
-) -> None:
-    picture = noise(8, 8).convert(mode)
-    path = save(picture, tmp_path / "a.tif", icc_profile=profile)
-    np.testing.assert_array_equal(read(path, 8)[0], plain(picture))
-
-
-def test_damaged_exif_data_do_not_refuse_a_picture(tmp_path: Path) -> None:
-    path = save(noise(8, 8), tmp_path / "a.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff" + b"\7" * 40)
-    np.testing.assert_array_equal(read(path, 8)[0], plain(noise(8, 8)))
-
-
-def tiff(path: Path, mode: tuple[int, int, int, int], data: bytes, planar: int = 1) -> Path:
-    """A TIFF of 8 x 8 pixels, uncompressed, as Pillow does not write it.
-
-    Args:
-        path: Where to.
-        mode: Channels, bits of each, PhotometricInterpretation, SampleFormat.
-        data: All pixels.
-        planar: 2 for one plane after the other.
-    """
-    channels, bits, photometric, samples = mode
-    strips = channels if planar == 2 else 1
-    shorts = struct.pack(f"<{2 * channels}H", *[bits] * channels, *[samples] * channels)
-    begin = 8 + 2 + 12 * 11 + 4
-    first, length = begin + len(shorts) + 8 * strips, len(data) // strips
-    at = begin + len(shorts)
-    longs = struct.pack(f"<{strips}I", *(first + length * i for i in range(strips)))
-    longs += struct.pack(f"<{strips}I", *[length] * strips)
-    one = channels == 1
-    entries = [
-        (256, 4, 1, 8),
-        (257, 4, 1, 8),
-        (258, 3, channels, bits if one else begin),
-        (259, 3, 1, 1),
-        (262, 3, 1, photometric),
-        (273, 4, strips, first if strips == 1 else at),
-        (277, 3, 1, channels),
-        (278, 4, 1, 8),
-        (279, 4, strips, length if strips == 1 else at + 4 * strips),
-        (284, 3, 1, planar),
-        (339, 3, channels, samples if one else begin + 2 * channels),
-    ]
-    directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
-    head = b"II*\0" + struct.pack("<IH", 8, len(entries))
-    path.write_bytes(head + directory + bytes(4) + shorts + longs + data)
-    return path
-
-
-def test_white_as_zero_is_no_negative(tmp_path: Path) -> None:
-    ramp = np.linspace(0, 65535, 64).astype("<u2").reshape(8, 8)
-    path = tiff(tmp_path / "a.tif", (1, 16, 0, 1), (65535 - ramp).tobytes())
-    np.testing.assert_allclose(read(path, 8)[0][0], ramp / 65535, atol=0.5 / 255 + 1e-6)
-
-
-def test_twelve_bits_are_scaled(tmp_path: Path) -> None:
-    pair = 0xFFF << 12 | 0x800
-    path = tiff(tmp_path / "a.tif", (1, 12, 1, 1), pair.to_bytes(3, "big") * 32)
-    np.testing.assert_allclose(read(path, 8)[0][0, 0, :2], [1, 0.5], atol=0.005)
-
-
-@pytest.mark.parametrize(
-    ("mode", "planar", "what"),
-    [
-        ((3, 16, 2, 1), 2, "16 bits in planes"),
-        ((1, 16, 1, 2), 1, "signed"),
-        ((1, 32, 1, 1), 1, "32-bit integers"),
-        ((1, 32, 0, 3), 1, "zero is white"),
-        ((3, 32, 2, 3), 1, "32-bit floats"),
-        ((3, 32, 2, 1), 1, "32 bits per channel"),
-    ],
-)
-def test_tiff_that_would_be_read_wrong_is_refused(
-    tmp_path: Path, mode: tuple[int, int, int, int], planar: int, what: str
-) -> None:
-    path = tiff(tmp_path / "a.tif", mode, bytes(64 * mode[0] * mode[1] // 8), planar)
-    assert what in error_of(path)
-
-
-def test_planes_of_eight_bits_are_read(tmp_path: Path) -> None:
-    pixels = np.asarray(noise(8, 8))
-    path = tiff(tmp_path / "a.tif", (3, 8, 2, 1), pixels.transpose(2, 0, 1).tobytes(), planar=2)
-    np.testing.assert_array_equal(read(path, 8)[0], plain(noise(8, 8)))
-
-
-def test_lab_is_read(tmp_path: Path) -> None:
-    white = Image.new("LAB", (8, 8), (255, 128, 128))
-    np.testing.assert_allclose(read(save(white, tmp_path / "a.tif"), 8)[0], 1, atol=0.02)
-
-
-@pytest.mark.parametrize(
-    ("head", "what"),
-    [
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
-        (b"\0\0\0\x18ftypavif", "AVIF"),
-        (b"\0\0\0\x18ftypqt  ", "a video"),
-        (b"\xff\x0a", "JPEG XL"),
-        (b"\0\0\0\x0cjP  ", "JPEG 2000"),
-        (b"8BPS", "Photoshop"),
-        (b"%PDF-1.7", "PDF"),
-        (b"<!DOCTYPE html>", "a web page"),
-        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
-    ],
-)
-def test_what_a_file_is_is_said(tmp_path: Path, head: bytes, what: str) -> None:
-    path = tmp_path / "a.jpg"
-    path.write_bytes(head + bytes(200))
-    assert what in error_of(path) and "damaged" not in error_of(path)
+    assert "too many pixels" in error_of(path)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 
-from jobs.client import drivers
 from jobs.execution.loading import EvaluatorLoader
 from nst.engines.base import PreparedInput, Role
 from nst.engines.concrete.preparation import quantized
@@ -94,5 +92,5 @@ def test_client_files_are_the_owners_only(toy_job: ToyJob) -> None:
 def test_store_needs_no_client(toy_job: ToyJob) -> None:
     """The loader that actors get names a store and two ids; nothing leads back to the client."""
     local = toy_job.local
-    loader = EvaluatorLoader(local.store, replace(drivers.pin_of(toy_job.home, local), folder=""))
+    loader = EvaluatorLoader(local.store, local.model_id, local.key_id)
     assert str(toy_job.home.root) not in repr(loader)

@@ -19,7 +19,7 @@ import pytest
 from botocore.exceptions import ClientError
 from botocore.stub import ANY, Stubber
 
-from jobs.execution.loading import EvaluatorLoader, ModelPin
+from jobs.execution.loading import EvaluatorLoader
 from jobs.storage.s3_address import S3Address, S3Options
 from jobs.storage.s3_store import S3Store
 from jobs.storage.store import StoreOptions, connect, open_store
@@ -443,7 +443,7 @@ def test_a_server_that_encrypts(s3_server: S3Server) -> None:
 def test_no_credentials_in_what_is_shown_or_sent(
     s3_server: S3Server, store: S3Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    loader = EvaluatorLoader(store.url, ModelPin("c", "k", "p", "b"))
+    loader = EvaluatorLoader(store.url, "c", "k")
     store.write("a", b"1")
     bad = replace(store.address, bucket="no-such-bucket")
     shown = [

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.client.drivers import pin_of
 from jobs.client.fetch import fetch
 from jobs.client.home import Home
 from jobs.client.pairs import find_pairs
 from jobs.client.preparation import prepare
 from jobs.client.session import Session
 from jobs.client.submit import submit
+from jobs.execution.driver import run_job
 from jobs.execution.forecast import Forecaster, Offer, distinct_pairs
 from jobs.execution.inprocess import InProcessExecutor
 from jobs.execution.loading import EvaluatorLoader
 from jobs.storage.records import read_job
 from nst.model import Model
 from nst.pictures.size import Size
-from tests.fakes import FakeEngine, run_job
+from tests.fakes import FakeEngine
 from tests.toy import offer_toy, toy_weights
 from tests.user_pairs import folder_of
 
@@ -35,7 +35,7 @@ def stylized(session: Session, pairs: Path, out: Path) -> dict[str, np.ndarray]:
     local = submit(session, model, *prepare(find_pairs(pairs)[0], model, "crop"))
     assert local.engine == FakeEngine.name
     job = read_job(session.store, local.job_id)
-    evaluator = EvaluatorLoader(session.store.url, pin_of(session.home, local))()
+    evaluator = EvaluatorLoader(session.store.url, job.model_id, job.key_id)()
     state = run_job(session.store, job, InProcessExecutor(evaluator), 1)
     assert (state.status, state.pairs_done) == ("succeeded", len(NAMES))
     assert sorted(fetch(session, local, out, force=False).done) == NAMES

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -72,12 +71,12 @@ def test_deleting_lists_no_object_of_other_jobs(
     store = open_store(str(disk / "store"))
     local_job_of(Home(disk.parent / "home"), store, fake_job(store, "other"))
     listed: list[str] = []
-    whole = LocalStore._below
+    whole = LocalStore.list
 
-    def noted(self: LocalStore, prefix: str) -> Iterator[tuple[str, bool]]:
-        listed.append(f"{prefix}/")
+    def noted(self: LocalStore, prefix: str) -> list[str]:
+        listed.append(prefix)
         return whole(self, prefix)
 
-    monkeypatch.setattr(LocalStore, "_below", noted)
+    monkeypatch.setattr(LocalStore, "list", noted)
     assert run("delete", "job", "--yes").exit_code == 0
     assert listed and {layout.whole_job("job"), layout.marks("job")}.issuperset(listed)

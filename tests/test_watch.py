@@ -17,8 +17,8 @@ from jobs.cli.job import follow as follow_in_terminal
 from jobs.cli.screen import Screen
 from jobs.client import drivers, watch
 from jobs.client.home import Home, LocalJob, LocalPair, SkippedPair
-from jobs.client.pair_log import pair_named
 from jobs.client.session import Session
+from jobs.execution.driver import run_job
 from jobs.storage import layout
 from jobs.storage.records import (
     JobRecord,
@@ -29,7 +29,7 @@ from jobs.storage.records import (
 )
 from jobs.storage.store import Store, open_store
 from tests.command_line import run
-from tests.fakes import PLAN, Meddling, cache_model, fake_executor, fake_job, run_job
+from tests.fakes import PLAN, Meddling, fake_executor, fake_job
 
 
 class DroppingExecutor(Meddling):
@@ -79,7 +79,6 @@ def local(home: Home, store: Store, job: JobRecord) -> LocalJob:
         skipped=[SkippedPair(name="text", reason="is no picture")],
     )  # fmt: skip
     home.save_job(local)
-    cache_model(home.models)
     return local
 
 
@@ -111,6 +110,33 @@ def follow(store: Store, local: LocalJob, terminal: bool) -> str:
     state = watch.watch(store, local, console, lambda _: next(happening))
     assert state.status == "cancelled"
     return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "terminal", "drawn"),
+    [
+        ("TERM", "dumb", True, False),
+        ("TERM", "xterm", True, True),
+        ("FORCE_COLOR", "1", False, False),
+    ],
+)
+def test_a_table_only_where_it_can_be_drawn(
+    store: Store,
+    local: LocalJob,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    terminal: bool,
+    drawn: bool,
+) -> None:
+    monkeypatch.setenv(variable, value)
+    out = io.StringIO()
+    out.isatty = lambda: terminal  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdout", out)
+    happening = steps(store, local)
+    watch.watch(store, local, Screen().console, lambda _: next(happening))
+    assert ("job job: running\n" in out.getvalue()) != drawn
+    assert ("\x1b[" in out.getvalue()) == drawn
 
 
 def test_lines_are_plain_and_tell_only_what_changes(store: Store, local: LocalJob) -> None:
@@ -282,9 +308,3 @@ def test_pairs_that_have_no_logs(local: LocalJob, name: str, words: str) -> None
     result = run("logs", "job", "--pair", name)
     assert result.exit_code == 2 and words in result.output
     assert len(result.output.splitlines()) == 1
-
-
-def test_a_pair_is_found_by_a_name_that_looks_like_its_own(local: LocalJob) -> None:
-    named = local.pairs[0].model_copy(update={"name": "cafe\u0301"})
-    local = local.model_copy(update={"pairs": [named, *local.pairs[1:]]})
-    assert pair_named(local, "caf\u00e9") == pair_named(local, "cafe\u0301") == named

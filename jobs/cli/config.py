@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import MISSING
 
 import click
 
 from jobs.cli.examples import examples
 from jobs.cli.options import json_option
-from jobs.cli.screen import is_terminal
-from jobs.configuration import FILE, IN_ADDRESS, configurable, configured, files, of_project
+from jobs.configuration import IN_ADDRESS, configurable, configured, files
 from jobs.fields import Option
 from jobs.options import COMMANDS
-from jobs.trust import FLAG, require_trusted
 from nst.errors import InputError
 
 
@@ -33,16 +30,9 @@ class ConfiguredGroup(click.Group):
             InputError: if a file or a variable cannot be used.
         """
         name, command, rest = super().resolve_command(ctx, args)
-        trusted = FLAG in rest
-        rest = [argument for argument in rest if argument != FLAG]
         if name and not isinstance(command, click.Group) and not ctx.resilient_parsing:
             try:
                 settings = configured(" ".join([*_words(ctx), name]))
-                if not trusted and not set(rest) & set(ctx.help_option_names):
-                    given = {argument.partition("=")[0] for argument in rest}
-                    given |= {"--cluster", "--cluster-python"} if "--here" in given else set()
-                    asked = [s for s in settings.values() if f"--{s.entry.key}" not in given]
-                    require_trusted(FILE, of_project(asked), _ask if is_terminal() else None)
             except InputError:
                 # Help is there even then.
                 if not set(rest) & set(ctx.help_option_names):
@@ -50,10 +40,6 @@ class ConfiguredGroup(click.Group):
                 settings = {}
             ctx.default_map = {name: {field: s.value for field, s in settings.items()}}
         return name, command, rest
-
-
-def _ask(question: str) -> bool:
-    return click.confirm(question, err=True)
 
 
 def _words(ctx: click.Context) -> list[str]:
@@ -68,9 +54,6 @@ def config() -> None:
     What no flag says is taken from the environment (NST_BATCH_SUBMIT_QUALITY for submit, else
     NST_BATCH_QUALITY for every command that takes the value), then from nst-batch.toml in the
     working directory, then from nst-batch.toml in your configuration directory.
-
-    Where your data or credentials would go (store, endpoint-url, profile, cluster) is asked about
-    once if the file in the working directory says it; --trust-project consents for one call.
     """
 
 
@@ -110,7 +93,7 @@ def _rows(command: str) -> Iterator[dict[str, str]]:
 
 def _shown(value: object, option: Option) -> str:
     """A value as a file says it, without what opens something."""
-    if value in (None, "", (), [], MISSING):
+    if value in (None, "", (), []) or option.required:
         return "-"
     if isinstance(value, bool):
         return str(value).lower()

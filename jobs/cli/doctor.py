@@ -11,7 +11,6 @@ from jobs.cli.examples import examples
 from jobs.cli.options import on_command_line, takes
 from jobs.cli.screen import EXIT_UNREACHABLE, EXIT_USAGE
 from jobs.options import STORE_FIELDS, DoctorOptions
-from nst.plain import MOST_LINE, plain
 
 
 @click.command(
@@ -48,7 +47,7 @@ def doctor(options: DoctorOptions) -> None:
         checks.append(check)
         if not options.as_json:
             advice = f" -> {check.advice}" if check.advice else ""
-            click.echo(plain(f"{check.status:4}  {check.what}  {check.detail}{advice}", MOST_LINE))
+            click.echo(f"{check.status:4}  {check.what}  {check.detail}{advice}")
     failed = [check for check in checks if check.status == "FAIL"]
     if options.as_json:
         click.echo(json.dumps({"ok": not failed, "checks": [asdict(c) for c in checks]}, indent=2))

@@ -10,7 +10,7 @@ import click
 
 from jobs.cli.examples import examples
 from jobs.cli.options import on_command_line, takes
-from jobs.cli.screen import Screen, complain
+from jobs.cli.screen import Screen
 from jobs.client.wording import many
 from jobs.options import AUTO, EstimateOptions, SubmitCommand
 from nst.errors import InputError
@@ -166,13 +166,9 @@ def _records(pairs: Path | None, options: EstimateOptions) -> list[PairRecord]:
         return distinct_pairs(DEFAULT_PAIRS if options.count is None else options.count)
     found, skipped = find_pairs(pairs, options.grid)
     for item in skipped:
-        complain(f"skipped {item.name}: {item.reason}")
+        click.echo(f"skipped {item.name}: {item.reason}", err=True)
     records = records_of_files(found)
     return records if options.count is None else repeated(records, options.count)
-
-
-LEAST_SECONDS = 1e-3
-"""Of a task: clocks are set back, and stores lie."""
 
 
 def _rates_of(job_id: str, home: Home) -> Rates:
@@ -180,19 +176,17 @@ def _rates_of(job_id: str, home: Home) -> Rates:
 
     Raises:
         InputError: if it has not run whole.
-        CircuitError: if this machine does not have its model any more.
         StoreError: if its trace is damaged, or the store does not answer.
     """
     from jobs.client.session import Session
-    from jobs.storage.records import read_trace
+    from jobs.execution.loading import job_plan
+    from jobs.storage.records import read_job, read_trace
     from nst.engines import get_engine
-    from nst.engines.cache import ModelCache
 
-    local = home.job(job_id)
-    # This machine's own plan: the store's says what the store likes.
-    plan = ModelCache(home.models).open(local.model_id).plan.at(local.size.padded)
-    trace = read_trace(Session.open(home, local.store).store, job_id)
-    tasks = ((task.stage, max(task.end - task.start, LEAST_SECONDS)) for task in trace)
+    store = Session.open(home, home.job(job_id).store).store
+    trace = read_trace(store, job_id)
+    plan = job_plan(store, read_job(store, job_id))
+    tasks = ((task.stage, task.end - task.start) for task in trace)
     return get_engine(plan.engine).rates().measured_by(plan.stages, tasks, f"job {job_id}")
 
 

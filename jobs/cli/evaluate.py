@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli.examples import examples
-from jobs.cli.options import on_command_line, takes
-from jobs.cli.screen import Screen, complain, exit_if
+from jobs.cli.options import takes
+from jobs.cli.screen import exit_if
 from jobs.options import EvaluateOptions, ExportOptions
 from nst.errors import CircuitError, InputError
 
@@ -41,11 +41,11 @@ def evaluate(pairs: Path | None, options: EvaluateOptions) -> None:
     decrypted results, with their PSNR to the preview. Held-out pairs are always the same ones;
     --out DIR gets them as pairs.csv, which submit takes.
     """
+    from rich.console import Console
     from rich.progress import Progress
 
     from jobs.client import evaluation
     from jobs.client.fetch import make_folder
-    from jobs.client.pictures import write_file
     from jobs.client.preparation import prepared_pairs
     from nst.training.vgg import VGG16
 
@@ -56,9 +56,7 @@ def evaluate(pairs: Path | None, options: EvaluateOptions) -> None:
     if out is not None:
         make_folder(out)
     found, failed = _find(pairs, options)
-    if out is not None:
-        _refuse_overwriting(out, None if pairs is not None else _csv_of(found))
-    errors = Screen(errors=True).console
+    errors = Console(stderr=True)
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
         items = progress.track(
             prepared_pairs(found, model, options.fit), total=len(found), description="previews"
@@ -70,12 +68,12 @@ def evaluate(pairs: Path | None, options: EvaluateOptions) -> None:
         )
     failed += missing
     for item in failed:
-        complain(f"failed {item.name}: {item.reason}")
+        click.echo(f"failed {item.name}: {item.reason}", err=True)
     if not samples:
         raise InputError(f"none of the {len(failed)} pairs could be measured; see above")
-    screen = Screen(errors=options.record == "-")
+    console = errors if options.record == "-" else Console()
     _print(
-        screen.console,
+        console,
         f"{model.level.name}, {model.size} pixels, medians",
         evaluation.summarize(measurements),
         evaluation.count_lowered(samples),
@@ -96,18 +94,17 @@ def evaluate(pairs: Path | None, options: EvaluateOptions) -> None:
     if out is not None:
         evaluation.write_sheet(samples, out / SHEET, options.magnify)
         if pairs is None:
-            write_file(_csv_of(found), out / HELD_OUT)
-        screen.say(f"contact sheet: {out / SHEET}")
+            _write_csv(found, out / HELD_OUT)
+        console.print(f"contact sheet: {out / SHEET}", highlight=False, soft_wrap=True)
     exit_if(bool(failed))
 
 
 def _require_one_source(pairs: Path | None, options: EvaluateOptions) -> None:
     """Raise click.UsageError unless there are either pairs or both folders of the training."""
-    both = options.content_dir is not None and options.style_dir is not None
-    # A file may name the folders for train.
-    if on_command_line("content_dir", "style_dir") if pairs is not None else not both:
+    folders = [f for f in (options.content_dir, options.style_dir) if f is not None]
+    if len(folders) != (2 if pairs is None else 0):
         raise click.UsageError("give either PAIRS, or --content-dir and --style-dir")
-    if on_command_line("grid") and pairs is None:
+    if options.grid and pairs is None:
         raise click.UsageError("--grid needs PAIRS; held-out pairs are fixed")
 
 
@@ -123,7 +120,7 @@ def _find(pairs: Path | None, options: EvaluateOptions) -> Found:
 
 @click.command(
     epilog=examples(
-        "export runs/low/checkpoint.ckpt --quality low --out weights/low.safetensors \\\n"
+        "export runs/low/checkpoint.pt --quality low --out weights/low.safetensors \\\n"
         + '      --data "COCO-2014 and WikiArt, every 16th picture held out"',
         "export weights/high.safetensors --quality ultra --out weights/ultra.safetensors",
     )
@@ -233,33 +230,16 @@ def _write_json(report: dict[str, Any], target: str) -> None:
         write_file(text.encode(), Path(target))
 
 
-def _refuse_overwriting(out: Path, pairs: bytes | None) -> None:
-    """Before any work: raise InputError if a file of the user's would be replaced."""
-    from jobs.client.pictures import is_own
-
-    listed = out / HELD_OUT
-    others = [] if is_own(out / SHEET) else [out / SHEET]
-    if pairs is not None and listed.exists() and not _holds(listed, pairs):
-        others.append(listed)
-    if others:
-        raise InputError(f"{others[0]} is not of this command: move it, or use another --out")
-
-
-def _holds(path: Path, data: bytes) -> bool:
-    try:
-        return path.read_bytes() == data
-    except OSError:
-        return False
-
-
-def _csv_of(pairs: list[Pair]) -> bytes:
+def _write_csv(pairs: list[Pair], path: Path) -> None:
     """Pairs in the form that submit takes, so that their results have the same names."""
     import csv
     import io
+
+    from jobs.client.pictures import write_file
 
     lines = io.StringIO(newline="")
     writer = csv.writer(lines)
     writer.writerow(["content", "style", "name"])
     for pair in pairs:
         writer.writerow([pair.content.resolve(), pair.style.resolve(), pair.name])
-    return lines.getvalue().encode(errors="surrogateescape")
+    write_file(lines.getvalue().encode(errors="surrogateescape"), path)

@@ -12,11 +12,10 @@ import click
 
 from jobs.cli.examples import examples
 from jobs.cli.options import complete_job, here_option, json_option, on_command_line, takes
-from jobs.cli.screen import EXIT_UNREACHABLE, Screen, complain, exit_if, is_terminal
+from jobs.cli.screen import EXIT_UNREACHABLE, Screen, exit_if, is_terminal
 from jobs.client.wording import many
 from jobs.options import FetchOptions, RetryCommand, WaitOptions
 from nst.errors import InputError, StoreError
-from nst.plain import plain
 
 if TYPE_CHECKING:
     from jobs.client.drivers import Driver
@@ -110,7 +109,6 @@ def list_jobs(as_json: bool) -> None:
 def _list(as_json: bool) -> None:
     """Show all jobs; exits 3 if the store of one does not answer, else 2 if one is damaged."""
     from rich.table import Table
-    from rich.text import Text
 
     from jobs.client.home import Home
     from jobs.client.session import Session
@@ -139,8 +137,7 @@ def _list(as_json: bool) -> None:
             shown, progress = "unknown", "damaged in the store"
             if error.exit_code == EXIT_UNREACHABLE:
                 away[local.store], progress = error, "store out of reach"
-        cells = local.job_id, created, local.quality, shown, progress
-        table.add_row(*(Text(plain(cell)) for cell in cells))
+        table.add_row(local.job_id, created, local.quality, shown, progress)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     elif rows:
@@ -148,7 +145,7 @@ def _list(as_json: bool) -> None:
     else:
         click.echo(f"no jobs yet in {home.root}; begin with: nst-batch submit PAIRS")
     for problem in problems:
-        complain(f"error: {problem}")
+        click.echo(f"error: {problem}", err=True)
     if problems:
         raise SystemExit(max(problems.values()))
 
@@ -159,7 +156,7 @@ def _state_of(session: Session, local: LocalJob) -> tuple[JobState, str]:
     from jobs.client.lifecycle import at_work, uploaded
     from jobs.storage.records import read_state
 
-    state = read_state(session.store, local.job_id, len(local.pairs))
+    state = read_state(session.store, local.job_id)
     if state.status == "submitted":
         if not uploaded(session.store, local):
             return state, f"not uploaded: nst-batch delete {local.job_id}"
@@ -218,8 +215,7 @@ def _pairs(session: Session, local: LocalJob, state: JobState) -> list[dict[str,
 
     ended = {}
     if uploaded(session.store, local):
-        job = read_job(session.store, local.job_id, len(local.pairs))
-        ended = read_marks(session.store, job).ended
+        ended = read_marks(session.store, read_job(session.store, local.job_id)).ended
     found = pair_states([pair.pair_id for pair in local.pairs], state, ended)
     known = [(pair.name, found[pair.pair_id]) for pair in local.pairs]
     rows = [{"name": name, "status": s.status, "reason": s.reason} for name, s in known]
@@ -240,7 +236,7 @@ def _show(
         screen.say(state.reason)
     table = Table("pair", "state", "reason")
     for row in pairs:
-        table.add_row(*(Text(plain(row[cell])) for cell in ("name", "status", "reason")))
+        table.add_row(Text(row["name"]), row["status"], Text(row["reason"]))
     screen.console.print(table)
 
 
@@ -275,11 +271,7 @@ def logs(job_id: str, name: str | None, as_json: bool) -> None:
     lines = [with_names(line, local) for line in lines_of(text, pair)]
     store, stages = _opened(job_id, Screen())[0].store, []
     if uploaded(store, local):
-        stages = [
-            *stages_of(
-                read_trace(store, job_id), read_job(store, job_id, len(local.pairs)), pair.pair_id
-            )
-        ]
+        stages = [*stages_of(read_trace(store, job_id), read_job(store, job_id), pair.pair_id)]
     if as_json:
         runs = [asdict(run) for run in stages]
         record = {"job": job_id, "pair": name, "lines": lines, "stages": runs}

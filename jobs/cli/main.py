@@ -20,7 +20,7 @@ from jobs.cli.estimate import estimate
 from jobs.cli.evaluate import evaluate, export
 from jobs.cli.examples import examples
 from jobs.cli.keys import keys
-from jobs.cli.screen import EXIT_SOME_FAILED, EXIT_USAGE, complain, warnings_shown
+from jobs.cli.screen import EXIT_SOME_FAILED, EXIT_USAGE, warnings_shown
 from jobs.cli.submit import demo, preview, submit
 from jobs.cli.train import train
 from nst.errors import InputError, NstBatchError
@@ -67,7 +67,7 @@ class _Commands(ConfiguredGroup):
             _end(error)
             raise
         except NstBatchError as error:
-            complain(f"error: {error}")
+            click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
 
 
@@ -93,7 +93,7 @@ def _end(error: click.UsageError) -> None:
         return
     path = error.ctx.command_path if error.ctx else "nst-batch"
     message = error.format_message().rstrip(".")
-    complain(f"error: {message[:1].lower()}{message[1:]}; see: {path} --help")
+    click.echo(f"error: {message[:1].lower()}{message[1:]}; see: {path} --help", err=True)
     raise click.exceptions.Exit(EXIT_USAGE)
 
 

@@ -13,7 +13,6 @@ import click
 
 from nst.errors import InputError
 from nst.folders import PASSPHRASE_VARIABLE
-from nst.plain import MOST_LINE, plain, plain_lines
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -41,20 +40,14 @@ class Screen:
 
     def say(self, text: str, style: str = "") -> None:
         """A line as it is: nothing in it is markup, and paths are not wrapped."""
-        text = plain_lines(text)
-        self.console.print(
-            text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True
-        )
+        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def working(self, what: str) -> Iterator[Callable[[str], None]]:
         """A spinner beside a text; gives what changes the text."""
-        from rich.text import Text
-
-        with self.console.status(Text(plain(what))) as self._status:
-            status = self._status
+        with self.console.status(what) as self._status:
             try:
-                yield lambda text: status.update(Text(plain(text)))
+                yield self._status.update
             finally:
                 self._status = None
 
@@ -80,11 +73,6 @@ class Screen:
         if self._status is not None:
             self._status.start()
         return typed
-
-
-def complain(text: str) -> None:
-    """A line on standard error, whatever is in it; an error's, a warning's, a skipped pair's."""
-    click.echo(plain(text, MOST_LINE), err=True)
 
 
 def require_terminal(why: str) -> None:
@@ -119,4 +107,4 @@ def warnings_shown() -> Iterator[None]:
 
 class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        complain(f"warning: {record.getMessage()}")
+        click.echo(f"warning: {record.getMessage()}", err=True)

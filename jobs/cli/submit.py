@@ -12,7 +12,7 @@ from jobs.cli.estimate import print_dry_run, say_choice
 from jobs.cli.examples import examples
 from jobs.cli.job import follow, out_of
 from jobs.cli.options import here_option, on_command_line, takes
-from jobs.cli.screen import Screen, complain, exit_if
+from jobs.cli.screen import Screen, exit_if
 from jobs.client.wording import many
 from jobs.options import AUTO, STORE_FIELDS, DemoOptions, PreviewOptions, SubmitCommand
 from nst.errors import InputError
@@ -95,7 +95,7 @@ def _submit(batch: Batch, options: SubmitCommand, session: Session, screen: Scre
 def _say_what_is_left(batch: Batch) -> None:
     """Name pairs that are skipped and the level that was chosen; InputError if none is left."""
     for item in batch.skipped:
-        complain(f"skipped {item.name}: {item.reason}")
+        click.echo(f"skipped {item.name}: {item.reason}", err=True)
     if batch.choice is not None:
         say_choice(batch.choice)
     batch.require_pairs()
@@ -141,7 +141,7 @@ def preview(pairs: Path, options: PreviewOptions) -> None:
     with screen.working(f"computing {many(len(found), 'preview')}"):
         report = write_previews(found, skipped, model, options.fit, options.out, options.force)
     for name, reason in report.failed.items():
-        complain(f"skipped {name}: {reason}")
+        click.echo(f"skipped {name}: {reason}", err=True)
     screen.say(f"{many(len(report.done), 'preview')} in {options.out}")
     screen.say(f"gallery: {report.gallery.resolve()}")
     exit_if(bool(report.failed))

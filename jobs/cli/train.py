@@ -15,7 +15,6 @@ import click
 
 from jobs.cli.examples import examples
 from jobs.cli.options import takes
-from jobs.cli.screen import complain
 from jobs.client.wording import many
 from jobs.options import TrainCommand
 from nst.errors import InputError
@@ -68,12 +67,9 @@ def train(options: TrainCommand) -> None:
         with ray, _progress(run.out / "metrics.jsonl", options.max_iter):
             steps = train_on_ray(run, workers)
     except TrainingError as error:
-        complain(f"error: {error}")
+        click.echo(f"error: {error}", err=True)
         raise SystemExit(EXIT_FAILED) from error
-    best = run.out / "best.ckpt"
-    there = "has the lowest score of held-out pictures"
-    which = there if best.exists() else "is not there: no score of held-out pictures was finite"
-    click.echo(f"{steps} steps; {best} {which}")
+    click.echo(f"{steps} steps; {run.out / 'best.pt'} has the lowest score of held-out pictures")
 
 
 def _require_gpus(workers: int) -> None:
@@ -148,25 +144,21 @@ class _Follower:
 
 
 def _print(record: dict[str, Any], max_iter: int) -> None:
-    def figure(value: float | None) -> str:
-        return "not finite" if value is None else f"{value:.3f}"
-
-    def figures(of: dict[str, float | None], *names: str) -> str:
-        return ", ".join(f"{name} {figure(of[name])}" for name in names)
+    def figures(of: dict[str, float], *names: str) -> str:
+        return ", ".join(f"{name} {of[name]:.3f}" for name in names)
 
     for reason in record.get("skipped_now", []):
-        complain(f"skipped: {reason}")
+        click.echo(f"skipped: {reason}", err=True)
     at = f"step {record['step']} of {max_iter}"
     if "options" in record:
-        pictures = f"{record['contents']} contents and {record['styles']} styles"
-        click.echo(f"{at}: starting, {many(record['workers'], 'worker')}, {pictures}")
-    if record.get("style_told") is not None:
+        click.echo(f"{at}: starting, {many(record['workers'], 'worker')}")
+    if "style_told" in record:
         click.echo(f"{at}: the style code tells {record['style_told']:.0%} of a new style")
     if "calibration" in record:
         click.echo(f"{at}: quantized from here on")
     if "held_out" in record:
         held_out = figures(record["held_out"], "content", "style", "grain")
-        click.echo(f"{at}: saved, held out: {held_out}, score {figure(record['score'])}")
+        click.echo(f"{at}: saved, held out: {held_out}, score {record['score']:.3f}")
     elif "train" in record:
         train = figures(record["train"], "total", "content", "style", "ssc", "overflow")
         click.echo(f"{at}, {record['seconds'] / 60:.1f} min: {train}")

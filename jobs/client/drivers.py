@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import secrets
 import shlex
@@ -22,15 +21,12 @@ from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wai
 
 from jobs.client.home import Home, LocalJob
 from jobs.client.session import Session
-from jobs.execution.loading import ModelPin
 from jobs.execution.notify import URL_VARIABLE
 from jobs.options import Target
 from jobs.storage import layout
 from jobs.storage.records import JobState, write_record
 from jobs.storage.store import address_of
-from nst.engines.base import PLAN_FILE
-from nst.engines.cache import ModelCache
-from nst.errors import CircuitError, ClusterError, InputError, first_line
+from nst.errors import ClusterError, InputError, first_line
 from nst.folders import PASSPHRASE_VARIABLE
 
 MODULE = "jobs.execution.driver"
@@ -81,7 +77,6 @@ def start(
         notify_url: Where the driver posts the end; empty for nowhere.
 
     Raises:
-        CircuitError: if this machine does not have the job's model.
         ClusterError: if a cluster does not answer or refuses.
         StoreError: if the state cannot be written.
     """
@@ -110,45 +105,21 @@ def start_here(
     """Start a job's driver on this machine, in a session of its own so that Ctrl-C spares it."""
     log = home.driver_log(local.job_id)
     # The driver is a server: what opens the secret key is none of its business.
-    pin = pin_of(home, local)
     kept = (PASSPHRASE_VARIABLE, URL_VARIABLE)
     environment = {k: v for k, v in os.environ.items() if k not in kept}
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [
-                sys.executable, "-m", MODULE, local.store, local.job_id, "--actors", str(actors),
-                *pin.options, "--folder", pin.folder,
-            ],
+            [sys.executable, "-m", MODULE, local.store, local.job_id, "--actors", str(actors)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
             env=environment | _told(notify_url),
             cwd=Path(__file__).resolve().parent.parent.parent,
-        )  # fmt: skip
+        )
     changed = {"driver_pid": process.pid, "cluster": "", "cluster_python": "", "submission": ""}
     home.save_job(local.model_copy(update=changed))
     return process
-
-
-def pin_of(home: Home, local: LocalJob) -> ModelPin:
-    """What a driver may load for a job, out of the user's own models.
-
-    Raises:
-        CircuitError: if the model is missing or damaged here: a store's is not trusted.
-    """
-    try:
-        published = ModelCache(home.models).open(local.model_id)
-    except CircuitError as error:
-        raise CircuitError(
-            f"{error}, and a driver loads no other than this machine's own; submit the pairs again"
-        ) from error
-    plan, bundle = (
-        hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in (published.folder / PLAN_FILE, published.server_bundle)
-    )
-    folder = str(published.folder.absolute())
-    return ModelPin(local.model_id, local.key_id, plan, bundle, folder)
 
 
 def _told(notify_url: str) -> dict[str, str]:
@@ -230,7 +201,7 @@ def _start_on_cluster(
     entrypoint = shlex.join(
         [
             target.python, "-m", MODULE, address_of(local.store).portable().url, local.job_id,
-            "--actors", str(actors), "--cluster", *pin_of(home, local).options,
+            "--actors", str(actors), "--cluster",
         ]
     )  # fmt: skip
     # In (?s) a dot is a line's end as well: what follows are stack traces.

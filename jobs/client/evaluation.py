@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jobs.client.pairs import Pair, Skipped, safe_name
-from jobs.client.pictures import Box, Floats, cut_out, write_marked
+from jobs.client.pictures import Box, Floats, cut_out, write_image
 from jobs.client.preparation import PreparedPair
 from nst.errors import InputError
 from nst.model import Model
@@ -245,7 +245,7 @@ def write_sheet(samples: Sequence[Sample], path: Path, magnify: int) -> None:
         ]
         for sample in samples
     ]
-    write_marked(contact_sheet(groups, Size(width, height), GROUPS), path)
+    write_image(contact_sheet(groups, Size(width, height), GROUPS), path)
 
 
 def _cut(picture: Floats, box: Box) -> Floats:

@@ -6,23 +6,19 @@ Pairs go through one after the other, so that a job may have more pictures than 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
-
 from jobs.client.costs import pair_costs
 from jobs.client.facts import job_summary, pair_facts, quality_fact, waiting_note
-from jobs.client.gallery import GALLERY, Entry, Summary, sheet_name, write_gallery
+from jobs.client.gallery import Entry, Summary, write_gallery
 from jobs.client.home import LocalJob, LocalPair
 from jobs.client.pairs import Pair, Skipped
-from jobs.client.pictures import Fit, cut_out, is_own, write_png
+from jobs.client.pictures import Fit, cut_out, write_png
 from jobs.client.preparation import prepared_pairs
 from jobs.client.session import Session
-from jobs.client.wording import many
 from jobs.storage import layout
 from jobs.storage.records import (
     JobState,
@@ -35,29 +31,19 @@ from jobs.storage.records import (
     read_trace,
 )
 from jobs.storage.store import Store
-from nst.ciphertext import HEADER_BYTES, Envelope
-from nst.engines.base import Features, Plan
 from nst.errors import CircuitError, InputError, NstBatchError, StoreError
 from nst.model import Model
-from nst.pictures.picture import Picture
 
-MOST_NAMED = 5
 log = logging.getLogger("nst-batch")
-
-
-LEAST_AGREEMENT = 0.6
-"""Share of levels in which a result agrees with the same network computed in the clear. Honest
-results do in 80 to 89 %, swapped, replayed, upside-down or foreign ones in 26 to 41 %."""
 
 
 @dataclass
 class Fetched:
-    """What was written into a folder: names of pairs, by outcome; doubtful ones are done, too."""
+    """What was written into a folder: names of pairs, by outcome."""
 
     done: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     waiting: list[str] = field(default_factory=list)
-    doubtful: list[str] = field(default_factory=list)
     gallery: Path = Path()
 
 
@@ -122,20 +108,9 @@ def _write(entries: Iterable[Entry], summary: Summary, out: Path) -> Fetched:
             else:
                 write_png(entry.result, out / f"{entry.name}.png", force=True)
                 report.done.append(entry.name)
-                if entry.note:
-                    report.doubtful.append(entry.name)
             yield entry
 
     report.gallery = write_gallery(written(), summary, out)
-    if report.doubtful:
-        log.warning(
-            "%s not what the network makes of the pictures: %s; the server computed something "
-            "else. Do not report this to whoever runs it, and do not submit again by habit: see "
-            "docs/security.md",
-            many(len(report.doubtful), "result") + (" is" if len(report.doubtful) == 1 else " are"),
-            ", ".join(report.doubtful[:MOST_NAMED])
-            + (" …" if report.doubtful[MOST_NAMED:] else ""),
-        )
     return report
 
 
@@ -156,11 +131,10 @@ def decrypted(session: Session, local: LocalJob) -> tuple[JobState, Iterator[Ent
         ) from error
     cipher = model.cipher(session.ring, local.key_id, session.ask)
     # The state first: pairs that end in between are shown as what they are.
-    count = len(local.pairs)
-    state = read_state(store, local.job_id, count)
-    ended = read_marks(store, read_job(store, local.job_id, count)).ended
+    state = read_state(store, local.job_id)
+    ended = read_marks(store, read_job(store, local.job_id)).ended
     states = pair_states([pair.pair_id for pair in local.pairs], state, ended)
-    costs = pair_costs(_trace(store, local, model.plan), model.plan, local.pairs)
+    costs = pair_costs(_trace(store, local.job_id), model.plan, local.pairs)
     pictures = home.pictures(local.job_id)
 
     def entry_of(pair: LocalPair) -> Entry:
@@ -179,34 +153,16 @@ def decrypted(session: Session, local: LocalJob) -> tuple[JobState, Iterator[Ent
         except NstBatchError as error:
             return Entry(pair.name, "failed", *shown, None, str(error))
         facts = pair_facts(costs.get(pair.pair_id))
-        note = doubt(model, content, style, features)
-        return Entry(pair.name, "succeeded", *shown, cut_out(result, pair.box), note, facts)
+        return Entry(pair.name, "succeeded", *shown, cut_out(result, pair.box), facts=facts)
 
     skipped = (Entry.skipped(s.name, s.reason) for s in local.skipped)
     return state, chain(map(entry_of, local.pairs), skipped)
 
 
-def doubt(model: Model, content: Picture, style: Picture, features: Features) -> str:
-    """Why a result cannot be that of its pair; empty if it can. Whoever made it is not told."""
-    try:
-        expected = model.prepare_content(content, model.prepare_style(style)).features
-    except InputError:
-        return ""
-    if expected.shape != features.shape:
-        return ""
-    agreement = float(np.mean(np.abs(features - expected) < 0.5))
-    if agreement >= LEAST_AGREEMENT:
-        return ""
-    return (
-        f"only {agreement:.0%} as computed in the clear: swapped, replayed or of another network. "
-        "Do not report this to the server"
-    )
-
-
-def _trace(store: Store, local: LocalJob, plan: Plan) -> list[TaskTrace]:
+def _trace(store: Store, job_id: str) -> list[TaskTrace]:
     """When a job's tasks ran; no result depends on it."""
     try:
-        return read_trace(store, local.job_id, len(local.pairs) * sum(s.tasks for s in plan.stages))
+        return read_trace(store, job_id)
     except StoreError as error:
         log.warning("%s", error)
         return []
@@ -224,13 +180,7 @@ def _parts(
             f"result of {pair.name} has {end.parts} parts, not {wanted}; submit the pair again"
         )
     for part in range(wanted):
-        what = f"part {part} of {pair.name}"
-        key = layout.result_part(local.job_id, end.attempt, pair.pair_id, part)
-        blob = store.read(key, model.plan.stored.result_part + HEADER_BYTES)
-        envelope = Envelope.unpack(blob, what)
-        envelope.require_place(layout.result_place(local.job_id, pair.pair_id, part), what)
-        model.plan.require_result(envelope, what)
-        yield blob
+        yield store.read(layout.result_part(local.job_id, end.attempt, pair.pair_id, part))
 
 
 def make_folder(out: Path) -> None:
@@ -242,15 +192,11 @@ def make_folder(out: Path) -> None:
 
 
 def refuse_overwriting(out: Path, names: list[str], force: bool) -> None:
-    """Before any work: raise InputError if a file would be replaced without `--force`.
-
-    Gallery and contact sheet of an earlier call are replaced: they show what is there then.
-    """
-    taken = [f"{name}.png" for name in names if os.path.lexists(out / f"{name}.png")]
-    taken += [name for name in (GALLERY, sheet_name(names)) if not is_own(out / name)]
+    """Before any work: raise InputError if a picture would be replaced without `--force`."""
+    taken = [name for name in names if (out / f"{name}.png").exists()]
     if taken and not force:
         raise InputError(
-            f"{out} already holds {taken[0]}"
+            f"{out} already holds {taken[0]}.png"
             + (f" and {len(taken) - 1} more" if len(taken) > 1 else "")
             + "; use --force or another --out"
         )

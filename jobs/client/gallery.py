@@ -9,24 +9,16 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from jobs.client.pictures import (
-    PROGRAM,
-    Floats,
-    explaining,
-    png_bytes,
-    write_marked,
-    writing,
-)
+from jobs.client.pictures import Floats, explaining, png_bytes, write_image, writing
 from nst.pictures.picture import to_image
 from nst.pictures.sheet import Shown, contact_sheet, fitted
 from nst.pictures.size import Size
-from nst.plain import MOST_LINE, plain
 
 GALLERY, SHEET = "gallery.html", "contact-sheet.png"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -48,7 +40,7 @@ class Entry:
     """One pair with what there is of it; pictures are `[3, H, W]` in [0, 1].
 
     Attributes:
-        name: Any text: what could steer or hide in it is not shown.
+        name: Any text: it is shown as it is, whatever it holds.
         status: What the gallery can be filtered by.
         content: None if it could not be read; likewise the style.
         result: None if there is none, or not yet.
@@ -115,22 +107,18 @@ def write_gallery(entries: Iterable[Entry], summary: Summary, out: Path) -> Path
     style, script = ((TEMPLATES / f"gallery.{kind}").read_text() for kind in ("css", "js"))
     page, article = (environment.get_template(f"{n}.html.j2") for n in ("gallery", "pair"))
     counts, groups, path = Counter[str](), list[list[Shown]](), out / GALLERY
-    names = set[str]()
     # The page begins with counts that are known at its end. Until then, the file has no name: a
     # process that is killed leaves none.
     with explaining(path), tempfile.TemporaryFile(dir=out) as articles:
         for number, entry in enumerate(entries, 1):
             counts[entry.status] += 1
-            names.add(entry.name)
             tiles = [(role, _tile(picture)) for role, picture in entry.pictures()]
-            said = replace(entry, name=plain(entry.name), note=plain(entry.note, MOST_LINE))
-            articles.write(_encoded(article.render(number=number, entry=said, tiles=tiles)))
+            articles.write(_encoded(article.render(number=number, entry=entry, tiles=tiles)))
             if number <= MOST_ON_SHEET:
                 groups.append([_shown(p, entry.status) for _, p in entry.pictures()])
         place = secrets.token_hex(16)
         html = page.render(
-            program=PROGRAM,
-            summary=replace(summary, facts=tuple((k, plain(v)) for k, v in summary.facts)),
+            summary=summary,
             policy=_policy(style, script),
             style=style,
             script=script,
@@ -143,18 +131,8 @@ def write_gallery(entries: Iterable[Entry], summary: Summary, out: Path) -> Path
             file.write(_encoded(head))
             shutil.copyfileobj(articles, file)
             file.write(_encoded(foot))
-    write_marked(contact_sheet(groups, CELL, COLUMNS), out / sheet_name(names))
+    write_image(contact_sheet(groups, CELL, COLUMNS), out / SHEET)
     return path
-
-
-def sheet_name(names: Iterable[str]) -> str:
-    """The contact sheet's file beside results of these names: it gives way to them."""
-    taken = {f"{name}.png".casefold() for name in names}
-    stem, number, name = Path(SHEET).stem, 1, SHEET
-    while name in taken:
-        number += 1
-        name = f"{stem}-{number}.png"
-    return name
 
 
 def _encoded(html: str) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -19,10 +20,9 @@ from pydantic import BaseModel
 
 from jobs.client.pictures import Box
 from nst.errors import InputError
-from nst.folders import Folders, default_folder, explaining, make_private, subfolders
+from nst.folders import Folders, default_folder, explaining, subfolders
 from nst.pictures.picture import Picture
 from nst.pictures.size import Size
-from nst.private import private_file, sweep
 
 FORMAT = 2
 JOB_FILE, PICTURES = "job.json", "pictures.npz"
@@ -33,7 +33,7 @@ log = logging.getLogger("nst-batch")
 
 
 class DamagedJobError(InputError):
-    """A job's folder is there, and its record is damaged or missing."""
+    """A job's folder is there, and its file is damaged or missing."""
 
 
 class LocalPair(BaseModel):
@@ -128,15 +128,11 @@ class Home(Folders):
         return self._job(job_id) / "driver.log"
 
     def add_job(self, local: LocalJob, pictures: Sequence[Picture]) -> None:
-        """Remember a job and its prepared pictures, so that the originals may move or go.
-
-        Its file first: pictures that a killed process leaves belong to a job that can be deleted.
-        """
-        self._sweep()
-        self.save_job(local)
+        """Remember a job and its prepared pictures, so that the originals may move or go."""
         levels = [np.rint(p.rgb * 255).astype(np.uint8) for p in pictures]
         with self._writing(self._job(local.job_id) / PICTURES) as file:
             np.savez_compressed(file, *levels)
+        self.save_job(local)
 
     def save_job(self, local: LocalJob) -> None:
         """Remember what has changed of a job."""
@@ -160,13 +156,10 @@ class Home(Folders):
     def jobs(self) -> list[LocalJob]:
         """All jobs, oldest first; one whose file is damaged is named in a warning and left out.
 
-        What a killed process left of jobs and pictures is removed.
-
         Raises:
             InputError: if the folder cannot be read.
         """
         found = []
-        self._sweep()
         for folder in subfolders(self.root / "jobs"):
             try:
                 found.append(self._read_job(folder / JOB_FILE))
@@ -190,10 +183,6 @@ class Home(Folders):
     def pictures(self, job_id: str) -> JobPictures:
         """The prepared pictures of a job; raises InputError if they are missing or damaged."""
         return JobPictures(self._job(job_id) / PICTURES)
-
-    def _sweep(self) -> None:
-        for folder in (self.root / "jobs").glob("*"):
-            sweep(folder)
 
     def _job(self, job_id: str) -> Path:
         return self.root / "jobs" / job_id
@@ -224,6 +213,14 @@ class Home(Folders):
     def _writing(self, path: Path) -> Iterator[BinaryIO]:
         """A file that only its owner may read, whole or not there; raises InputError."""
         with explaining(path):
-            make_private(path.parent)
-            with private_file(path) as file:
-                yield file
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            partial = path.with_suffix(".partial")
+            descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+            try:
+                with os.fdopen(descriptor, "w+b") as file:
+                    yield file
+                partial.replace(path)
+            except BaseException:
+                # Pictures that did not fit take no room.
+                partial.unlink(missing_ok=True)
+                raise

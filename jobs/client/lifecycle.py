@@ -52,7 +52,7 @@ def cancel(session: Session, local: LocalJob, patience: float = PATIENCE) -> Job
         StoreError: if the store does not answer.
     """
     store = session.store
-    state = read_state(store, local.job_id, len(local.pairs))
+    state = read_state(store, local.job_id)
     if state.finished:
         return state
     wish = Cancellation(asked=store.clock())
@@ -61,7 +61,7 @@ def cancel(session: Session, local: LocalJob, patience: float = PATIENCE) -> Job
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline and at_work(store, local, state, driver):
         time.sleep(POLL)
-        state = read_state(store, local.job_id, len(local.pairs))
+        state = read_state(store, local.job_id)
     if not state.finished:
         try:
             driver.stop()
@@ -69,7 +69,7 @@ def cancel(session: Session, local: LocalJob, patience: float = PATIENCE) -> Job
             # A cluster that is gone has no driver either.
             if not state.stale(store.clock()):
                 raise
-        state = read_state(store, local.job_id, len(local.pairs))
+        state = read_state(store, local.job_id)
     if not state.finished:
         state.status, state.pairs_running = "cancelled", []
         write_record(store, layout.state(local.job_id), state)
@@ -99,7 +99,7 @@ def prepare_retry(session: Session, local: LocalJob, failed_too: bool, target: T
             f"job {local.job_id} was not uploaded to its end; nst-batch delete {local.job_id}, "
             "and submit the pairs again"
         )
-    job = read_job(store, local.job_id, len(local.pairs))
+    job = read_job(store, local.job_id)
     marks = read_marks(store, job)
     failed = [p for p, end in marks.ended.items() if end.status == "failed"] if failed_too else []
     left = len(job.pairs) - len(marks.ended) + len(failed)
@@ -139,7 +139,7 @@ def delete(session: Session, local: LocalJob) -> int:
 
 def require_idle(session: Session, local: LocalJob, advice: str) -> None:
     """Raise InputError if a driver is at work on a job."""
-    state = read_state(session.store, local.job_id, len(local.pairs))
+    state = read_state(session.store, local.job_id)
     if at_work(session.store, local, state, driver_of(session.home, local)):
         raise InputError(f"job {local.job_id} is {state.status}; {advice}")
 

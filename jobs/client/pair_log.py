@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from jobs.client.home import LocalJob, LocalPair
-from jobs.client.pairs import composed
 from jobs.client.wording import many
 from jobs.storage.records import JobRecord, TaskTrace
 from nst.engines.tasks import pair_group, style_group
 from nst.errors import InputError
-from nst.plain import plain_lines
 
 
 def pair_named(local: LocalJob, name: str) -> LocalPair:
@@ -25,10 +23,10 @@ def pair_named(local: LocalJob, name: str) -> LocalPair:
         InputError: if the job has none, or it was skipped.
     """
     for pair in local.pairs:
-        if composed(pair.name) == composed(name):
+        if pair.name == name:
             return pair
     for skipped in local.skipped:
-        if composed(skipped.name) == composed(name):
+        if skipped.name == name:
             raise InputError(f"pair {name} was not submitted: {skipped.reason}")
     near = difflib.get_close_matches(name, [pair.name for pair in local.pairs], 1)
     hint = f"did you mean {near[0]}?" if near else f"see nst-batch status {local.job_id}"
@@ -44,7 +42,8 @@ DUMP = re.compile(
 def with_names(text: str, local: LocalJob) -> str:
     """A driver's log with the names of pairs behind their ids, without dumps of Ray's."""
     names = {pair.pair_id: pair.name for pair in local.pairs}
-    plain = DUMP.sub("", plain_lines(text))
+    # The server's words: nothing in them may steer a terminal.
+    plain = DUMP.sub("", "".join(c for c in text if c.isprintable() or c in "\n\t"))
     return re.sub(
         r"\bpair (\w+)\b",
         lambda m: f"{m[0]} ({names[m[1]]})" if m[1] in names else m[0],
@@ -95,7 +94,7 @@ def stages_of(trace: list[TaskTrace], job: JobRecord, pair_id: str) -> Iterator[
         job: What was submitted.
         pair_id: One of its pairs.
     """
-    style = next((pair.style for pair in job.pairs if pair.pair_id == pair_id), "")
+    style = next(pair.style for pair in job.pairs if pair.pair_id == pair_id)
     sharing = {
         pair_group(pair_id): 1,
         style_group(style): sum(pair.style == style for pair in job.pairs),

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from nst.errors import InputError
-from nst.pictures.formats import SUFFIXES, why_left_out
-from nst.plain import visible
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+"""Suffixes of pictures, whatever their case; other files are ignored."""
 NAME_BYTES = 200
 """Longest pair name: leaves room for a number and a suffix in the 255 bytes of a file name."""
 
-RESERVED = ("evaluation", "gallery")
+RESERVED = ("contact-sheet", "evaluation", "gallery")
 """Names, without suffix, of what stands beside the results."""
 
 SIDES = ("content", "style")
@@ -92,24 +92,25 @@ def _read_folder(source: Path, grid: bool) -> Found:
 
 def _read_two_sides(source: Path, grid: bool) -> Found:
     by_side: list[dict[str, Path]] = []
-    reasons: dict[str, str] = {}
+    duplicates: set[str] = set()
+    skipped = []
     for side in SIDES:
-        by_stem, left_out = _pictures_by_stem(source / side)
+        by_stem = _pictures_by_stem(source / side)
         if not by_stem:
             raise InputError(
-                f"{_quote(source / side)} holds no pictures: "
-                + next(iter(left_out.values()), f"add some ({', '.join(SUFFIXES)})")
+                f"{_quote(source / side)} holds no pictures: add some ({', '.join(SUFFIXES)})"
             )
-        ambiguous = {stem: _ambiguous(paths) for stem, paths in by_stem.items() if len(paths) > 1}
-        reasons = {**left_out, **ambiguous, **reasons}
+        for stem, paths in by_stem.items():
+            if len(paths) > 1:
+                duplicates.add(stem)
+                skipped.append(Skipped(safe_name(stem), _ambiguous(paths)))
         by_side.append({stem: paths[0] for stem, paths in by_stem.items() if len(paths) == 1})
-    skipped = [Skipped(safe_name(stem), reason) for stem, reason in sorted(reasons.items())]
     contents, styles = by_side
     if grid:
         return _cross(contents.items(), styles.items()), skipped
 
-    # A name that cannot be used on one side has its reason; the other side is not blamed as well.
-    one_sided = (contents.keys() ^ styles.keys()) - reasons.keys()
+    # A name that is ambiguous on one side has its reason; the other side is not blamed as well.
+    one_sided = (contents.keys() ^ styles.keys()) - duplicates
     for stem in sorted(one_sided):
         here, there = SIDES if stem in contents else SIDES[::-1]
         picture = contents.get(stem) or styles[stem]
@@ -135,13 +136,13 @@ def _read_folder_a_pair(source: Path, grid: bool) -> Found:
     for folder in sorted(source.iterdir()):
         if folder.name.startswith(".") or not folder.is_dir():
             continue
-        by_stem, left_out = _pictures_by_stem(folder)
-        counts = {side: len(by_stem.get(side, ())) for side in SIDES}
+        by_stem = _pictures_by_stem(folder)
+        counts = {side: len(by_stem[side]) for side in SIDES}
         name = safe_name(folder.name)
         for side, count in counts.items():
             if count == 0:
                 reason = f"{_quote(folder)} has no {side} picture: add one named {side}.jpg or .png"
-                skipped.append(Skipped(name, left_out.get(side, reason)))
+                skipped.append(Skipped(name, reason))
             elif count > 1:
                 skipped.append(Skipped(name, _ambiguous(by_stem[side])))
         if all(count == 1 for count in counts.values()):
@@ -157,15 +158,11 @@ def _read_csv(source: Path, grid: bool) -> Found:
         text = source.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{_quote(source)} is not UTF-8 text: save it as CSV UTF-8") from error
-    # Spreadsheets of many languages separate by semicolons.
-    first = text.split("\n", 1)[0]
-    delimiter = next((d for d in ",;\t" if set(SIDES) <= _columns(first.split(d))), ",")
-    lines = io.StringIO(text, newline="")
-    reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
     pairs: list[Pair] = []
     skipped: list[Skipped] = []
     try:
-        header = [column.strip().lower() for column in reader.fieldnames or ()]
+        header = [column.strip() for column in reader.fieldnames or ()]
         if not set(SIDES) <= set(header):
             raise InputError(
                 f"{_quote(source)} lacks the columns content and style: "
@@ -190,22 +187,15 @@ def _read_csv(source: Path, grid: bool) -> Found:
     return pairs, skipped
 
 
-def _columns(cells: Iterable[str]) -> set[str]:
-    return {cell.strip().strip('"').lower() for cell in cells}
-
-
 def _read_row(source: Path, line: int, row: dict[str, str | None]) -> Pair | Skipped:
     label, where = f"line {line}", f"{_quote(source)} line {line}"
     cells = {side: (row[side] or "").strip() for side in SIDES}
     for side, cell in cells.items():
         if not cell:
             return Skipped(label, f"{where} has no {side}: fill in the path of a picture")
-    found = {side: _on_disk(source.parent, cell) for side, cell in cells.items()}
-    for side, path in found.items():
-        if not _is_file(path):
-            missing = _quote(Path(cells[side]))
-            return Skipped(label, f"{where}: no {side} file {missing}: correct the path")
-    content, style = (found[side] for side in SIDES)
+        if not _is_file(source.parent / cell):
+            return Skipped(label, f"{where}: no {side} file {_quote(Path(cell))}: correct the path")
+    content, style = (source.parent / cells[side] for side in SIDES)
     name = (row.get("name") or "").strip() or f"{content.stem}--{style.stem}"
     return Pair(safe_name(name), content, style)
 
@@ -217,54 +207,13 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _on_disk(folder: Path, cell: str) -> Path:
-    """The path of a cell, with accents and separators as the disk has them."""
-    path = folder / cell
-    if "\\" in cell and not _is_file(path):
-        cell = cell.replace("\\", "/")
-        path = folder / cell
-    if _is_file(path):
-        return path
-    path = folder
-    for part in Path(cell).parts:
-        forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
-        path = next((path / form for form in forms if os.path.lexists(path / form)), path / part)
-    return path
-
-
-def _pictures_by_stem(folder: Path) -> tuple[dict[str, list[Path]], dict[str, str]]:
-    """Pictures by their names without suffix, and of what else looks like some, the reasons."""
-    by_stem: dict[str, list[Path]] = {}
-    others = []
+def _pictures_by_stem(folder: Path) -> defaultdict[str, list[Path]]:
+    by_stem: defaultdict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.suffix.lower() in SUFFIXES and path.is_file():
-            by_stem.setdefault(composed(path.stem), []).append(path)
-        else:
-            others.append(path)
-    left_out: dict[str, str] = {}
-    for path in others:
-        stem = composed(path.name if path.is_dir() else path.stem)
-        # Beside a picture of its name, such as a photograph beside its raw file, it is not missed.
-        if (path.is_dir() or stem not in by_stem) and (reason := _why_left_out(path)):
-            left_out.setdefault(stem, reason)
-    return by_stem, left_out
-
-
-def _why_left_out(path: Path) -> str:
-    """Why a picture, or a folder of some, is left out; empty for anything else."""
-    if not path.is_dir():
-        reason = why_left_out(path)
-        return f"{_quote(path)} {reason}" if reason else ""
-    if any(each.suffix.lower() in SUFFIXES for each in path.rglob("*")):
-        return f"{_quote(path)} is a folder, whose pictures are left out: move them out of it"
-    return ""
-
-
-def composed(name: str) -> str:
-    """One form for names that look the same: macOS takes accents apart, others do not."""
-    return unicodedata.normalize("NFC", name)
+        hidden = path.name.startswith(".")
+        if not hidden and path.suffix.lower() in SUFFIXES and path.is_file():
+            by_stem[path.stem].append(path)
+    return by_stem
 
 
 def _cross(contents: Iterable[tuple[str, Path]], styles: Iterable[tuple[str, Path]]) -> list[Pair]:
@@ -278,25 +227,24 @@ def _cross(contents: Iterable[tuple[str, Path]], styles: Iterable[tuple[str, Pat
 
 
 def _with_distinct_names(pairs: list[Pair]) -> list[Pair]:
-    # Results may lie on a disk that does not tell capitals from small letters.
     taken = set(RESERVED)
     distinct = []
     for pair in sorted(pairs, key=lambda pair: (pair.name, pair.content, pair.style)):
         name, number = pair.name, 1
-        while name.casefold() in taken:
+        while name in taken:
             number += 1
             name = f"{pair.name}-{number}"
-        taken.add(name.casefold())
+        taken.add(name)
         distinct.append(Pair(name, pair.content, pair.style))
     return sorted(distinct, key=lambda pair: pair.name)
 
 
 def safe_name(name: str) -> str:
-    """The name as one that is safe for a file: no separators, controls, leading dots."""
+    """The name as one that is safe for a file: no separators, control characters, leading dots."""
     # Surrogates stand for bytes that are not UTF-8: they could not be printed or stored.
     kept = "".join(
         "_" if char in "/\\" or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char
-        for char in visible(composed(name))
+        for char in name
     )
     short = kept.lstrip(". ").encode()[:NAME_BYTES].decode(errors="ignore").rstrip()
     return short or "unnamed"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from typing import BinaryIO, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from nst.errors import InputError
 from nst.pictures.picture import central_part, pad_to_grid, resized, to_image
@@ -22,10 +20,6 @@ from nst.pictures.size import Size
 
 Floats = NDArray[np.float32]
 Fit = Literal["crop", "letterbox"]
-
-PROGRAM = "nst-batch"
-OWN = (f"Software\0{PROGRAM}".encode(), f'name="generator" content="{PROGRAM}"'.encode())
-"""Marks at the beginning of sheets and galleries."""
 
 
 class Box(NamedTuple):
@@ -82,28 +76,14 @@ def write_png(picture: Floats, path: Path, force: bool = False) -> None:
     Raises:
         InputError: The file exists and `force` is not set, or it cannot be written.
     """
-    if os.path.lexists(path) and not force:
+    if path.exists() and not force:
         raise InputError(f"{str(path)!r} exists: use --force to replace it or another --out")
-    write_file(png_bytes(to_image(picture)), path)
+    write_image(to_image(picture), path)
 
 
-def write_marked(image: Image.Image, path: Path) -> None:
-    """Writes a picture beside results as PNG with a mark; raises InputError if that fails."""
-    mark = PngInfo()
-    mark.add_text("Software", PROGRAM)
-    write_file(png_bytes(image, mark), path)
-
-
-def is_own(path: Path) -> bool:
-    """Whether a file may be replaced: there is none, or it has the mark of this program."""
-    if not os.path.lexists(path):
-        return True
-    try:
-        with path.open("rb") as file:
-            head = file.read(1024)
-    except OSError:  # a folder, a dangling link, or not the user's to read
-        return False
-    return any(mark in head for mark in OWN)
+def write_image(image: Image.Image, path: Path) -> None:
+    """Writes an image as PNG; raises InputError if it cannot be written."""
+    write_file(png_bytes(image), path)
 
 
 def cut_out(picture: Floats, box: Box) -> Floats:
@@ -111,10 +91,10 @@ def cut_out(picture: Floats, box: Box) -> Floats:
     return picture[:, box.top : box.bottom, box.left : box.right]
 
 
-def png_bytes(image: Image.Image, text: PngInfo | None = None) -> bytes:
+def png_bytes(image: Image.Image) -> bytes:
     """An image as the bytes of a PNG file."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=text)
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 

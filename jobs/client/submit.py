@@ -7,9 +7,7 @@ import secrets
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
-from pathlib import Path
 
-from jobs.client.drivers import pin_of
 from jobs.client.home import LocalJob, LocalPair, SkippedPair
 from jobs.client.pairs import Skipped
 from jobs.client.preparation import PreparedPair
@@ -96,8 +94,8 @@ def submit(
         pairs=known,
         skipped=[SkippedPair(name=s.name, reason=s.reason) for s in skipped],
     )
+    home.add_job(local, inputs.pictures)
     try:
-        home.add_job(local, inputs.pictures)
         upload_shared(session, local)
         progress(0, len(inputs.wanted))
         # The next ones are encrypted while one is uploaded.
@@ -150,14 +148,14 @@ def upload_shared(session: Session, local: LocalJob, mend: bool = False) -> None
         mend: Read what the store has, and replace what is damaged or of another model or key set.
 
     Raises:
-        CircuitError: if the model is missing here, or the keys are missing here and there.
+        CircuitError: if they are missing here, too.
         StoreError: if the store cannot be written.
     """
     home, store, ring = session.home, session.store, session.ring
-    pin = pin_of(home, local)
+    folder = home.models / local.model_id
     for key, read in (
-        (layout.model_server(pin.model_id, pin.bundle), Path(pin.folder, SERVER_FILE).read_bytes),
-        (layout.model_plan(pin.model_id, pin.plan), Path(pin.folder, PLAN_FILE).read_bytes),
+        (layout.model_server(local.model_id), (folder / SERVER_FILE).read_bytes),
+        (layout.model_plan(local.model_id), (folder / PLAN_FILE).read_bytes),
         (layout.evaluation_keys(local.key_id), lambda: ring.evaluation_keys(local.key_id)),
     ):
         there = store.exists(key)
@@ -177,6 +175,6 @@ def upload_shared(session: Session, local: LocalJob, mend: bool = False) -> None
 
 def _holds(store: Store, key: str, blob: bytes) -> bool:
     try:
-        return store.read(key, len(blob)) == blob
+        return store.read(key) == blob
     except StoreError:
         return False

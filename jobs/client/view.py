@@ -14,7 +14,6 @@ from rich.text import Text
 from jobs.client.home import LocalJob
 from jobs.client.wording import many
 from jobs.storage.records import JobState, PairEnd, PairState, Status, pair_states
-from nst.plain import plain
 
 MOST_ROWS = 16
 """Pairs shown at once: the screen has other things on it."""
@@ -58,8 +57,7 @@ def table(snapshot: Snapshot) -> RenderableType:
     shown = sorted(pairs, key=lambda pair: ORDER.index(pair[2].status))[:MOST_ROWS]
     for name, stage, pair in shown:
         style = {"failed": "red", "succeeded": "green", "running": "bold"}.get(pair.status, "dim")
-        cells = Text(plain(name)), Text(pair.status, style), Text(stage), Text(plain(pair.reason))
-        grid.add_row(*cells)
+        grid.add_row(Text(name), Text(pair.status, style), stage, Text(pair.reason))
     parts: list[RenderableType] = [head, Text(snapshot.line)]
     if state.actors:
         nodes = f" on {many(state.nodes, 'node')}" if state.nodes else ""

@@ -19,7 +19,6 @@ from jobs.storage.records import (
     read_state,
 )
 from jobs.storage.store import Store
-from nst.plain import MOST_LINE, plain
 
 POLL = 0.5
 PLAIN_EVERY = 30.0
@@ -97,11 +96,10 @@ class _Looks:
         self._count = 0
 
     def look(self) -> Snapshot:
-        pairs = len(self.local.pairs)
-        state = read_state(self.store, self.local.job_id, pairs)
+        state = read_state(self.store, self.local.job_id)
         count = state.pairs_done + state.pairs_failed
         if count != self._count:
-            self._job = self._job or read_job(self.store, self.local.job_id, pairs)
+            self._job = self._job or read_job(self.store, self.local.job_id)
             self._ended = read_marks(self.store, self._job, self._ended).ended
             self._count = count
         return Snapshot(self.local, state, self._ended, describe(state, time.time()))
@@ -121,6 +119,4 @@ class _Plain:
             self._print(seen.line)
 
     def _print(self, line: str) -> None:
-        self.console.print(
-            plain(line, MOST_LINE), highlight=False, markup=False, emoji=False, soft_wrap=True
-        )
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,9 +1,8 @@
-"""The server-side driver of one job: `python -m jobs.execution.driver STORE JOB --actors N ...`, on
-a Ray of its own, or with `--cluster` on the one it is started in.
+"""The server-side driver of one job: `python -m jobs.execution.driver STORE JOB --actors N`, on a
+Ray of its own, or with `--cluster` on the one it is started in.
 
 Reads the job's record from the store, walks its task graph on Ray actors, writes parts of results,
-markers and state back. Which model it loads says its command line, by digest: what the store says
-is data. It needs no client code: `seal` sees to that.
+markers and state back. It needs no other input and no client code: `seal` sees to that.
 """
 
 from __future__ import annotations
@@ -11,35 +10,38 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from cluster.reasons import why
 from cluster.types import Callback, Executor, Handle
 from jobs.execution.checkpoints import Checkpoints
-from jobs.execution.loading import EvaluatorLoader, ModelPin
+from jobs.execution.loading import EvaluatorLoader, job_plan
 from jobs.execution.notify import URL_VARIABLE, message, notify
 from jobs.execution.recorder import Recorder, Tracer, log
 from jobs.execution.resume import copy_results, without_done
 from jobs.execution.scheduler import run_graph
 from jobs.storage import layout
-from jobs.storage.records import JobState, read_job
-from jobs.storage.store import open_store
+from jobs.storage.records import JobRecord, JobState, read_job
+from jobs.storage.store import Store, open_store
 from nst.ciphertext import Envelope
 from nst.engines import get_engine
-from nst.engines.base import Plan
-from nst.errors import CircuitError, NstBatchError, StoreError, last_line
+from nst.errors import CircuitError, NstBatchError, StoreError
 from nst.sealing import seal
 
 if TYPE_CHECKING:
     from cluster.executor import Held
 
 
+def run_job(store: Store, job: JobRecord, executor: Executor[Handle], actors: int) -> JobState:
+    """Do what is left of a job on an executor."""
+    return walk_job(Recorder(store, job, actors), executor)
+
+
 def walk_job(
     recorder: Recorder[Handle],
-    plan: Plan,
     executor: Executor[Handle],
     callbacks: Sequence[Callback[Handle]] = (),
 ) -> JobState:
@@ -47,11 +49,11 @@ def walk_job(
 
     Args:
         recorder: Writes the job's state.
-        plan: Of the job's model, at the size of its contents.
         executor: What runs its tasks.
         callbacks: Told before the recorder is.
     """
     store, job = recorder.store, recorder.job
+    plan = job_plan(store, job)
     recorder.take_plan(plan)
     checkpoints = Checkpoints(store, job, executor.get)
     styles = {pair.style for pair in job.pairs}
@@ -89,8 +91,7 @@ Backend = tuple[Executor[Handle], Sequence[Callback[Handle]]]
 
 def drive(
     recorder: Recorder[Handle],
-    pin: ModelPin,
-    connect: Callable[[Recorder[Handle], ModelPin], AbstractContextManager[Backend[Handle]]],
+    connect: Callable[[Recorder[Handle]], AbstractContextManager[Backend[Handle]]],
 ) -> JobState:
     """Run a job; one that cannot go on is left in state `failed` with the reason.
 
@@ -99,33 +100,29 @@ def drive(
 
     Args:
         recorder: Has taken up the job.
-        pin: The model and key set that the client wants.
         connect: Brings up what runs it, and takes that down.
     """
     try:
-        plan = pin.job_plan(recorder.store, recorder.job)
-        with connect(recorder, pin) as (executor, callbacks):
-            return walk_job(recorder, plan, executor, callbacks)
+        with connect(recorder) as (executor, callbacks):
+            return walk_job(recorder, executor, callbacks)
     except Exception as error:
-        # Of an actor's stack trace the last line says what happened, after the error's name.
-        reason = re.sub(r"^nst\.errors\.\w+: ", "", last_line(error))
         # A store that does not take the reason must not hide it.
         with suppress(StoreError):
-            recorder.could_not_go_on(reason)
+            recorder.could_not_go_on(why(error))
         raise
 
 
 @contextmanager
-def on_local_ray(recorder: Recorder[Held], pin: ModelPin) -> Iterator[Backend[Held]]:
+def on_local_ray(recorder: Recorder[Held]) -> Iterator[Backend[Held]]:
     """Actors on this machine, on a Ray of their own."""
     from cluster.local import local_ray
 
     with local_ray(recorder.state.actors):
-        yield _on_ray(recorder, pin)
+        yield _on_ray(recorder)
 
 
 @contextmanager
-def on_running_ray(recorder: Recorder[Held], pin: ModelPin) -> Iterator[Backend[Held]]:
+def on_running_ray(recorder: Recorder[Held]) -> Iterator[Backend[Held]]:
     """Actors on the cluster that started this process; if 0 were asked for, one per CPU."""
     from cluster.local import cpus, running_ray
 
@@ -133,18 +130,17 @@ def on_running_ray(recorder: Recorder[Held], pin: ModelPin) -> Iterator[Backend[
     with running_ray(os.environ.get("RAY_ADDRESS", "auto")):
         # A cluster that starts its workers on demand has none yet: the first actor brings one.
         recorder.state.actors = recorder.state.actors or max(cpus(), 1)
-        yield _on_ray(recorder, pin)
+        yield _on_ray(recorder)
 
 
-def _on_ray(recorder: Recorder[Held], pin: ModelPin) -> Backend[Held]:
+def _on_ray(recorder: Recorder[Held]) -> Backend[Held]:
     from cluster.executor import RayExecutor
     from cluster.metrics import DriverMetrics
 
-    loader = EvaluatorLoader(recorder.store.url, pin)
-    plan = pin.job_plan(recorder.store, recorder.job)
-    needs = get_engine(plan.engine).rates().actor_bytes
-    executor = RayExecutor(recorder.state.actors, loader, needs)
-    return executor, [DriverMetrics(recorder.job.job_id, recorder.pair_counts)]
+    job = recorder.job
+    loader = EvaluatorLoader(recorder.store.url, job.model_id, job.key_id)
+    executor = RayExecutor(recorder.state.actors, loader)
+    return executor, [DriverMetrics(job.job_id, recorder.pair_counts)]
 
 
 def tell_the_end(recorder: Recorder[Held]) -> None:
@@ -173,11 +169,6 @@ def main() -> None:
     parser.add_argument("job_id")
     parser.add_argument("--actors", type=int, default=0, help="with --cluster, 0 is one per CPU")
     parser.add_argument("--cluster", action="store_true", help="on the Ray cluster that runs here")
-    parser.add_argument("--model", required=True, help="id of the model")
-    parser.add_argument("--key", required=True, help="id of the key set")
-    parser.add_argument("--plan", required=True, help="SHA-256 of the model's plan")
-    parser.add_argument("--bundle", required=True, help="SHA-256 of its server bundle")
-    parser.add_argument("--folder", default="", help="where both are; without, in the store")
     arguments = parser.parse_args()
     if arguments.actors < (0 if arguments.cluster else 1):
         parser.error("--actors must be at least 1")
@@ -186,12 +177,9 @@ def main() -> None:
     try:
         store = open_store(arguments.store)
         job = read_job(store, arguments.job_id)
-        pin = ModelPin(
-            arguments.model, arguments.key, arguments.plan, arguments.bundle, arguments.folder
-        )
         recorder: Recorder[Held] = Recorder(store, job, arguments.actors)
         try:
-            drive(recorder, pin, on_running_ray if arguments.cluster else on_local_ray)
+            drive(recorder, on_running_ray if arguments.cluster else on_local_ray)
         finally:
             tell_the_end(recorder)
     except NstBatchError as error:

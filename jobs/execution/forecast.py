@@ -275,7 +275,7 @@ def repeated(pairs: Sequence[PairRecord], count: int) -> list[PairRecord]:
     for i in range(count):
         turn, pair = i // len(pairs), pairs[i % len(pairs)]
         ids = (pair.pair_id, pair.content, pair.style)
-        pair_id, content, style = (f"{each}-{turn}" for each in ids)
+        pair_id, content, style = (f"{each}/{turn}" for each in ids)
         out.append(PairRecord(pair_id=pair_id, content=content, style=style))
     return out
 

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import secrets
 import time
-from dataclasses import replace
 from typing import Literal
 
 from cluster.types import Callback, Completion, Handle
@@ -32,7 +31,6 @@ from jobs.storage.store import Store
 from nst.engines.base import Plan
 from nst.engines.tasks import Task, TaskGraph, pair_group
 from nst.errors import StoreError
-from nst.plain import plain
 
 log = logging.getLogger("nst-batch.driver")
 """What a driver prints: ids and reasons, which is all that it knows."""
@@ -133,7 +131,7 @@ class Recorder(Callback[Handle]):
         """See `Callback`."""
         self.state.attempts_failed += 1
         for pair_id in self.graph.pairs_of[task.group]:
-            log.info("pair %s: task %s part %d: %s", pair_id, task.stage, task.part, plain(reason))
+            log.info("pair %s: task %s part %d: %s", pair_id, task.stage, task.part, reason)
 
     def on_task_end(self, task: Task, completion: Completion[Handle], live_bytes: int) -> None:
         """See `Callback`."""
@@ -151,8 +149,7 @@ class Recorder(Callback[Handle]):
 
     def on_result_part(self, pair_id: str, part: int, ciphertext: bytes) -> None:
         """See `Callback`."""
-        place = layout.result_place(self.job.job_id, pair_id, part)
-        envelope = replace(self._plan.pack_result(self.job.key_id, ciphertext), place=place)
+        envelope = self._plan.pack_result(self.job.key_id, ciphertext)
         key = layout.result_part(self.job.job_id, self.attempt, pair_id, part)
         self.store.write(key, envelope.pack())
 
@@ -191,7 +188,7 @@ class Recorder(Callback[Handle]):
             other = read_state(self.store, self.job.job_id)
             if other.attempt not in ("", self.attempt) and not other.stale(self._now()):
                 return
-        self.state.status, self.state.reason = "failed", plain(reason)
+        self.state.status, self.state.reason = "failed", reason
         self.write_state()
 
     def write_state(self) -> None:

@@ -121,7 +121,6 @@ def copy_results(
         with contextlib.suppress(NstBatchError):
             envelope = Envelope.unpack(blob := store.read(key), key)
             envelope.require(job.key_id, job.model_id, key)
-            envelope.require_place(layout.result_place(job.job_id, pair, part), key)
             plan.require_result(envelope, key)
             store.write(layout.result_part(job.job_id, attempt, pair, part), blob)
             there.setdefault(pair, set()).add(part)

@@ -1,7 +1,7 @@
 """Every key in a store, in one place. Nothing else in the program spells a path in a store.
 
 store.json                          the store's format
-models/MODEL/                       SHA256.json (plan), SHA256.zip (server bundle)
+models/MODEL/                       plan.json, server.zip
 keys/KEY/                           evaluation.key
 jobs/JOB/                           job.json, state.json, trace.json
 jobs/JOB/inputs/                    INPUT.ct
@@ -23,14 +23,14 @@ def model(model_id: str) -> str:
     return f"models/{model_id}/"
 
 
-def model_server(model_id: str, sha256: str) -> str:
-    """A model's server bundle by its content: each build of a model has its own."""
-    return f"{model(model_id)}{sha256}.zip"
+def model_server(model_id: str) -> str:
+    """A model's server bundle."""
+    return f"{model(model_id)}server.zip"
 
 
-def model_plan(model_id: str, sha256: str) -> str:
-    """What the model costs, and its task graph, by its content."""
-    return f"{model(model_id)}{sha256}.json"
+def model_plan(model_id: str) -> str:
+    """What the model costs, and its task graph."""
+    return f"{model(model_id)}plan.json"
 
 
 def keys(key_id: str) -> str:
@@ -93,11 +93,6 @@ def part_in_attempt(pair_id: str, part: int) -> str:
     return f"{pair_id}/{part:03d}.ct"
 
 
-def result_place(job_id: str, pair_id: str, part: int) -> str:
-    """What a part of a result says of itself, whichever driver made it."""
-    return f"{job_id}/{part_in_attempt(pair_id, part)}"
-
-
 def checkpoints(job_id: str) -> str:
     """Prefix of all stored results of stages in the middle."""
     return f"{whole_job(job_id)}checkpoints/"
@@ -142,7 +137,7 @@ def require_key(store: str, key: str) -> None:
         store: Name of the store in the error.
         key: What should be a key.
     """
-    if "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
+    if any(part in ("", ".", "..") for part in key.split("/")):
         raise StoreContentError(f"store {store}: {key!r} is no key; submit the job again")
 
 

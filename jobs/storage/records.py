@@ -3,82 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 
 from jobs.storage import layout
-from jobs.storage.bounds import JOB_BYTES, MARKS, PAIR_BYTES, SMALL_BYTES, TASK_BYTES, TRACE_BYTES
 from jobs.storage.store import Store
 from nst.errors import StoreContentError
-from nst.parsing import ID, parse_json
-from nst.plain import plain
 
 FORMAT = 3
 STALE_AFTER = 120.0
 """Seconds without a sign of life after which a driver is taken to be gone: longer than it waits for
 a store that is away."""
 
-READERS = 16
-"""Markers of pairs that are read at once."""
-
 Status = Literal["submitted", "queued", "running", "succeeded", "failed", "cancelled"]
 """Of a job and of a pair. A job is `queued` until it has actors, a pair until it has its turn."""
 
-MOST = 1e11
-"""No count and no second of ours is larger: dates end with the year 9999."""
-NAME = r"^[0-9A-Za-z_:.-]{1,100}$"
+Record = TypeVar("Record", bound=BaseModel)
 
 
-Id = Annotated[str, Field(pattern=ID)]
-"""Of a job, a pair, a picture, an attempt: part of a key, and shown in a terminal."""
-Name = Annotated[str, Field(pattern=NAME)]
-"""Of a stage, a quality level, a group of tasks."""
-Count = Annotated[int, Field(ge=0, le=MOST)]
-Seconds = Annotated[float, Field(ge=0, le=MOST)]
-"""Of a clock or between two, so that sums and differences stay finite."""
-Reason = Annotated[str, BeforeValidator(plain)]
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+Reason = Annotated[str, AfterValidator(_one_line)]
 """Text of a server's, shown in a terminal: nothing in it may steer one."""
 
 
-class StoreRecord(BaseModel):
+class _Form(BaseModel):
     """What every record tells of itself, whichever version wrote it."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
-
     format: int = FORMAT
-
-
-Record = TypeVar("Record", bound=StoreRecord)
 
 
 class PairRecord(BaseModel):
     """A pair by the ids of its encrypted pictures."""
 
-    pair_id: Id
-    content: Id
-    style: Id
+    pair_id: str
+    content: str
+    style: str
 
 
-class JobRecord(StoreRecord):
+class JobRecord(BaseModel):
     """What is to be done, by which model under which keys.
 
     `width` and `height` are those of the encrypted contents in pixels.
     """
 
-    job_id: Id
-    created: Reason
-    quality: Name
-    width: Count
-    height: Count
-    model_id: Id
-    key_id: Id
+    format: int = FORMAT
+    job_id: str
+    created: str
+    quality: str
+    width: int
+    height: int
+    model_id: str
+    key_id: str
     pairs: list[PairRecord]
 
 
-class JobState(StoreRecord):
+class JobState(BaseModel):
     """How far a job is; replaced every other second while a driver has it.
 
     Times are seconds since the epoch, `heartbeat` by the store's clock and the others by the
@@ -87,23 +71,24 @@ class JobState(StoreRecord):
     actors are.
     """
 
+    format: int = FORMAT
     status: Status = "submitted"
-    attempt: Id | Literal[""] = ""
-    pairs_total: Count = 0
-    pairs_done: Count = 0
-    pairs_failed: Count = 0
-    pairs_running: list[Id] = []
-    stages: dict[Id, Name] = {}
-    seconds_total: Seconds = 0.0
-    seconds_done: Seconds = 0.0
-    attempts_failed: Count = 0
-    actors: Count = 0
-    nodes: Count = 0
-    driver_started: Seconds = 0.0
-    first_task: Seconds = 0.0
-    last_task: Seconds = 0.0
-    heartbeat: Seconds = 0.0
-    peak_live_bytes: Annotated[int, Field(ge=0, le=2**63)] = 0
+    attempt: str = ""
+    pairs_total: int = 0
+    pairs_done: int = 0
+    pairs_failed: int = 0
+    pairs_running: list[str] = []
+    stages: dict[str, str] = {}
+    seconds_total: float = 0.0
+    seconds_done: float = 0.0
+    attempts_failed: int = 0
+    actors: int = 0
+    nodes: int = 0
+    driver_started: float = 0.0
+    first_task: float = 0.0
+    last_task: float = 0.0
+    heartbeat: float = 0.0
+    peak_live_bytes: int = 0
     reason: Reason = ""
 
     @property
@@ -114,16 +99,14 @@ class JobState(StoreRecord):
     @property
     def share(self) -> float:
         """Of the work that is done, 0 to 1."""
-        return min(self.seconds_done / self.seconds_total, 1.0) if self.seconds_total else 0.0
+        return self.seconds_done / self.seconds_total if self.seconds_total else 0.0
 
     def eta(self, now: float) -> float | None:
         """Seconds to the end at the job's own rate so far; None before there is one."""
         spent = now - self.first_task
         if not self.first_task or not self.seconds_done or spent <= 0:
             return None
-        rate = self.seconds_done / spent
-        # A store may say that next to nothing is done.
-        return min((self.seconds_total - self.seconds_done) / rate, MOST) if rate else None
+        return (self.seconds_total - self.seconds_done) / (self.seconds_done / spent)
 
     def stale(self, now: float) -> bool:
         """Whether the driver that should be at work is gone; `now` by the store's clock."""
@@ -131,21 +114,23 @@ class JobState(StoreRecord):
         return at_work and now - self.heartbeat > STALE_AFTER
 
 
-class PairEnd(StoreRecord):
+class PairEnd(BaseModel):
     """The end of a pair, published once: whose parts are its result, or why it has none."""
 
-    pair_id: Id
+    format: int = FORMAT
+    pair_id: str
     status: Literal["succeeded", "failed"]
-    attempt: Id | Literal[""] = ""
-    parts: Count = 0
+    attempt: str = ""
+    parts: int = 0
     reason: Reason = ""
-    finished: Seconds = 0.0
+    finished: float = 0.0
 
 
-class Cancellation(StoreRecord):
+class Cancellation(BaseModel):
     """A wish that a job be stopped."""
 
-    asked: Seconds
+    format: int = FORMAT
+    asked: float
 
 
 @dataclass(frozen=True)
@@ -159,58 +144,44 @@ class PairState:
 class TaskTrace(BaseModel):
     """When one task ran, in seconds since the epoch, and the core-seconds expected of it."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
-
-    stage: Name
-    group: Name
-    part: Count
-    seconds: Seconds
-    start: Seconds
-    end: Seconds
-    cpu_s: Seconds
+    stage: str
+    group: str
+    part: int
+    seconds: float
+    start: float
+    end: float
+    cpu_s: float
 
 
 _TRACE = TypeAdapter(list[TaskTrace])
 
 
-def read_record(store: Store, key: str, kind: type[Record], limit: int = SMALL_BYTES) -> Record:
+def read_record(store: Store, key: str, kind: type[Record]) -> Record:
     """Read and check a record.
 
-    Args:
-        store: Where it is.
-        key: Which.
-        kind: What it is.
-        limit: Bytes that it can have.
-
     Raises:
-        StoreContentError: if it is missing, damaged, too large or of another format.
+        StoreContentError: if it is missing, damaged or of another format.
         StoreError: if the store does not answer.
     """
-    blob = store.read(key, limit)
+    blob = store.read(key)
     try:
-        document = parse_json(blob, limit)
         # The format first: other versions have other fields.
-        form = StoreRecord.model_validate(document).format
+        form = _Form.model_validate_json(blob).format
         if form != FORMAT:
             raise StoreContentError(
                 f"store {store.url}: {key} has format {form}, this version reads {FORMAT}; "
                 "use the version that wrote it"
             )
-        return kind.model_validate(document)
-    except ValueError as error:
-        problems = error.error_count() if isinstance(error, ValidationError) else 1
+        return kind.model_validate_json(blob)
+    except ValidationError as error:
         raise StoreContentError(
-            f"store {store.url}: {key} is damaged ({problems} problems); submit the job again"
+            f"store {store.url}: {key} is damaged ({error.error_count()} problems); "
+            "submit the job again"
         ) from error
 
 
-def read_trace(store: Store, job_id: str, tasks: int | None = None) -> list[TaskTrace]:
+def read_trace(store: Store, job_id: str) -> list[TaskTrace]:
     """When the tasks of a job's last driver ran; empty where no driver has ended yet.
-
-    Args:
-        store: Where it is.
-        job_id: Which job.
-        tasks: How many tasks the job can have, if the reader knows.
 
     Raises:
         StoreContentError: if it is damaged.
@@ -219,12 +190,11 @@ def read_trace(store: Store, job_id: str, tasks: int | None = None) -> list[Task
     key = layout.trace(job_id)
     if not store.exists(key):
         return []
-    limit = TRACE_BYTES if tasks is None else SMALL_BYTES + TASK_BYTES * tasks
     try:
-        return _TRACE.validate_python(parse_json(store.read(key, limit), limit))
-    except ValueError as error:
+        return _TRACE.validate_json(store.read(key))
+    except ValidationError as error:
         raise StoreContentError(
-            f"store {store.url}: {key} is damaged; "
+            f"store {store.url}: {key} is damaged ({error.error_count()} problems); "
             "times of the job's tasks are lost, its results are not"
         ) from error
 
@@ -234,31 +204,17 @@ def write_record(store: Store, key: str, record: BaseModel) -> None:
     store.write(key, record.model_dump_json().encode())
 
 
-def read_job(store: Store, job_id: str, pairs: int | None = None) -> JobRecord:
-    """What was submitted; see `read_record` for errors.
-
-    Args:
-        store: Where it is.
-        job_id: Which job.
-        pairs: How many pairs the job has at most, if the reader knows.
-    """
-    key = layout.job(job_id)
-    job = read_record(store, key, JobRecord, _job_bytes(pairs))
-    if job.job_id != job_id or (pairs is not None and len(job.pairs) > pairs):
-        raise StoreContentError(f"store {store.url}: {key} is another job's; submit the job again")
-    return job
+def read_job(store: Store, job_id: str) -> JobRecord:
+    """What was submitted; see `read_record` for errors."""
+    return read_record(store, layout.job(job_id), JobRecord)
 
 
-def read_state(store: Store, job_id: str, pairs: int | None = None) -> JobState:
-    """The state of a job; `submitted` before a driver has taken it up; see `read_job`."""
+def read_state(store: Store, job_id: str) -> JobState:
+    """The state of a job; `submitted` before a driver has taken it up."""
     for key in (layout.job_end(job_id), layout.state(job_id)):
         if store.exists(key):
-            return read_record(store, key, JobState, _job_bytes(pairs))
+            return read_record(store, key, JobState)
     return JobState()
-
-
-def _job_bytes(pairs: int | None) -> int:
-    return JOB_BYTES if pairs is None else SMALL_BYTES + PAIR_BYTES * pairs
 
 
 @dataclass(frozen=True)
@@ -277,7 +233,7 @@ class Marks:
 
 
 def read_marks(store: Store, job: JobRecord, known: Mapping[str, PairEnd] | None = None) -> Marks:
-    """The markers of a job; a pair whose own is damaged has failed, so that `retry` mends it.
+    """The markers of a job.
 
     Args:
         store: Where it is.
@@ -285,30 +241,17 @@ def read_marks(store: Store, job: JobRecord, known: Mapping[str, PairEnd] | None
         known: Pairs whose end has been read already: a marker never changes.
     """
     known = known or {}
-    listed = set(store.list(layout.marks(job.job_id), MARKS + 2 * len(job.pairs)))
-    keys = {pair.pair_id: layout.pair_end(job.job_id, pair.pair_id) for pair in job.pairs}
-    ended = {pair_id: known.get(pair_id) for pair_id, key in keys.items() if key in listed}
-    unread = [pair_id for pair_id, end in ended.items() if end is None]
-    # A store that is far away takes its time for each, not for all.
-    with ThreadPoolExecutor(READERS) as pool:
-        found = pool.map(lambda pair_id: _read_end(store, keys[pair_id], pair_id), unread)
-        ended |= zip(unread, found, strict=True)
+    listed = set(store.list(layout.marks(job.job_id)))
+    ended = {}
+    for pair_id in (pair.pair_id for pair in job.pairs):
+        key = layout.pair_end(job.job_id, pair_id)
+        if key in listed:
+            ended[pair_id] = known.get(pair_id) or read_record(store, key, PairEnd)
     return Marks(
-        {pair_id: end for pair_id, end in ended.items() if end},
+        ended,
         cancelled=layout.cancellation(job.job_id) in listed,
         complete=layout.job_end(job.job_id) in listed,
     )
-
-
-def _read_end(store: Store, key: str, pair_id: str) -> PairEnd:
-    try:
-        end = read_record(store, key, PairEnd)
-        if end.pair_id == pair_id:
-            return end
-        reason = f"its marker {key} is another pair's"
-    except StoreContentError as error:
-        reason = str(error)
-    return PairEnd(pair_id=pair_id, status="failed", reason=reason)
 
 
 def pair_states(

@@ -10,10 +10,13 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from nst.errors import StoreAddressError
+
+if TYPE_CHECKING:
+    from jobs.storage.s3_store import S3Store
 
 SCHEME = "s3://"
 PATIENCE = 75.0
@@ -84,9 +87,14 @@ class S3Address:
     def _check_options(self) -> None:
         options = self.options
         for name, value in options.in_url().items():
-            if not value or not value.isprintable():
+            if not value:
                 raise StoreAddressError(
                     f"store {self.name}: {name} is empty; leave it out or give one"
+                )
+            if not value.isprintable():
+                raise StoreAddressError(
+                    f"store {self.name}: {name} holds a character that is not printed, perhaps the "
+                    "line end of a file from Windows; write it again"
                 )
         if options.endpoint_url is not None:
             _check_endpoint(self.name, options.endpoint_url)
@@ -130,6 +138,14 @@ class S3Address:
     def portable(self) -> S3Address:
         """See `Address`: other machines do not have this one's AWS profiles."""
         return replace(self, options=replace(self.options, profile=None))
+
+    def connect(self, patience: float, make: bool) -> S3Store:
+        """See `Address`: a bucket is never made."""
+        from jobs.storage.s3_store import S3Store
+
+        store = S3Store(self)
+        store.check(patience)
+        return store
 
     def key(self, key: str) -> str:
         """The object's key for a store's key."""
@@ -185,6 +201,11 @@ def _check_endpoint(name: str, endpoint: str) -> None:
     if "@" in endpoint:
         raise StoreAddressError(
             f"store {name}: credentials do not belong into an endpoint; {advice}"
+        )
+    if right and parts.path not in ("", "/"):
+        raise StoreAddressError(
+            f"store {name}: {without_secrets(endpoint)!r} is no endpoint of a server: leave out "
+            f"{parts.path}; a bucket belongs into s3://bucket/prefix"
         )
     if not right or parts.query or parts.fragment:
         raise StoreAddressError(

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import io
-import re
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from itertools import islice
 from typing import Any, TypeVar
 
 from boto3.s3.transfer import TransferConfig, create_transfer_manager
@@ -27,7 +25,6 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from jobs.storage.bounds import MOST_KEYS, all_of, require_size
 from jobs.storage.layout import require_folder, require_key
 from jobs.storage.s3_address import PATIENCE, S3Address
 from jobs.storage.s3_errors import REQUEST_ERRORS, code_of, explain, is_transient, status_of
@@ -47,13 +44,10 @@ DAMAGED_READS = 2
 """Reads of a blob that does not match its checksum: the second tells the network from the store."""
 REPLACED_READS = 10
 """Reads of a blob that others replace while it is read."""
-PAGE, EMPTY_PAGES, MOST_PAGES = 100, 100, 10_000
-"""Names that a page of a listing has at least, pages that may have fewer, and pages of uploads."""
-CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})\Z")
 DELETE_BATCH = 1000
 """Keys a request, S3's limit."""
-SENSELESS = (ValueError, LookupError, TypeError, OverflowError, RecursionError)
-"""What reading an answer raises that no S3 server gives."""
+UNSUPPORTED = frozenset({405, 501})
+"""What servers answer to requests that they do not know."""
 SHA256, WRITER = "sha256", "writer"
 """Metadata of every object; of those made by `create`, who made it."""
 
@@ -135,13 +129,13 @@ class S3Store:
         """Raise StoreError if the bucket cannot be listed; a silent server gets so many seconds."""
         self._request("cannot open it", self._list_one, patience)
 
-    def read(self, key: str, limit: int | None = None) -> bytes:
+    def read(self, key: str) -> bytes:
         """See `Store`: a blob that does not match its checksum is damaged."""
         self._require(key)
         damaged = replaced = 0
         while damaged < DAMAGED_READS and replaced < REPLACED_READS:
             try:
-                blob, recorded = self._download(key, limit)
+                blob, recorded = self._download(key)
             except _ReplacedError:
                 replaced += 1
                 continue
@@ -206,15 +200,17 @@ class S3Store:
         self._require(key)
         return self._request(f"cannot read {key}", lambda: self._head(key)) is not None
 
-    def children(self, prefix: str, limit: int = MOST_KEYS) -> list[str]:
+    def children(self, prefix: str) -> list[str]:
         """See `Store`."""
         cut = len(self.address.key(prefix))
-        return [name[cut:-1] for name in self._listed(prefix, "CommonPrefixes", limit, "/")]
+        found = (f for page in self._pages(prefix, "/") for f in page.get("CommonPrefixes", []))
+        return sorted(folder["Prefix"][cut:-1] for folder in found)
 
-    def list(self, prefix: str, limit: int = MOST_KEYS) -> list[str]:
+    def list(self, prefix: str) -> list[str]:
         """See `Store`."""
         cut = len(self.address.key(""))
-        return [name[cut:] for name in self._listed(prefix, "Contents", limit)]
+        pages = self._pages(prefix)
+        return sorted(found["Key"][cut:] for page in pages for found in page.get("Contents", []))
 
     def delete(self, key: str) -> None:
         """See `Store`."""
@@ -237,12 +233,15 @@ class S3Store:
 
     def clock(self) -> float:
         """See `Store`; to the second."""
-
-        def dated() -> float:
-            headers = self._list_one()["ResponseMetadata"]["HTTPHeaders"]
-            return parsedate_to_datetime(headers["date"]).timestamp()
-
-        return self._request("cannot read its clock", dated)
+        answer = self._request("cannot read its clock", self._list_one)
+        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
+        try:
+            return parsedate_to_datetime(date).timestamp()
+        except ValueError as error:
+            raise self._error(
+                "the server does not say the time (no header Date), by which a job is known to be "
+                "alive; take away the proxy before it, or use another --store"
+            ) from error
 
     def credentials(self) -> tuple[str, bool]:
         """Where the credentials come from, and whether they end without being renewed.
@@ -284,28 +283,12 @@ class S3Store:
                 return None
             raise
 
-    def _listed(self, prefix: str, kind: str, limit: int, delimiter: str = "") -> Sequence[str]:
-        """All names of a listing, whole: keys, or below a delimiter what stands before it."""
-        whole = self.address.key(prefix)
-        pages = self.client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.address.bucket, Prefix=whole, Delimiter=delimiter
+    def _pages(self, prefix: str, delimiter: str = "") -> Sequence[dict[str, Any]]:
+        """All answers to a listing; below a delimiter, names only."""
+        listing = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.address.bucket, Prefix=self.address.key(prefix), Delimiter=delimiter
         )
-
-        def names() -> Iterator[str]:
-            for number, page in enumerate(pages):
-                found = page.get(kind, [])
-                # A page may be empty, but not page after page.
-                if number > limit // PAGE + EMPTY_PAGES:
-                    raise self._damage(f"the listing of {prefix} does not end")
-                for entry in found:
-                    name = str(entry["Key" if kind == "Contents" else "Prefix"])
-                    if name.startswith(whole):
-                        yield name
-
-        def everything() -> Sequence[str]:
-            return all_of(names(), self.address.name, prefix, limit)
-
-        return self._request(f"cannot list {prefix}", everything)
+        return self._request(f"cannot list {prefix}", lambda: [*listing])
 
     def _list_one(self) -> dict[str, Any]:
         # Not HEAD of the bucket: its refusals have no body, so no reason.
@@ -314,44 +297,39 @@ class S3Store:
         )
         return answer
 
-    def _download(self, key: str, limit: int | None) -> tuple[bytes, str | None]:
+    def _download(self, key: str) -> tuple[bytes, str | None]:
         """A blob and its recorded SHA-256; ranges belong to one version of the object."""
         doing = f"cannot read {key}"
-        first = self._request(doing, lambda: self._first_piece(key, limit))
-        require_size(self.address.name, key, first.total, limit)
+        first = self._request(doing, lambda: self._first_piece(key))
         starts = range(len(first.blob), first.total, self.part_bytes)
         if not starts:
             return first.blob, first.sha256
 
         def piece(start: int) -> bytes:
-            wanted = min(self.part_bytes, first.total - start)
-            found = self._request(doing, lambda: self._later_piece(key, start, wanted, first.etag))
-            if found.total != first.total or len(found.blob) != wanted:
-                raise self._damage(f"{key} comes in pieces that do not fit; read it again")
-            return found.blob
+            return self._request(doing, lambda: self._later_piece(key, start, first.etag)).blob
 
         with ThreadPoolExecutor(PARALLEL) as threads:
             return b"".join([first.blob, *threads.map(piece, starts)]), first.sha256
 
-    def _first_piece(self, key: str, limit: int | None) -> _Piece:
+    def _first_piece(self, key: str) -> _Piece:
         try:
-            return self._get(key, 0, self.part_bytes, Range=f"bytes=0-{self.part_bytes - 1}")
+            return self._get(key, Range=f"bytes=0-{self.part_bytes - 1}")
         except ClientError as error:
             if status_of(error) != 416:
                 raise
-            return self._get(key, 0, 0)  # An empty object has no range.
+            return self._get(key)  # An empty object has no range.
 
-    def _later_piece(self, key: str, start: int, wanted: int, etag: str) -> _Piece:
+    def _later_piece(self, key: str, start: int, etag: str) -> _Piece:
         try:
-            asked = f"bytes={start}-{start + self.part_bytes - 1}"
-            return self._get(key, start, wanted, Range=asked, IfMatch=etag)
+            return self._get(
+                key, Range=f"bytes={start}-{start + self.part_bytes - 1}", IfMatch=etag
+            )
         except ClientError as error:
             if status_of(error) in (412, 416):
                 raise _ReplacedError from error
             raise
 
-    def _get(self, key: str, start: int, most: int, **conditions: str) -> _Piece:
-        """A range of an object that begins at a byte and has so many at most."""
+    def _get(self, key: str, **conditions: str) -> _Piece:
         try:
             answer = self.client.get_object(
                 Bucket=self.address.bucket, Key=self.address.key(key), **conditions
@@ -360,25 +338,31 @@ class S3Store:
             if code_of(error) == "NoSuchKey":
                 raise self._damage(f"there is no {key}; was the job deleted?") from error
             raise
-        # Whatever length is announced, no more than was asked for is taken.
-        blob = b""
-        with contextlib.closing(answer["Body"]) as body:
-            # To its end, where what broke off on its way is told from what is whole.
-            while len(blob) <= most and (more := body.read(most + 1 - len(blob))):
-                blob += more
-        total = _total(answer.get("ContentRange"), start, len(blob))
-        if total is None or len(blob) > most:
-            raise self._damage(f"{key}: what came is not what was asked for; ask its operator")
-        return _Piece(blob, total, answer.get("ETag", ""), answer.get("Metadata", {}).get(SHA256))
+        blob = answer["Body"].read()
+        _, _, total = answer.get("ContentRange", "").rpartition("/")
+        sha256 = answer.get("Metadata", {}).get(SHA256)
+        return _Piece(blob, int(total or len(blob)), answer.get("ETag", ""), sha256)
 
     def _delete_batch(self, prefix: str, keys: Sequence[str]) -> None:
         objects = [{"Key": self.address.key(key)} for key in keys]
-        answer = self._request(
-            f"cannot delete {prefix}",
-            lambda: self.client.delete_objects(
-                Bucket=self.address.bucket, Delete={"Objects": objects, "Quiet": True}
-            ),
-        )
+
+        def delete() -> dict[str, Any] | None:
+            try:
+                answer: dict[str, Any] = self.client.delete_objects(
+                    Bucket=self.address.bucket, Delete={"Objects": objects, "Quiet": True}
+                )
+                return answer
+            except ClientError as error:
+                if status_of(error) not in {400, 411, *UNSUPPORTED}:
+                    raise
+                return None
+
+        answer = self._request(f"cannot delete {prefix}", delete)
+        if answer is None:
+            # Older servers want Content-MD5, which boto3 does not send, or delete one by one only.
+            with ThreadPoolExecutor(PARALLEL) as threads:
+                deque(threads.map(self.delete, keys), maxlen=0)
+            return
         for refused in answer.get("Errors", []):
             raise self._error(
                 f"cannot delete {prefix}: {refused.get('Code')}; give these credentials "
@@ -391,8 +375,13 @@ class S3Store:
         pages = self.client.get_paginator("list_multipart_uploads").paginate(
             Bucket=bucket, Prefix=self.address.key(prefix)
         )
-        begun = (u for page in islice(pages, MOST_PAGES) for u in page.get("Uploads", []))
-        for upload in (u for u in begun if u["Key"].startswith(self.address.key(prefix))):
+        try:
+            uploads = [upload for page in pages for upload in page.get("Uploads", [])]
+        except ClientError as error:
+            if status_of(error) not in UNSUPPORTED:
+                raise
+            return  # A server that cannot list them must give them up by itself.
+        for upload in uploads:
             try:
                 self.client.abort_multipart_upload(
                     Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
@@ -422,20 +411,8 @@ class S3Store:
         return StoreError(f"store {self.address.name}: {text}")
 
 
-def _total(content_range: str | None, start: int, length: int) -> int | None:
-    """Bytes of the whole object, by an answer's header; None if that cannot be true."""
-    if content_range is None:
-        return length if start == 0 else None
-    found = CONTENT_RANGE.match(content_range)
-    if not found:
-        return None
-    first, last, total = (int(number) for number in found.groups())
-    honest = first == start and last == start + length - 1 and last < total
-    return total if honest else None
-
-
 def _explained(address: S3Address, call: Callable[[], T], doing: str = "cannot open it") -> T:
     try:
         return call()
-    except (*REQUEST_ERRORS, *SENSELESS, OSError) as error:
+    except (*REQUEST_ERRORS, OSError, ValueError) as error:
         raise explain(error, address, doing) from error

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from jobs.storage import layout
-from jobs.storage.bounds import MOST_KEYS, SMALL_BYTES
-from jobs.storage.local_store import LocalAddress, LocalStore
+from jobs.storage.local_store import LocalAddress
 from jobs.storage.s3_address import PATIENCE, S3Address, S3Options, without_secrets
 from nst.errors import StoreAddressError, StoreContentError, StoreError
-from nst.parsing import parse_json
 
 FORMAT = 1
 FIRST_PATIENCE = 10.0
@@ -28,16 +26,11 @@ class Store(Protocol):
         """What `open_store` reopens it by, in another process."""
         ...
 
-    def read(self, key: str, limit: int | None = None) -> bytes:
+    def read(self, key: str) -> bytes:
         """The blob.
 
-        Args:
-            key: Which.
-            limit: Bytes that it may have at most: not many more are ever read. Whoever reads
-                what others wrote knows how large it can be.
-
         Raises:
-            StoreContentError: if it is missing, damaged or larger.
+            StoreContentError: if it is missing or damaged.
             StoreError: if the store does not give it.
         """
         ...
@@ -54,15 +47,12 @@ class Store(Protocol):
         """Whether there is such a blob."""
         ...
 
-    def children(self, prefix: str, limit: int = MOST_KEYS) -> list[str]:
-        """The names between a prefix that ends with a slash and the next slash, sorted.
-
-        Raises StoreContentError if there are more than `limit`.
-        """
+    def children(self, prefix: str) -> list[str]:
+        """The names between a prefix that ends with a slash and the next slash, sorted."""
         ...
 
-    def list(self, prefix: str, limit: int = MOST_KEYS) -> list[str]:
-        """All keys that start with a prefix, sorted; StoreContentError if more than `limit`."""
+    def list(self, prefix: str) -> list[str]:
+        """All keys that start with a prefix, sorted."""
         ...
 
     def delete(self, key: str) -> None:
@@ -119,41 +109,13 @@ class Address(Protocol):
         """For another machine: without what only this one can resolve."""
         ...
 
-
-@dataclass(frozen=True)
-class Scheme:
-    """A kind of store.
-
-    Attributes:
-        address: What a URL of it tells.
-        reach: Opens one by URL, seconds of patience, and whether to make what is missing.
-    """
-
-    address: Callable[[str], Address]
-    reach: Callable[[str, float, bool], Store]
+    def connect(self, patience: float, make: bool) -> Store:
+        """Reach the store; see `connect`."""
+        ...
 
 
-def _reach_folder(url: str, patience: float, make: bool) -> Store:
-    store = LocalStore(LocalAddress(url).folder)
-    if make:
-        store.make()
-    return store
-
-
-def _reach_bucket(url: str, patience: float, make: bool) -> Store:
-    # It brings boto3 along, which a folder need not wait for.
-    from jobs.storage.s3_store import S3Store
-
-    store = S3Store(S3Address.parse(url))
-    store.check(patience)
-    return store
-
-
-SCHEMES = {
-    "": Scheme(LocalAddress, _reach_folder),
-    "s3": Scheme(S3Address.parse, _reach_bucket),
-}
-"""By what stands before `://` in a URL, the kind of store."""
+SCHEMES: dict[str, Callable[[str], Address]] = {"": LocalAddress, "s3": S3Address.parse}
+"""By what stands before `://` in a URL, what makes an address of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,16 +154,12 @@ def address_of(url: str) -> Address:
     Raises:
         StoreAddressError: if the URL is wrong.
     """
-    return _scheme_of(url).address(url)
-
-
-def _scheme_of(url: str) -> Scheme:
-    name, colon, _ = url.partition("://")
-    if colon and name not in SCHEMES:
+    scheme, colon, _ = url.partition("://")
+    if colon and scheme not in SCHEMES:
         raise StoreAddressError(
             f"store {without_secrets(url)}: only folders and s3://bucket/prefix are supported"
         )
-    return SCHEMES[name if colon else ""]
+    return SCHEMES[scheme if colon else ""](url)
 
 
 def connect(url: str, patience: float = PATIENCE, make: bool = True) -> Store:
@@ -216,17 +174,14 @@ def connect(url: str, patience: float = PATIENCE, make: bool = True) -> Store:
         StoreAddressError: if the URL is wrong.
         StoreError: if it cannot be made or reached.
     """
-    return _scheme_of(url).reach(url, patience, make)
+    return address_of(url).connect(patience, make)
 
 
 def check_format(store: Store) -> None:
     """Raise StoreContentError if a store was written by another version."""
     try:
-        record = parse_json(store.read(layout.STORE, SMALL_BYTES))
-        form = record["format"] if isinstance(record, dict) else None
-        if type(form) is not int:
-            raise ValueError("no format")
-    except (ValueError, KeyError) as error:
+        form = json.loads(store.read(layout.STORE))["format"]
+    except (ValueError, KeyError, TypeError) as error:
         raise StoreContentError(
             f"store {store.url}: {layout.STORE} is damaged; is this a store of nst-batch?"
         ) from error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 from nst.engines.base import Engine, Plan
 from nst.engines.concrete import ConcreteEngine
 from nst.errors import CircuitError
-from nst.parsing import parse_json
 
 ENGINES: dict[str, Engine] = {engine.name: engine for engine in (ConcreteEngine(),)}
 
@@ -24,10 +25,8 @@ def parse_plan(blob: bytes, what: str) -> Plan:
         CircuitError: if it is damaged or of another version.
     """
     try:
-        record = parse_json(blob)
-        if not isinstance(record, dict):
-            raise ValueError("no record")
+        record = json.loads(blob)
         engine = str(record["engine"])
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CircuitError(f"{what} is damaged; build it again") from error
     return get_engine(engine).read_plan(record)

@@ -27,7 +27,6 @@ from nst.ciphertext import Envelope
 from nst.engines.rates import Rates
 from nst.engines.tasks import PairIds, Seconds, StageShape, TaskGraph
 from nst.network.architecture import Branch
-from nst.parsing import Json as Json
 from nst.pictures.size import Size
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ Role = Branch
 """What an encrypted picture is in its pair."""
 Features = NDArray[np.float32]
 """Output `[C, H, W]` of the last encrypted stage, decrypted or computed in the clear."""
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,6 @@ class Plan(Protocol):
     @property
     def runtime(self) -> str:
         """Package and version that built it, and that it runs under; see `Engine.runtime`."""
-        ...
-
-    @property
-    def cpu_features(self) -> tuple[str, ...]:
-        """What its server bundle asks of a CPU (see `nst.cpu`); empty if nothing is known."""
         ...
 
     @property

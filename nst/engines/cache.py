@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
+import tempfile
 from pathlib import Path
 
 from nst.engines import parse_plan
@@ -16,7 +17,6 @@ from nst.network.integers import IntegerNetwork
 from nst.network.levels import QualityLevel
 from nst.network.weights import save_weights
 from nst.pictures.size import Size
-from nst.private import private_folder, sweep
 
 MANIFEST = "sha256.json"
 """Digests of the other files, written last: without it a model is not there."""
@@ -58,26 +58,33 @@ class ModelCache:
                 log.warning("%s; built again", error)
                 with explaining(folder, "replace"):
                     shutil.rmtree(folder)
-        sweep(self.folder)
         with explaining(folder):
             self._build(engine, network, level, padded, folder)
         return self._at(self.open(identifier), padded)
 
-    @staticmethod
     def _build(
-        engine: Engine, network: IntegerNetwork, level: QualityLevel, padded: Size, folder: Path
+        self,
+        engine: Engine,
+        network: IntegerNetwork,
+        level: QualityLevel,
+        padded: Size,
+        folder: Path,
     ) -> None:
         """Put a model into its folder as a whole."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial = Path(tempfile.mkdtemp(dir=self.folder, prefix=".building-"))
         try:
-            with private_folder(folder) as partial:
-                engine.publish(network, level, padded, partial)
-                save_weights(network, partial / WEIGHTS_FILE, {"model": folder.name})
-                digests = {name: _digest(partial / name) for name in FILES}
-                (partial / MANIFEST).write_text(json.dumps(digests))
+            engine.publish(network, level, padded, partial)
+            save_weights(network, partial / WEIGHTS_FILE, {"model": folder.name})
+            digests = {name: _digest(partial / name) for name in FILES}
+            (partial / MANIFEST).write_text(json.dumps(digests))
+            partial.replace(folder)
         except OSError:
             # Another process built the same model meanwhile; its files are as good.
             if not (folder / MANIFEST).exists():
                 raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
     def open(self, model_id: str) -> Published:
         """A model that has been built, at the size that it was built for.

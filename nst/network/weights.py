@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import save_file
 
 from nst.errors import CircuitError
 from nst.network.architecture import UPSAMPLE, Architecture
@@ -47,8 +47,8 @@ def save_weights(network: IntegerNetwork, path: Path, card: dict[str, Any]) -> N
         "octaves": str(network.octaves),
         "lattice": str(network.lattice),
     }
-    # Not `save_file`: of a full disk it raises an error of its own.
-    path.write_bytes(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata))
+    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path, metadata)
+    path.chmod(0o644)  # safetensors makes files that only their owner can read
     card = {**card, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
 

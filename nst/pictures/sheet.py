@@ -11,15 +11,13 @@ from nst.pictures.size import Size
 GAP = 8
 """Pixels between the pictures of a group; groups stand three times as far apart."""
 BACKGROUND = (24, 24, 27)
-TALLEST, MOST_PIXELS = 32_000, 150_000_000
-"""Of a sheet: what browsers and Pillow open."""
 
 Shown = Image.Image | tuple[int, int, int]
 """A picture, or the colour of the empty place of one."""
 
 
 def contact_sheet(groups: Sequence[Sequence[Shown]], cell: Size, columns: int) -> Image.Image:
-    """Groups in rows, from left to right and from top to bottom: the first, if not all have target.
+    """Groups in rows, from left to right and from top to bottom.
 
     Args:
         groups: All of as many pictures.
@@ -28,13 +26,12 @@ def contact_sheet(groups: Sequence[Sequence[Shown]], cell: Size, columns: int) -
         columns: Groups beside each other, if there are so many.
     """
     columns = max(1, min(columns, len(groups)))
+    rows = -(-len(groups) // columns)
     members = max(map(len, groups), default=0)
     step_x, step_y = members * (cell.width + GAP) + 2 * GAP, cell.height + 3 * GAP
-    width = columns * step_x + 3 * GAP
-    most = max(1, min(TALLEST, MOST_PIXELS // width) // step_y - 1)
-    rows = min(-(-len(groups) // columns), most)
-    sheet = Image.new("RGB", (width, rows * step_y + 3 * GAP), BACKGROUND)
-    for index, group in enumerate(groups[: rows * columns]):
+    size = (columns * step_x + 3 * GAP, rows * step_y + 3 * GAP)
+    sheet = Image.new("RGB", size, BACKGROUND)
+    for index, group in enumerate(groups):
         top = 3 * GAP + index // columns * step_y
         for place, shown in enumerate(group):
             left = 3 * GAP + index % columns * step_x + place * (cell.width + GAP)

@@ -1,23 +1,19 @@
 """The folder of a training run: checkpoints, metrics, samples; and where a run may start from.
 
-`checkpoint.ckpt` is the last state of the run, `best.ckpt` the one with the lowest validation score
-(see `nst.training.validation.score`), both with the fields of `Checkpoint`, as safetensors with
-JSON in its metadata: a checkpoint from elsewhere is data. `metrics.jsonl` has a JSON object per
-line, `sample.png` shows held-out pairs.
+`checkpoint.pt` is the last state of the run, `best.pt` the one with the lowest validation score
+(see `nst.training.validation.score`), both with the fields of `Checkpoint`; `metrics.jsonl` has a
+JSON object per line, `sample.png` shows held-out pairs.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nst.errors import InputError
@@ -25,11 +21,6 @@ from nst.network.architecture import LEVEL, Architecture, grids
 from nst.network.weights import load_weights
 from nst.training.network import StyleTransfer
 from nst.training.validation import score
-
-NETWORK, OPTIMIZER = "network", "optimizer"
-"""How names of tensors in a checkpoint begin."""
-RECORD, PLAIN = "checkpoint", ("step", "seconds", "options", "architecture", "validation")
-"""The metadata's key, and the fields that are JSON below it."""
 
 
 @dataclass(frozen=True)
@@ -62,24 +53,11 @@ class Checkpoint:
             InputError: if it is missing, damaged or something else.
         """
         try:
-            with safe_open(path, "pt") as file:
-                record = json.loads(file.metadata()[RECORD])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            network: dict[str, Tensor] = {}
-            moments: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in tensors.items():
-                part, _, rest = name.partition(".")
-                if part == NETWORK:
-                    network[rest] = tensor
-                else:
-                    index, _, moment = rest.partition(".")
-                    moments.setdefault(int(index), {})[moment] = tensor
-            groups = record.pop("param_groups")
-            optimizer = {"state": moments, "param_groups": groups}
-            return Checkpoint(network=network, optimizer=optimizer, **record)
+            # Only tensors and plain data: a checkpoint from elsewhere must not run code.
+            return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
         except FileNotFoundError as error:
             raise InputError(f"there is no checkpoint {path}") from error
-        except Exception as error:  # other files make safetensors raise nearly anything
+        except Exception as error:  # the unpickler raises nearly anything on other files
             raise InputError(
                 f"{path} is damaged or no checkpoint of this program: use another one"
             ) from error
@@ -87,13 +65,7 @@ class Checkpoint:
     def write(self, path: Path) -> None:
         """Write the checkpoint whole or not at all."""
         partial = path.with_suffix(".partial")
-        tensors = {f"{NETWORK}.{name}": tensor for name, tensor in self.network.items()}
-        for index, moments in self.optimizer["state"].items():
-            tensors |= {f"{OPTIMIZER}.{index}.{name}": moments[name] for name in moments}
-        record = {name: getattr(self, name) for name in PLAIN}
-        record["param_groups"] = self.optimizer["param_groups"]
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(whole, partial, {RECORD: json.dumps(record)})
+        torch.save({name: getattr(self, name) for name in self.__dataclass_fields__}, partial)
         partial.replace(path)
 
 
@@ -102,7 +74,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.last, self.best = path / "checkpoint.ckpt", path / "best.ckpt"
+        self.last, self.best = path / "checkpoint.pt", path / "best.pt"
         self.metrics, self.sample = path / "metrics.jsonl", path / "sample.png"
 
     @property
@@ -130,7 +102,7 @@ class RunFolder:
     def log(self, record: dict[str, Any]) -> None:
         """Append a record, which has a `step`, to the metrics."""
         with self.metrics.open("a") as file:
-            file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+            file.write(json.dumps(record) + "\n")
 
     def save(self, checkpoint: Checkpoint, sheet: Image.Image, may_be_best: bool) -> None:
         """Write a checkpoint and its samples, and keep it if it is the best so far."""
@@ -147,20 +119,11 @@ class RunFolder:
         return score(Checkpoint.read(self.best).validation)
 
 
-def _finite(value: object) -> object:
-    """A record with null for what JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def initial_network(start: Path | None, sizes: dict[str, Any], size: int) -> StyleTransfer:
     """A network to begin with: random, or with the weights of another run.
 
     Args:
-        start: A checkpoint (`.ckpt`), or shipped integer weights (`.safetensors`); None for random
+        start: A checkpoint (`.pt`), or shipped integer weights (`.safetensors`); None for random
             weights from PyTorch's generator.
         sizes: Fields of `Architecture` that differ from the file's, or from the defaults. Weights
             do not depend on the size of pictures, and strides do not change their shapes.

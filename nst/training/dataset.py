@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import random
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,11 +27,11 @@ from torch import Tensor
 
 from nst.errors import InputError
 from nst.pictures.color import ColorStatistics, Floats, whiten
-from nst.pictures.formats import SUFFIXES
 from nst.pictures.reading import read_rgb
 from nst.training.losses import Statistics, statistics
 from nst.training.vgg import VGG16
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 VALIDATION_EVERY = 16
 """Every 16th picture of a folder, in name order, is never trained on."""
 SMALLEST_CROP = 0.6
@@ -104,33 +103,19 @@ class Batch:
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """Pictures below a folder, at any depth, in name order; links are followed, hidden ones not.
+    """Pictures below a folder, at any depth, in name order.
 
     Raises:
         InputError: if there is no such folder, or fewer than two pictures in it: one is held out.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: name one with pictures to train on")
-    found = sorted(_below(folder))
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     if len(found) < 2:
         raise InputError(
             f"{folder} holds {len(found)} pictures ({', '.join(SUFFIXES)}): training needs two"
         )
     return found
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    """Pictures of a folder and of those in it, each folder once however often it is linked."""
-    known = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        if real in known:
-            folders.clear()
-            continue
-        known.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = (Path(root, name) for name in files if not name.startswith("."))
-        yield from (path for path in paths if path.suffix.lower() in SUFFIXES)
 
 
 def split(paths: list[Path]) -> tuple[list[Path], list[Path]]:

@@ -48,8 +48,6 @@ GRAIN_FREE = 0.6
 LARGEST_GRADIENT = 5.0
 """Norm to which gradients are clipped."""
 CALIBRATION_BATCHES = 4
-MOST_LOST = 20
-"""So many steps in a row whose gradient is not finite end a run: one is chance, all are a fault."""
 LOG_EVERY = 50
 """Steps between two lines of metrics."""
 CACHE_BYTES = 2**31
@@ -266,14 +264,11 @@ class Trainer:
                     "step": self.step,
                     "seconds": round(self.seconds, 1),
                     "workers": worker.world_size,
-                    "contents": len(contents),
-                    "styles": len(styles),
                     "options": run.record,
                 }
             )
         self.began = self.saved = time.monotonic()
         self.saved_step = self.step
-        self.lost = 0
         self.recent: list[dict[str, Tensor]] = []
         self.reported: set[str] = set()
         self._begin(vgg, start, checkpoint)
@@ -316,7 +311,7 @@ class Trainer:
         """Train to the last step; returns its number.
 
         Raises:
-            InputError: if picture after picture cannot be used, or no step can be taken.
+            InputError: if picture after picture cannot be used.
         """
         seed = f"{self.options.seed}/{self.worker.rank}"
         readers = READERS[self.worker.device.type]
@@ -346,14 +341,8 @@ class Trainer:
         losses["total"].backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_GRADIENT)
         # One infinite gradient would make every weight NaN; it is the same on all workers.
-        self.lost = 0 if norm.isfinite() else self.lost + 1
-        if not self.lost:
+        if norm.isfinite():
             self.optimizer.step()
-        if self.lost == min(MOST_LOST, self.options.max_iter):
-            raise InputError(
-                f"the gradient of {self.lost} steps in a row is not finite: lower --lr, or look at "
-                "the weights that it began with"
-            )
         if self.worker.rank == 0:
             self.recent.append({key: value.detach() for key, value in losses.items()})
 

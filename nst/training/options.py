@@ -43,10 +43,10 @@ class RunOptions:
     content_dir: Path = _option("Photographs, at any depth.", exists="folder")
     style_dir: Path = _option("Paintings, at any depth.", exists="folder")
     vgg: Path = _option("VGG weights that losses are measured in.", exists="file")
-    out: Path = _option("The run's folder: checkpoints, metrics, samples.", own=True)
+    out: Path = _option("The run's folder: checkpoints, metrics, samples.")
     resume: bool = _option("Go on from the last checkpoint in --out.", False, once=True)
     init: Path | None = _option(
-        "Start from a run's .ckpt or from shipped .safetensors.", None, exists="file"
+        "Start from a run's .pt or from shipped .safetensors.", None, exists="file"
     )
     save_every: float = _option("Seconds between two checkpoints.", 300.0, least=0)
 

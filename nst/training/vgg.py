@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nst.errors import InputError
-from nst.training.state_dict import read_state_dict
 
 Layer = tuple[int, int]
 """A convolution by (block, index within the block); a max-pool stands between blocks."""
@@ -120,8 +119,6 @@ def _load(path: Path) -> tuple[_Kind, dict[Layer, Tensor], dict[Layer, Tensor]]:
         raise InputError(f"{path} holds no VGG that this version knows: give {ACCEPTED}")
     weights = {layer: arrays[f"{name}.weight"] for layer, name in kind.prefixes.items()}
     biases = {layer: arrays[f"{name}.bias"] for layer, name in kind.prefixes.items()}
-    if not all(each.isfinite().all() for each in (*weights.values(), *biases.values())):
-        raise InputError(f"{path} holds NaN or infinite weights: download it again")
     if kind in (CAFFE_16, CAFFE_19):
         return kind, weights, {layer: bias / FEATURE_SCALE for layer, bias in biases.items()}
     if kind is NORMALISED_19:
@@ -169,11 +166,13 @@ def _read(path: Path) -> dict[str, Tensor]:
                     for name in arrays.files
                     if name[-1] in suffix
                 }
+        state = torch.load(path, map_location="cpu", weights_only=True)
         return {
-            key.removeprefix("features."): torch.from_numpy(value.astype(np.float32))
-            for key, value in read_state_dict(path).items()
+            key.removeprefix("features."): value.float()
+            for key, value in state.items()
+            if isinstance(value, Tensor)
         }
-    except Exception as error:  # zip, pickle and NumPy raise nearly anything
+    except Exception as error:  # zip, pickle and both libraries raise nearly anything
         raise InputError(f"{path} cannot be read as weights: give {ACCEPTED}") from error
 
 

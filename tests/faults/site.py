@@ -26,7 +26,6 @@ import psutil
 from click.testing import CliRunner, Result
 
 from jobs.cli.main import main
-from jobs.client.drivers import pin_of
 from jobs.client.fetch import fetch
 from jobs.client.home import PICTURES, Home, LocalJob
 from jobs.client.pairs import find_pairs
@@ -218,7 +217,6 @@ class Job:
             "--actors",
             str(actors or self.site.actors),
         ]
-        arguments += pin_of(self.site.home, self.local).options
         driver = Driver(arguments, self.site.nodes.address, log)
         self.drivers.append(driver)
         # As the client notes it: `cancel` asks for the driver by its process id.

@@ -6,11 +6,9 @@ seconds for every command that encrypts or decrypts.
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -24,7 +22,7 @@ from nst.engines.base import Features, KeyPair, PreparedInput, Published, Role
 from nst.engines.concrete.plan import CircuitPlan
 from nst.engines.concrete.preparation import quantized
 from nst.engines.concrete.publish import SPECS_FILE
-from nst.engines.concrete.switching import Frame, full_rows
+from nst.engines.concrete.switching import full_rows
 from nst.errors import CircuitError, first_line
 from nst.forking import spread
 from nst.machine import cores
@@ -58,7 +56,6 @@ class CircuitCipher:
         size = published.plan.size
         self._cells = size.height // CELL, size.width // CELL
         assert isinstance(published.plan, CircuitPlan)
-        self._word_bits = published.plan.word_bits
         self._entries: dict[Role, str] = {b: published.plan.entry(b) for b in (CONTENT, STYLE)}
         program = _program_info(published.client_bundle)
         try:
@@ -107,16 +104,14 @@ class CircuitCipher:
 
     def decrypt_result(self, parts: Iterable[bytes], what: str) -> Features:
         """See `Cipher`; a part holds one row or more, from top to bottom."""
-        out, frame = [], self._frame
+        out = []
         for number, blob in enumerate(parts):
             part = f"row {number} of {what}"
             envelope = Envelope.unpack(blob, part)
             envelope.require(self.key_id, self.model_id, part)
             try:
-                if envelope.word_bits != self._word_bits:
-                    raise CircuitError(f"words of {envelope.word_bits} bits")
-                out.append(self.decrypt_rows(OUTPUT, full_rows(envelope, frame)))
-            except (CircuitError, RuntimeError, ValueError) as error:
+                out.append(self.decrypt_rows(OUTPUT, full_rows(envelope)))
+            except (RuntimeError, ValueError) as error:
                 # Its checksum is right: it was made so, or it is another object of the store.
                 raise CircuitError(
                     f"{part} is no result ({first_line(error)}); submit the pair again"
@@ -132,31 +127,8 @@ class CircuitCipher:
             )
         return levels.astype(np.float32)
 
-    @cached_property
-    def _frame(self) -> Frame:
-        """What surrounds the words of a row of a result: Concrete writes it here, for zeros.
-
-        As a client encrypts nothing but inputs, a circuit is described whose input is of that kind.
-        """
-        try:
-            specs = json.loads(self._description.serialize())
-            circuit = next(c for c in specs["circuits"] if c["name"] == OUTPUT)
-            (kind,) = circuit["inputs"] = circuit["outputs"]
-            shape = kind["typeInfo"]["lweCiphertext"]["abstractShape"]["dimensions"]
-            specs["circuits"] = [circuit]
-            info = ProgramInfo.deserialize(json.dumps(specs).encode())
-            program = ClientProgram.create_encrypted(info, self._keys)
-            zeros = NativeValue(np.zeros(shape, np.int64))
-            value = program.get_client_circuit(OUTPUT).prepare_input(zeros, 0)
-            return Frame.of(bytes(value.serialize()))
-        except (KeyError, StopIteration, TypeError, RuntimeError, ValueError) as error:
-            raise CircuitError(
-                f"model {self.model_id} does not say what its results look like "
-                f"({first_line(error)}); build it again"
-            ) from error
-
     def decrypt_rows(self, stage: str, rows: tuple[bytes, ...]) -> Ints:
-        """Levels `[C, H, W]` of the output rows of any stage, as Concrete serializes them."""
+        """Levels `[C, H, W]` of the output rows of any stage."""
         circuit = self._program.get_client_circuit(stage)
         out = []
         for row in rows:

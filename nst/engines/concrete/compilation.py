@@ -20,7 +20,6 @@ from concrete import fhe
 from concrete.fhe.compilation.configuration import SecurityLevel
 from numpy.typing import NDArray
 
-from nst.cpu import cpu_features
 from nst.engines.concrete.graph import StagePlan
 from nst.engines.concrete.plan import CircuitPlan
 from nst.errors import CircuitError
@@ -147,7 +146,6 @@ def make_plan(
         lwe_dimension=dimension,
         output_width=output_width,
         circuits=tuple(stages),
-        cpu_features=cpu_features(),
     )
 
 

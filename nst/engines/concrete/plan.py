@@ -50,8 +50,6 @@ class CircuitPlan:
         lwe_dimension: Mask words of one encrypted value; a word more makes it 8 bytes each.
         output_width: Bits of a level of the result, the bit of padding above them not counted.
         circuits: In order of evaluation.
-        cpu_features: Of the machine that compiled them, which is what Concrete compiles for; empty
-            if that is not known.
     """
 
     model_id: str
@@ -66,7 +64,6 @@ class CircuitPlan:
     lwe_dimension: int
     output_width: int
     circuits: tuple[StagePlan, ...]
-    cpu_features: tuple[str, ...] = ()
 
     @property
     def engine(self) -> str:
@@ -106,7 +103,7 @@ class CircuitPlan:
 
     @property
     def stored(self) -> StoredBytes:
-        """See `Plan`; a part is a row, headers left out; of a result it is exact."""
+        """See `Plan`; a part is a row, headers of some 800 bytes left out."""
         contents, styles = self.height // CELL, self.style_side // CELL
         content = self.input_ciphertext_bytes
         # Every encrypted pixel takes as much.
@@ -175,8 +172,7 @@ class CircuitPlan:
 
     def require_result(self, envelope: Envelope, what: str) -> None:
         """See `Plan`."""
-        sizes = [len(part) for part in envelope.parts]
-        if envelope.word_bits != self.word_bits or sizes != [self.stored.result_part]:
+        if envelope.word_bits != self.word_bits or len(envelope.parts) != 1:
             raise CircuitError(f"{what} is no row of a result; retry the pair")
 
     def to_dict(self) -> dict[str, Json]:
@@ -199,9 +195,7 @@ class CircuitPlan:
                     "build the circuits again"
                 )
             circuits = tuple(StagePlan.from_dict(s) for s in fields.pop("circuits"))
-            # Of before: runs anywhere, or dies there.
-            features = tuple(str(name) for name in fields.pop("cpu_features", ()))
-            return CircuitPlan(circuits=circuits, cpu_features=features, **fields)
+            return CircuitPlan(circuits=circuits, **fields)
         except (KeyError, TypeError) as error:
             raise CircuitError(f"circuit plan is damaged ({error}); build it again") from error
 

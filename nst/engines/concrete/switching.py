@@ -33,7 +33,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
@@ -45,6 +44,7 @@ WORD_BITS = (16, 32)
 """Sizes a word may be switched to, cheapest first."""
 NEGLIGIBLE = 1e-30
 """Probability per value that switching may add a wrong level."""
+_SWITCHED = struct.Struct("<QQ")
 _WORD = 8
 _FULL = np.dtype("<u8")
 _STRUCT, _LIST, _FAR = 0, 1, 2
@@ -92,27 +92,11 @@ def word_bits(dimension: int, width: int) -> int:
     )
 
 
-@dataclass(frozen=True)
-class Frame:
-    """What Concrete writes around the words of a value: where it is read, it is the reader's own.
-
-    Whoever made a stored result has no say in it, so that a parser of native code meets nothing
-    but words of theirs, which may have any value.
-    """
-
-    head: bytes
-    tail: bytes
-    words: int
-
-    @staticmethod
-    def of(value: bytes) -> Frame:
-        """That of a serialized value; raises CircuitError if it is none."""
-        start, stop = _payload(value)
-        return Frame(value[:start], value[stop:], (stop - start) // _WORD)
-
-
 def switch(value: bytes, bits: int) -> bytes:
-    """The words of a serialized ciphertext tensor, rounded to their top bits.
+    """A serialized ciphertext tensor with its words rounded to their top bits.
+
+    Nothing else of it changes: what stands before and after the words is kept as it is, and
+    before it, where they lie.
 
     Args:
         value: As Concrete serializes it, not compressed.
@@ -126,16 +110,18 @@ def switch(value: bytes, bits: int) -> bytes:
     shift = np.uint64(FULL_BITS - bits)
     # The sum wraps around as the torus does.
     rounded = (words + (np.uint64(1) << (shift - np.uint64(1)))) >> shift
-    return rounded.astype(_switched_type(bits)).tobytes()
+    return b"".join(
+        [
+            _SWITCHED.pack(start, words.size),
+            value[:start],
+            rounded.astype(_switched_type(bits)).tobytes(),
+            value[stop:],
+        ]
+    )
 
 
-def restore(switched: bytes, bits: int, frame: Frame) -> bytes:
+def restore(switched: bytes, bits: int) -> bytes:
     """A serialized ciphertext tensor out of what `switch` made of it, its lower bits zero.
-
-    Args:
-        switched: The words.
-        bits: What is left of each.
-        frame: What belongs around them.
 
     Raises:
         CircuitError: if it is damaged.
@@ -143,16 +129,24 @@ def restore(switched: bytes, bits: int, frame: Frame) -> bytes:
     if bits not in WORD_BITS:
         raise CircuitError(f"ciphertext words of {bits} bits; use the version that wrote them")
     kind = _switched_type(bits)
-    if len(switched) != frame.words * kind.itemsize:
-        raise CircuitError(f"{len(switched)} bytes, not {frame.words * kind.itemsize}")
-    words = np.frombuffer(switched, dtype=kind)
+    try:
+        start, count = _SWITCHED.unpack_from(switched)
+        begin = _SWITCHED.size + start
+        end = begin + count * kind.itemsize
+        if end > len(switched):
+            raise ValueError(f"{len(switched)} bytes, not {end}")
+        words = np.frombuffer(switched, dtype=kind, count=count, offset=begin)
+    except (struct.error, ValueError) as error:
+        raise CircuitError(f"a switched ciphertext is damaged ({error})") from error
     full = words.astype(_FULL) << np.uint64(FULL_BITS - bits)
-    return b"".join([frame.head, full.tobytes(), frame.tail])
+    return b"".join([switched[_SWITCHED.size : begin], full.tobytes(), switched[end:]])
 
 
-def full_rows(envelope: Envelope, frame: Frame) -> tuple[bytes, ...]:
+def full_rows(envelope: Envelope) -> tuple[bytes, ...]:
     """Rows of an envelope as Concrete reads them; raises CircuitError if they are damaged."""
-    return tuple(restore(row, envelope.word_bits, frame) for row in envelope.parts)
+    if envelope.word_bits == FULL_BITS:
+        return envelope.parts
+    return tuple(restore(row, envelope.word_bits) for row in envelope.parts)
 
 
 def switched(key_id: str, model_id: str, rows: Sequence[bytes], bits: int) -> Envelope:
