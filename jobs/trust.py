@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from nst.errors import InputError
-from nst.folders import default_folder
+from nst.folders import default_folder, explaining, make_private
 from nst.plain import plain
 
 ASKED = frozenset({"cluster", "cluster-python", "endpoint-url", "profile", "store"})
@@ -52,15 +52,6 @@ def require_trusted(
         )
     if not ask(f"{where}\nData and credentials would go there. Do you trust this file?"):
         raise InputError(f"{where}: not trusted; give these options yourself, or remove them")
-    remember(mark)
-
-
-def remember(mark: Path) -> None:
-    """Note a consent in the data directory; raises InputError if that fails."""
-    try:
-        mark.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with explaining(mark):
+        make_private(mark.parent)
         mark.touch(mode=0o600)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {mark} ({error.strerror}); set NST_BATCH_HOME to another folder"
-        ) from error
