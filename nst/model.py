@@ -20,10 +20,9 @@ from nst.engines.base import (
 from nst.engines.cache import WEIGHTS_FILE, ModelCache
 from nst.errors import CircuitError
 from nst.keyring import AskPassphrase, KeyCard, KeyRing
-from nst.network.finishing import Floats, finish
-from nst.network.integers import IntegerNetwork
+from nst.network.finishing import Network, finish
 from nst.network.levels import QualityLevel, get_level
-from nst.network.weights import load_weights
+from nst.pictures.color import Floats
 from nst.pictures.picture import Picture
 from nst.pictures.size import Size
 
@@ -36,14 +35,14 @@ class Model:
     Attributes:
         level: Name, weights, size of styles.
         size: Of contents and results in pixels, not padded.
-        network: Integer weights.
+        network: Trained weights.
         engine: What computes it on ciphertexts.
     """
 
     def __init__(
         self,
         level: QualityLevel,
-        network: IntegerNetwork,
+        network: Network,
         cache: ModelCache,
         size: Size | None = None,
         engine: Engine | None = None,
@@ -71,8 +70,9 @@ class Model:
         """
         level = get_level(quality)
         checked = size.checked() if size else None
-        network = load_weights(level.weights)
-        return Model(level, network, ModelCache(cache), checked, get_engine(engine))
+        computes = get_engine(engine)
+        network = computes.load_network(level.weights)
+        return Model(level, network, ModelCache(cache), checked, computes)
 
     @cached_property
     def published(self) -> Published:
@@ -111,8 +111,8 @@ class Model:
         if model_id == self.model_id:
             return self
         cached = self._cache.open(model_id)
-        network = load_weights(cached.folder / WEIGHTS_FILE)
         engine = get_engine(cached.plan.engine)
+        network = engine.load_network(cached.folder / WEIGHTS_FILE)
         other = Model(self.level, network, self._cache, self.size, engine)
         other.published = Published(cached.folder, cached.plan.at(self.size.padded))
         return other

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 
 from nst.engines import ENGINES
 
@@ -28,4 +29,5 @@ def seal() -> None:
     for module in forbidden:
         sys.modules[module] = None  # type: ignore[assignment]
     for engine in ENGINES.values():
-        engine.seal()
+        if find_spec(engine.package):
+            engine.seal()

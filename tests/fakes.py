@@ -57,6 +57,7 @@ from nst.errors import CircuitError
 from nst.network.architecture import CELL, CONTENT, OUTPUT, STYLE
 from nst.network.integers import IntegerNetwork
 from nst.network.levels import QualityLevel
+from nst.network.weights import load_weights, save_weights
 from nst.pictures.picture import Picture
 from nst.pictures.size import Size
 from tests.plans import grid_of_pairs
@@ -187,6 +188,7 @@ class FakeEngine:
     """See `nst.engines.base.Engine`."""
 
     name = "fake"
+    package = "hashlib"
     client_modules: tuple[str, ...] = ()
     runtime = "hashlib"
 
@@ -197,6 +199,12 @@ class FakeEngine:
     def model_id(self, network: IntegerNetwork, level: QualityLevel, size: Size) -> str:
         """See `Engine`."""
         return hashlib.sha256(f"{level.name} {size}".encode()).hexdigest()[:16]
+
+    load_network = staticmethod(load_weights)
+
+    def save_network(self, network: IntegerNetwork, path: Path, card: dict[str, Json]) -> None:
+        """See `Engine`."""
+        save_weights(network, path, card)
 
     def publish(
         self, network: IntegerNetwork, level: QualityLevel, size: Size, folder: Path

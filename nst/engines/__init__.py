@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from nst.engines.base import Engine, Plan
+from nst.engines.ckks import CkksEngine
 from nst.engines.concrete import ConcreteEngine
 from nst.errors import CircuitError
 from nst.parsing import parse_json
 
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (ConcreteEngine(),)}
+_ALL: tuple[Engine, ...] = (ConcreteEngine(), CkksEngine())
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in _ALL}
 
 
 def get_engine(name: str) -> Engine:

@@ -27,11 +27,11 @@ from nst.ciphertext import Envelope
 from nst.engines.rates import Rates
 from nst.engines.tasks import PairIds, Seconds, StageShape, TaskGraph
 from nst.network.architecture import Branch
+from nst.network.finishing import Network
 from nst.parsing import Json as Json
 from nst.pictures.size import Size
 
 if TYPE_CHECKING:
-    from nst.network.integers import IntegerNetwork
     from nst.network.levels import QualityLevel
     from nst.pictures.picture import Picture
 
@@ -276,6 +276,8 @@ class Engine(Protocol):
     """One way of computing a network on ciphertexts. Methods import what they need."""
 
     name: str
+    package: str
+    """What has to be installed for it; without it, the others work."""
     client_modules: tuple[str, ...]
     """Modules that a server process must not be able to import."""
 
@@ -288,17 +290,27 @@ class Engine(Protocol):
         """About what a model of this size takes, where none is published that tells exactly."""
         ...
 
-    def model_id(self, network: IntegerNetwork, level: QualityLevel, size: Size) -> str:
+    def model_id(self, network: Network, level: QualityLevel, size: Size) -> str:
         """Identity of the model of a network at a size."""
         ...
 
-    def publish(
-        self, network: IntegerNetwork, level: QualityLevel, size: Size, folder: Path
-    ) -> Plan:
+    def load_network(self, path: Path) -> Network:
+        """Trained weights out of a file.
+
+        Raises:
+            CircuitError: if they are missing, damaged, or of another engine.
+        """
+        ...
+
+    def save_network(self, network: Network, path: Path, card: dict[str, Json]) -> None:
+        """Write weights that `load_network` reads, and a card of how they came to be."""
+        ...
+
+    def publish(self, network: Network, level: QualityLevel, size: Size, folder: Path) -> Plan:
         """Write the three files of a published model into an empty folder.
 
         Args:
-            network: Integer weights.
+            network: Trained weights, of the engine's own kind.
             level: Size of the style, error probability.
             size: Of contents and results, padded.
             folder: Where to.
@@ -332,7 +344,7 @@ class Engine(Protocol):
         """On the server: take key generation, encryption and decryption out of this process."""
         ...
 
-    def prepare_style(self, network: IntegerNetwork, style: Picture) -> PreparedStyle:
+    def prepare_style(self, network: Network, style: Picture) -> PreparedStyle:
         """On the client: bring a style to the form in which it is encrypted.
 
         Raises:
@@ -341,7 +353,7 @@ class Engine(Protocol):
         ...
 
     def prepare_content(
-        self, network: IntegerNetwork, content: Picture, style: PreparedStyle
+        self, network: Network, content: Picture, style: PreparedStyle
     ) -> PreparedContent:
         """On the client: bring a content to the form in which it is encrypted.
 
@@ -352,7 +364,7 @@ class Engine(Protocol):
 
     def simulate(
         self,
-        network: IntegerNetwork,
+        network: Network,
         level: QualityLevel,
         content: PreparedContent,
         style: PreparedStyle,
@@ -361,7 +373,7 @@ class Engine(Protocol):
         """On the client, in the clear: features as an encrypted run gives them, noise included.
 
         Args:
-            network: Integer weights.
+            network: Trained weights.
             level: Error probability.
             content: What would be encrypted.
             style: Likewise.

@@ -12,9 +12,8 @@ from nst.engines import parse_plan
 from nst.engines.base import CLIENT_FILE, PLAN_FILE, SERVER_FILE, Engine, Published
 from nst.errors import CircuitError
 from nst.folders import explaining
-from nst.network.integers import IntegerNetwork
+from nst.network.finishing import Network
 from nst.network.levels import QualityLevel
-from nst.network.weights import save_weights
 from nst.pictures.size import Size
 from nst.private import private_folder, sweep
 
@@ -34,13 +33,13 @@ class ModelCache:
         self.folder = folder
 
     def publish(
-        self, engine: Engine, network: IntegerNetwork, level: QualityLevel, size: Size
+        self, engine: Engine, network: Network, level: QualityLevel, size: Size
     ) -> Published:
         """Find a model, or build it; a damaged one is built again.
 
         Args:
             engine: What computes it.
-            network: Integer weights.
+            network: Trained weights.
             level: Size of the style, error probability.
             size: Of contents and results in pixels, not padded.
 
@@ -65,13 +64,13 @@ class ModelCache:
 
     @staticmethod
     def _build(
-        engine: Engine, network: IntegerNetwork, level: QualityLevel, padded: Size, folder: Path
+        engine: Engine, network: Network, level: QualityLevel, padded: Size, folder: Path
     ) -> None:
         """Put a model into its folder as a whole."""
         try:
             with private_folder(folder) as partial:
                 engine.publish(network, level, padded, partial)
-                save_weights(network, partial / WEIGHTS_FILE, {"model": folder.name})
+                engine.save_network(network, partial / WEIGHTS_FILE, {})
                 digests = {name: _digest(partial / name) for name in FILES}
                 (partial / MANIFEST).write_text(json.dumps(digests))
         except OSError:

@@ -166,12 +166,28 @@ class IntegerNetwork:
             white: Whitened content `[3, H, W]`.
             features: Levels `[up * 4, H/4, W/4]` of the last stage, decrypted or not.
         """
-        half = depth_to_space(features, UPSAMPLE)
-        full = depth_to_space(
-            convolve(half, self.head_weight) + self.head_bias[:, None, None], UPSAMPLE
-        )
-        result = np.einsum("ij,jhw->ihw", self.skip, white) + binomial_blur(full)
-        return standardized(result, RESULT_FLOOR)
+        return last_layer(self.head_weight, self.head_bias, self.skip, white, features)
+
+
+def last_layer(
+    head_weight: Floats, head_bias: Floats, skip: Floats, white: Floats, features: Floats
+) -> Floats:
+    """The client's last linear layer, smooth upsampling and the colour-mixing skip.
+
+    Args:
+        head_weight: `[12, up, 3, 3]`.
+        head_bias: `[12]`.
+        skip: `[3, 3]`.
+        white: Whitened content `[3, H, W]`.
+        features: `[up * 4, H/4, W/4]`.
+
+    Returns:
+        A standardized result `[3, H, W]` in whitened space.
+    """
+    half = depth_to_space(features, UPSAMPLE)
+    full = depth_to_space(convolve(half, head_weight) + head_bias[:, None, None], UPSAMPLE)
+    result = np.einsum("ij,jhw->ihw", skip, white) + binomial_blur(full)
+    return standardized(result, RESULT_FLOOR)
 
 
 def replicate_pad(x: NDArray[Any], rows: int = 1, columns: int = 1) -> NDArray[Any]:

@@ -6,21 +6,19 @@ architecture in its metadata, so that loading needs no PyTorch.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from nst.errors import CircuitError
 from nst.network.architecture import UPSAMPLE, Architecture
 from nst.network.integers import IntegerNetwork, IntegerStage, Ints
+from nst.network.weight_files import read_weights, tensor, write_weights
 
-FORMAT = 1
+ENGINE, FORMAT = "concrete", 1
 
 
 def save_weights(network: IntegerNetwork, path: Path, card: dict[str, Any]) -> None:
@@ -42,36 +40,20 @@ def save_weights(network: IntegerNetwork, path: Path, card: dict[str, Any]) -> N
         if stage.modulation is not None:
             arrays[f"{name}.modulation"] = stage.modulation.astype(np.int8)
     metadata = {
-        "format": str(FORMAT),
         "architecture": json.dumps(network.architecture.to_dict()),
         "octaves": str(network.octaves),
         "lattice": str(network.lattice),
     }
-    # Not `save_file`: of a full disk it raises an error of its own.
-    path.write_bytes(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata))
-    card = {**card, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
+    write_weights(path, ENGINE, FORMAT, arrays, metadata, card)
 
 
 def load_weights(path: Path) -> IntegerNetwork:
     """Read weights written by `save_weights`.
 
     Raises:
-        CircuitError: if the file is missing, damaged, of another format or architecture, or not
-            the one that the card beside it describes. Without a card it is taken as it is.
+        CircuitError: see `nst.network.weight_files.read_weights`; or of another architecture.
     """
-    _check_card(path)
-    try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CircuitError(f"weights {path} cannot be read ({error}); reinstall them") from error
-    if metadata.get("format") != str(FORMAT):
-        raise CircuitError(
-            f"weights {path} have format {metadata.get('format')}, this version reads {FORMAT}; "
-            "export them again"
-        )
+    arrays, metadata = read_weights(path, ENGINE, FORMAT)
     try:
         architecture = Architecture.from_dict(json.loads(metadata["architecture"]))
         stages = {}
@@ -79,7 +61,7 @@ def load_weights(path: Path) -> IntegerNetwork:
             kernel = stage.kind.kernel
 
             def integers(name: str, *shape: int, prefix: str = stage.name) -> Ints:
-                return _tensor(arrays, f"{prefix}.{name}", shape).astype(np.int64)
+                return tensor(arrays, f"{prefix}.{name}", shape).astype(np.int64)
 
             stages[stage.name] = IntegerStage(
                 stage,
@@ -93,37 +75,11 @@ def load_weights(path: Path) -> IntegerNetwork:
         return IntegerNetwork(
             architecture,
             stages,
-            _tensor(arrays, "head.weight", (head, architecture.up, 3, 3)),
-            _tensor(arrays, "head.bias", (head,)),
-            _tensor(arrays, "skip", (3, 3)),
+            tensor(arrays, "head.weight", (head, architecture.up, 3, 3)),
+            tensor(arrays, "head.bias", (head,)),
+            tensor(arrays, "skip", (3, 3)),
             float(metadata.get("octaves", 0)),
             float(metadata.get("lattice", 0)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CircuitError(f"weights {path} do not fit the network ({error})") from error
-
-
-def _check_card(path: Path) -> None:
-    """Raises CircuitError if there is a card beside the weights that is not theirs."""
-    card = path.with_suffix(".json")
-    if not (path.is_file() and card.is_file()):
-        return
-    try:
-        recorded = json.loads(card.read_text())["sha256"]
-        actual = hashlib.sha256(path.read_bytes()).hexdigest()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CircuitError(
-            f"card {card} of weights {path} cannot be read ({error!r}); reinstall both"
-        ) from error
-    if recorded != actual:
-        raise CircuitError(
-            f"weights {path} are not those of their card {card} (SHA-256 {actual[:12]}..., the "
-            f"card has {str(recorded)[:12]}...); reinstall both or export them again"
-        )
-
-
-def _tensor(arrays: dict[str, NDArray[Any]], name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    """The array of that name; raises KeyError or ValueError if it is missing or misshapen."""
-    if arrays[name].shape != shape:
-        raise ValueError(f"{name} has shape {arrays[name].shape}, not {shape}")
-    return arrays[name]

@@ -21,9 +21,11 @@ from nst.engines.base import (
     Published,
 )
 from nst.engines.rates import Rates, read_rates
+from nst.errors import CircuitError
 
 if TYPE_CHECKING:
     from nst.engines.concrete.plan import CircuitPlan
+    from nst.network.finishing import Network
     from nst.network.integers import IntegerNetwork
     from nst.network.levels import QualityLevel
     from nst.pictures.picture import Picture
@@ -40,6 +42,7 @@ class ConcreteEngine:
     """See `nst.engines.base.Engine`."""
 
     name = "concrete"
+    package = "concrete"
     client_modules: tuple[str, ...] = (
         "concrete.fhe",
         "concrete.ml",
@@ -61,19 +64,31 @@ class ConcreteEngine:
         # In memory words are whole, in the store a quarter of them is left.
         return Needs(CALL_BYTES_PER_PIXEL * padded.width, 4 * stored, stored)
 
-    def model_id(self, network: IntegerNetwork, level: QualityLevel, size: Size) -> str:
+    def model_id(self, network: Network, level: QualityLevel, size: Size) -> str:
         """See `Engine`."""
         from nst.engines.concrete.publish import model_id
 
-        return model_id(network, level.side, size.width, level.p_error)
+        return model_id(_integer(network), level.side, size.width, level.p_error)
+
+    def load_network(self, path: Path) -> IntegerNetwork:
+        """See `Engine`."""
+        from nst.network.weights import load_weights
+
+        return load_weights(path)
+
+    def save_network(self, network: Network, path: Path, card: dict[str, Json]) -> None:
+        """See `Engine`."""
+        from nst.network.weights import save_weights
+
+        save_weights(_integer(network), path, card)
 
     def publish(
-        self, network: IntegerNetwork, level: QualityLevel, size: Size, folder: Path
+        self, network: Network, level: QualityLevel, size: Size, folder: Path
     ) -> CircuitPlan:
         """See `Engine`."""
         from nst.engines.concrete.publish import publish
 
-        return publish(network, level.side, size.width, level.p_error, folder)
+        return publish(_integer(network), level.side, size.width, level.p_error, folder)
 
     def read_plan(self, record: dict[str, Json]) -> CircuitPlan:
         """See `Engine`."""
@@ -99,23 +114,23 @@ class ConcreteEngine:
 
         remove_client_names()
 
-    def prepare_style(self, network: IntegerNetwork, style: Picture) -> PreparedStyle:
+    def prepare_style(self, network: Network, style: Picture) -> PreparedStyle:
         """See `Engine`."""
         from nst.engines.concrete.preparation import prepare_style
 
-        return prepare_style(network, style)
+        return prepare_style(_integer(network), style)
 
     def prepare_content(
-        self, network: IntegerNetwork, content: Picture, style: PreparedStyle
+        self, network: Network, content: Picture, style: PreparedStyle
     ) -> PreparedContent:
         """See `Engine`."""
         from nst.engines.concrete.preparation import prepare_content
 
-        return prepare_content(network, content, style)
+        return prepare_content(_integer(network), content, style)
 
     def simulate(
         self,
-        network: IntegerNetwork,
+        network: Network,
         level: QualityLevel,
         content: PreparedContent,
         style: PreparedStyle,
@@ -124,7 +139,8 @@ class ConcreteEngine:
         """See `Engine`."""
         from nst.engines.concrete.simulation import rounding_noise, simulate
 
-        return simulate(network, content.input, style.input, rounding_noise(level.p_error, rng))
+        noise = rounding_noise(level.p_error, rng)
+        return simulate(_integer(network), content.input, style.input, noise)
 
     def make_keys(self, client_bundle: Path) -> KeyPair:
         """See `Engine`."""
@@ -137,3 +153,11 @@ class ConcreteEngine:
         from nst.engines.concrete.client import CircuitCipher
 
         return CircuitCipher(published, key_id, secret)
+
+
+def _integer(network: Network) -> IntegerNetwork:
+    from nst.network.integers import IntegerNetwork
+
+    if not isinstance(network, IntegerNetwork):
+        raise CircuitError("these weights are of another engine; give weights of engine concrete")
+    return network
