@@ -45,21 +45,20 @@ def local_ray(cpus: int) -> Iterator[None]:
     logging.getLogger(TOKEN_ADVICE).setLevel(logging.ERROR)
     import ray
     from ray._private import ray_constants
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     # Ray's processes may still be writing their logs there when it is removed.
     with (
         tempfile.TemporaryDirectory(
             prefix="nst-ray-", dir=socket_base(), ignore_cleanup_errors=True
         ) as folder,
+        _settings_read_again(),
         # Ray's own default is one token for all, in a file in HOME with the modes of the umask.
         _environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32)),
         # Ray listens on all interfaces wherever it could be a cluster's node; workers inherit it.
         _environment(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0"),
         _attribute(ray_constants, "ENABLE_RAY_CLUSTER", False),
     ):
-        Config.initialize("")
-        AuthenticationTokenLoader.instance().reset_cache()
+        _read_settings()
         with _umask(0o077):
             ray.init(
                 # Never a cluster that RAY_ADDRESS or a file in /tmp points to.
@@ -75,6 +74,23 @@ def local_ray(cpus: int) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _read_settings() -> None:
+    """Have Ray's compiled part read the environment, which it does once per process by itself."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _settings_read_again() -> Iterator[None]:
+    """At the end: a process that still asked for a token would refuse its next cluster's calls."""
+    try:
+        yield
+    finally:
+        _read_settings()
 
 
 @contextmanager
