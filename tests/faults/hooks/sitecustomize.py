@@ -22,10 +22,14 @@ EVALUATORS = {
 class _Poison(importlib.abc.MetaPathFinder):
     """Replaces an evaluator's `run` when its module is imported."""
 
+    def __init__(self):
+        self.found = set()
+
     def find_spec(self, name, path=None, target=None):
-        if name not in EVALUATORS:
+        # `find_spec` asks all finders again, this one as well.
+        if name not in EVALUATORS or name in self.found:
             return None
-        sys.meta_path.remove(self)
+        self.found.add(name)
         spec = importlib.util.find_spec(name)
         execute = spec.loader.exec_module
 
