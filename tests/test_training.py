@@ -30,7 +30,7 @@ from nst.training.dataset import (
     random_square,
     split,
 )
-from nst.training.loop import MOST_LOST, STYLE_STEPS, Losses, Run, Trainer, Worker, default_cache
+from nst.training.loop import MOST_LOST, Losses, Run, Trainer, Worker, default_cache
 from nst.training.losses import (
     content_loss,
     contrastive_loss,
@@ -39,9 +39,10 @@ from nst.training.losses import (
     statistics,
     style_loss,
 )
-from nst.training.network import SAFE_LEVELS, Conditions, StyleTransfer
+from nst.training.network import SAFE_LEVELS, StyleTransfer
 from nst.training.options import TrainOptions
 from nst.training.pretraining import pretrain_style
+from nst.training.trainable import Conditions
 from nst.training.validation import score
 from nst.training.vgg import VGG16
 from tests.toy import TOY, toy_level, toy_network, toy_weights
@@ -500,7 +501,7 @@ def test_the_style_branch_and_the_warm_up_are_left_out_of_a_run_that_begins_with
 ) -> None:
     decided = {"max_iter": 20, "style_steps": None, "warm_up": None}
     run = make_run(folder, decided, out=tmp_path / "out")
-    assert (run.style_steps, run.warm_up) == (STYLE_STEPS, 2)
+    assert (run.style_steps, run.warm_up) == (2_500, 2)
     begun = dataclasses.replace(run, init=toy_weights(tmp_path / "toy.safetensors"))
     assert (begun.style_steps, begun.warm_up) == (0, 0)
     stopped = dataclasses.replace(begun, save_every=0.0)
