@@ -362,7 +362,10 @@ class Trainer:
                     f"the run in {run.out} trained with another --style-rate: go on with the same, "
                     "or use another --out"
                 )
+            shares = [group.get(SHARE, 1.0) for group in groups]
             self.optimizer.load_state_dict(checkpoint.optimizer)
+            for group, share in zip(self.optimizer.param_groups, shares, strict=True):
+                group[SHARE] = share
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         """Adam; the style branch has a group of its own if it has a rate of its own."""
