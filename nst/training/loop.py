@@ -362,21 +362,21 @@ class Trainer:
                     f"the run in {run.out} trained with another --style-rate: go on with the same, "
                     "or use another --out"
                 )
-            shares = [group.get(SHARE, 1.0) for group in groups]
+            shares = [group[SHARE] for group in groups]
             self.optimizer.load_state_dict(checkpoint.optimizer)
             for group, share in zip(self.optimizer.param_groups, shares, strict=True):
                 group[SHARE] = share
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         """Adam; the style branch has a group of its own if it has a rate of its own."""
-        share, lr = self.options.style_rate, self.options.lr
-        if share == 1:
-            return torch.optim.Adam(self.network.parameters(), lr=lr)
-        style = list(self.network.style_parameters())
-        known = {id(parameter) for parameter in style}
-        rest = [p for p in self.network.parameters() if id(p) not in known]
-        groups = [{"params": rest, SHARE: 1.0}, {"params": style, SHARE: share}]
-        return torch.optim.Adam(groups, lr=lr)
+        share, everything = self.options.style_rate, list(self.network.parameters())
+        groups: list[dict[str, Any]] = [{"params": everything, SHARE: 1.0}]
+        if share != 1:
+            style = list(self.network.style_parameters())
+            known = {id(parameter) for parameter in style}
+            rest = [p for p in everything if id(p) not in known]
+            groups = [{"params": rest, SHARE: 1.0}, {"params": style, SHARE: share}]
+        return torch.optim.Adam(groups, lr=self.options.lr)
 
     def _pretrain_style(self, vgg: VGG16) -> None:
         side = self.options.recipe.lesson.side
@@ -421,7 +421,7 @@ class Trainer:
     def _train_on(self, batch: Batch, seed: str) -> None:
         torch.manual_seed(random.Random(seed).getrandbits(63))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.options.learning_rate(self.step) * group.get(SHARE, 1.0)
+            group["lr"] = self.options.learning_rate(self.step) * group[SHARE]
         losses = self.losses(batch)
         self.optimizer.zero_grad(set_to_none=True)
         losses["total"].backward()

@@ -63,11 +63,7 @@ class Validation:
         Raises:
             InputError: if none of the contents or of the styles can be used.
         """
-        rng = random.Random(7)
-        readable = _Readable(size)
-        pairs = [
-            (readable.choose(contents, rng), readable.choose(styles, rng)) for _ in range(PAIRS)
-        ]
+        pairs = choose_pairs(contents, styles, size, size)
         self.content, self.style = ([Crop.of(p) for p in part] for part in zip(*pairs, strict=True))
         self.vgg, self.device, self.octaves = vgg, device, octaves
         self._targets = [self._measure_targets(start) for start in range(0, PAIRS, PASS)]
@@ -123,6 +119,20 @@ class Validation:
         content, style = self.content[start : start + PASS], self.style[start : start + PASS]
         deepest = self.vgg(self._stack([c.rgb for c in content]))[-1]
         return deepest, statistics(self.vgg(self._stack([s.rgb for s in style])))
+
+
+def choose_pairs(
+    contents: list[Path], styles: list[Path], content_side: int, style_side: int
+) -> list[tuple[Floats, Floats]]:
+    """`PAIRS` contents and styles `[3, S, S]` in [0, 1], the same ones of the same lists.
+
+    Raises:
+        InputError: if none of the contents or of the styles can be used.
+    """
+    rng = random.Random(7)
+    of_content = _Readable(content_side)
+    of_style = of_content if style_side == content_side else _Readable(style_side)
+    return [(of_content.choose(contents, rng), of_style.choose(styles, rng)) for _ in range(PAIRS)]
 
 
 class _Readable:

@@ -240,6 +240,15 @@ class IntegerLayers:
             known = np.concatenate([known[:, 1:-1, 1:-1], out])
         return out
 
+    def shares(self, values: Reals) -> tuple[float, float]:
+        """How much of what a ciphertext holds a result's values take; from 1 on it is noise.
+
+        The largest value, and the largest mean of a channel: no coefficient is larger than the mean
+        of all slots, of two values each.
+        """
+        largest_mean = float(values.mean((1, 2)).max())
+        return float(values.max()) / self.bound, largest_mean / (self.bound / 4)
+
     def features(self, cells: Reals, code: Reals) -> Floats:
         """Features `[channels, h, w]` of the last stage; see `values`."""
         return self.read(self.values(cells, code))
