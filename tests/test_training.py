@@ -19,7 +19,7 @@ from nst.engines.ckks.network import LeveledNetwork
 from nst.errors import CircuitError, InputError
 from nst.network.architecture import Architecture
 from nst.pictures import reading
-from nst.training import dataset, validation
+from nst.training import dataset, loop, validation
 from nst.training.calibration import accumulator_levels, factors, rescale_moments, rescale_stages
 from nst.training.checkpoint import Checkpoint, RunFolder, initial_network
 from nst.training.dataset import (
@@ -638,6 +638,18 @@ def test_recipes_fill_in_what_a_run_does_not_say(folder: Path, tmp_path: Path) -
     with pytest.raises(InputError, match="no list of sides and pairs"):
         options_of(TrainOptions)["mix"].from_text("64")
     mixed.check()
+
+
+@pytest.mark.parametrize(("megabytes", "kept"), [(150, [True, True]), (30, [True, False])])
+def test_a_mix_keeps_crops_only_where_there_is_room_for_all(
+    megabytes: int, kept: list[bool], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "CACHE_BYTES", megabytes * 10**6)
+    mix = {"engine": "ckks", "mix": ((32, 2), (128, 2)), "scales": (1.0, 1.5, 3.0)}
+    trainer = Trainer(make_run(folder, mix, cache=None, out=tmp_path / "out"), Worker())
+    assert [bool(loader.styles.cache) for loader in trainer.loader.loaders] == kept
+    # What a mix enlarges, it enlarges up to 256 pixels.
+    assert [loader.scales for loader in trainer.loader.loaders] == [(1.0, 1.5, 3.0), (1.0, 1.5)]
 
 
 @pytest.mark.usefixtures("few_pairs")

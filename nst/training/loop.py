@@ -333,8 +333,12 @@ class Trainer:
                 scales = tuple(s for s in scales if s * side <= MOST_ENLARGED) or (1.0,)
             cache = self.run.cache
             if cache is None:
-                on_cpu = device.type == "cpu"
-                cache = default_cache(side, scales) // len(set(parts)) if on_cpu else 0
+                cache = default_cache(side, scales) // len(set(parts))
+                # A cache too small for a crop of each would save little, and show each just so.
+                if device.type != "cpu" or (
+                    options.mix and cache < max(len(contents), len(styles))
+                ):
+                    cache = 0
             loaders[side, pairs] = Loader(
                 Crops(contents, side, cache),
                 Crops(styles, side, cache, options.widen),
