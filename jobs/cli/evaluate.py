@@ -178,8 +178,8 @@ def _summary(card: dict[str, Any]) -> str:
     """What a card says of costs, or of the largest values."""
     if (values := card.get("headroom")) is not None:
         return (
-            f"largest |z| {values['largest_z']:g}, largest result {values['largest_result']:.0%} "
-            f"and largest mean {values['largest_mean']:.0%} of the headroom, {values['refused']} "
+            f"largest |z| {values['largest_z']:g}, largest result {values['largest_result']:.2g} "
+            f"and largest mean {values['largest_mean']:.2g} of the headroom, {values['refused']} "
             f"of {values['pairs']} held-out pairs beyond it"
         )
     costs = card["circuits"]

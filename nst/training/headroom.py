@@ -12,7 +12,7 @@ import torch
 
 from nst.engines.ckks.integers import integer_layers
 from nst.engines.ckks.network import LeveledNetwork
-from nst.engines.ckks.packing import content_cells, style_cells
+from nst.engines.ckks.packing import content_cells, style_cells, style_side
 from nst.engines.ckks.parameters import Parameters
 from nst.pictures.picture import Picture
 from nst.training.leveled import LeveledStyleTransfer
@@ -32,7 +32,7 @@ def measure_headroom(
     Args:
         network: What is exported.
         parameters: Of its engine.
-        side: Of the pictures in pixels; a style has the power of two below.
+        side: Of the level, in pixels.
         contents: Held-out photographs.
         styles: Held-out paintings.
 
@@ -45,8 +45,7 @@ def measure_headroom(
         InputError: if none of the contents or of the styles can be used.
         CircuitError: if the parameters do not fit the network.
     """
-    style_side = 1 << (side.bit_length() - 1)
-    pairs = choose_pairs(contents, styles, side, style_side)
+    pairs = choose_pairs(contents, styles, side, style_side(side))
     trained = LeveledStyleTransfer.of(network, parameters).eval()
     trained.quantize(True)
     conditions = Conditions()

@@ -32,6 +32,7 @@ from nst.engines.ckks.network import (
     from_torch,
     load_network,
 )
+from nst.engines.ckks.packing import style_side
 from nst.engines.ckks.parameters import Parameters
 from nst.network.architecture import CELL, CELL_CHANNELS, UPSAMPLE
 from nst.network.integers import RESULT_FLOOR
@@ -164,8 +165,7 @@ class LeveledStyleTransfer(Trainable):
     def style_code(self, style: Tensor, conditions: Conditions) -> Tensor:
         """See `Trainable`."""
         x = F.pixel_unshuffle(style, CELL)
-        # The engine's styles have a power of two of cells.
-        steps = self._steps(1 << (x.shape[-1].bit_length() - 1))
+        steps = self._steps(style_side(x.shape[-1]))
         taps = []
         for index, (conv, square) in enumerate(
             zip(self.style_convs, self.style_squares, strict=True)
