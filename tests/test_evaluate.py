@@ -16,6 +16,7 @@ from jobs.cli.evaluate import HELD_OUT, SHEET, _refuse_overwriting
 from jobs.client.evaluation import held_out_pairs
 from jobs.client.pictures import write_marked
 from nst.errors import InputError
+from nst.network import levels
 from nst.network.weights import save_weights
 from nst.pictures.color import ColorStatistics, colored
 from nst.pictures.picture import Picture
@@ -88,7 +89,9 @@ def test_report_table_and_sheet(vgg: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(at.astype(int), np.asarray(square).astype(int), atol=1)
 
 
-def test_weights_of_the_second_engine_are_measured(vgg: Path, tmp_path: Path) -> None:
+def test_weights_of_the_second_engine_are_measured(
+    vgg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, weights = (
         folder_of(tmp_path / "pairs", ("sea", "wood")),
         tmp_path / "leveled.safetensors",
@@ -102,6 +105,9 @@ def test_weights_of_the_second_engine_are_measured(vgg: Path, tmp_path: Path) ->
     assert medians["simulated"]["psnr_min"] is None or medians["simulated"]["psnr_min"] > 30
     _, other = evaluate(vgg, source)
     assert other["engine"] == "concrete"
+    monkeypatch.setitem(levels.ONE_FOR_ALL, "ckks", weights)
+    _, own = evaluate(vgg, source, "--engine", "ckks")
+    assert (own["engine"], own["medians"]) == ("ckks", medians)
     assert medians["preview"] != other["medians"]["preview"]
     refused(run("evaluate", source, "--vgg", vgg, *QUALITY, "--weights", vgg), "cannot be read")
 

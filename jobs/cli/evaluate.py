@@ -201,7 +201,9 @@ def _load(options: EvaluateOptions) -> Model:
     from nst.network.levels import find_level, get_level
     from nst.network.weight_files import engine_of
 
-    level = get_level(options.quality) if options.weights is None else find_level(options.quality)
+    # A file of weights says itself whose they are.
+    find = get_level if options.weights is None else find_level
+    level = find(options.quality, options.engine)
     weights = options.weights or level.weights
     engine = get_engine(engine_of(weights))
     network = engine.load_network(weights)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from nst.engines.ckks.integers import WEIGHT_MAX, weight_steps
 from nst.engines.ckks.network import (
+    LARGEST_PIXEL,
     LEAST_CURVATURE,
     LeveledArchitecture,
     LeveledNetwork,
@@ -164,7 +165,7 @@ class LeveledStyleTransfer(Trainable):
 
     def style_code(self, style: Tensor, conditions: Conditions) -> Tensor:
         """See `Trainable`."""
-        x = F.pixel_unshuffle(style, CELL)
+        x = F.pixel_unshuffle(style.clamp(-LARGEST_PIXEL, LARGEST_PIXEL), CELL)
         steps = self._steps(style_side(x.shape[-1]))
         taps = []
         for index, (conv, square) in enumerate(
@@ -181,7 +182,8 @@ class LeveledStyleTransfer(Trainable):
     def forward(self, content: Tensor, code: Tensor, conditions: Conditions) -> Tensor:
         """See `Trainable`; of contents `[N, 3, H, W]` of any size."""
         around = CELL * self.architecture.reach
-        padded = F.pad(content, (around,) * 4, mode="reflect")
+        bounded = content.clamp(-LARGEST_PIXEL, LARGEST_PIXEL)
+        padded = F.pad(bounded, (around,) * 4, mode="reflect")
         cells = F.pixel_unshuffle(padded, CELL)
         return self.finish(content, self.features(cells, code, conditions))
 
