@@ -378,7 +378,7 @@ class EvaluateOptions(FitOptions, ModelOptions):
         least=0,
     )
     p_error: float | None = option(
-        "Error probability of one PBS in the simulation.",
+        "Error probability of one PBS in the simulation, of engine concrete.",
         None,
         above=0,
         below=1,
@@ -407,8 +407,14 @@ class ExportOptions:
     data: str | None = option(
         "Description of the training pictures.", None, shown="that of the weights' card"
     )
+    content_dir: Path | None = option(
+        "Photographs of the training, for weights of engine ckks: see --style-dir.", None
+    )
+    style_dir: Path | None = option(
+        "Paintings of the training: held-out ones show how large values become.", None
+    )
     budget_pbs: float = option(
-        "Most PBS per pixel of output, style branch included.", 22.0, above=0
+        "Most PBS per pixel of output, style branch included; of engine concrete.", 22.0, above=0
     )
     strength: float = option(
         "Less than 1 gives back content for style, see evaluate; it costs nothing.",

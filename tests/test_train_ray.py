@@ -26,6 +26,7 @@ from jobs.cli.train import _Follower
 from nst.errors import InputError
 from nst.network.architecture import Architecture
 from nst.training.checkpoint import Checkpoint, RunFolder
+from nst.training.engines import TRAINABLE
 from nst.training.network import StyleTransfer
 from nst.training.options import Workers
 from tests.command_line import refused, run
@@ -97,6 +98,11 @@ def test_help_has_an_example_and_is_fast() -> None:
         (["--architecture", '{"heads": 8}'], "no architecture"),
         (["--scales", "1.0,big"], "'--scales': '1.0,big' is no list of numbers"),
         (["--scales", "1.0,9"], "between 0.5 and 4"),
+        (["--mix", "64x8,36x4"], "multiples of 8"),
+        (["--mix", "64"], "no list of sides and pairs"),
+        (["--engine", "bfv"], "'bfv'"),
+        (["--engine", "ckks"], "no architecture"),
+        (["--engine", "ckks", "--architecture", '{"stages": 3}'], "network has 7 levels"),
         (["--warm-up", "6", "--max-iter", "6"], "--warm-up 6 leaves none of 6 steps quantized"),
         (["--cluster", "127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1"),
         (["--style-dir", "."], "training needs two"),
@@ -156,8 +162,10 @@ def two_cpus() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("two_cpus")
-def test_workers_train_one_network(folder: Path, tmp_path: Path) -> None:
-    run = make_run(folder, {"max_iter": 6}, out=tmp_path / "out", save_every=0.0)
+@pytest.mark.parametrize("engine", TRAINABLE)
+def test_workers_train_one_network(engine: str, folder: Path, tmp_path: Path) -> None:
+    options = {"engine": engine, "max_iter": 6}
+    run = make_run(folder, options, out=tmp_path / "out", save_every=0.0)
     TorchTrainer(
         train_and_keep,
         train_loop_config={"task": Task(run, 1), "folder": tmp_path},
@@ -167,6 +175,7 @@ def test_workers_train_one_network(folder: Path, tmp_path: Path) -> None:
 
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     checkpoint = Checkpoint.read(RunFolder(run.out).last)
+    assert checkpoint.engine == engine
     assert checkpoint.step == 6 and saved_steps(run.out) == [1, 2, 3, 4, 5, 6]
     for name, tensor in ranks[0]["network"].items():
         assert torch.equal(tensor, ranks[1]["network"][name]), name
