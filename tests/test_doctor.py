@@ -25,6 +25,7 @@ from jobs.storage.store import open_store
 from nst.engines.base import Published
 from nst.engines.cache import ModelCache
 from nst.engines.concrete import ConcreteEngine
+from nst.errors import StoreError
 from nst.folders import make_private
 from nst.keyring import CARD_FILE, EVALUATION_FILE, SECRET_FILE, KeyCard, KeyRing
 from nst.model import Model
@@ -382,3 +383,18 @@ def test_folders_are_private_whatever_the_umask(tmp_path: Path) -> None:
     for name in ("b", "c", "d"):
         for path in (tmp_path / name, *(tmp_path / name).rglob("*")):
             assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_a_server_that_deletes_one_by_one_only(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object) -> None:
+        raise StoreError("store s: cannot delete; give s3:DeleteObject")
+
+    assert findings(diagnosed(*s3_arguments(s3_server))) == []
+    monkeypatch.setattr(S3Store, "_delete_batch", denied)
+    result = diagnosed(*(arguments := s3_arguments(s3_server)))
+    (line,) = findings(result)
+    assert result.exit_code == 3 and "s3:DeleteObject" in line
+    store = open_store(f"{arguments[1]}?endpoint={s3_server.endpoint}", create=True)
+    assert not [key for key in store.list("") if "probe" in key]

@@ -311,12 +311,15 @@ def _probe(store: Store, what: str) -> Check:
     fresh = not store.exists(layout.STORE)
     if not fresh:
         check_format(store)
-    key, blob = layout.probe(secrets.token_hex(8)), os.urandom(PROBE_BYTES)
+    token, blob = secrets.token_hex(8), os.urandom(PROBE_BYTES)
+    key = layout.probe(token)
     begun = time.monotonic()
     try:
         store.write(key, blob)
         if store.read(key, len(blob)) != blob or store.list(key) != [key]:
             raise StoreError(f"{what} gives other bytes than it was given; use another --store")
+        # As `nst-batch delete` does, which not every server takes that deletes one by one.
+        store.delete_prefix(layout.probes(token))
     finally:
         store.delete(key)
     if store.exists(key):
@@ -327,11 +330,12 @@ def _probe(store: Store, what: str) -> Check:
 
 
 def _conditional(store: Store, what: str) -> Check:
-    key = layout.probe(secrets.token_hex(8))
+    token = secrets.token_hex(8)
+    key = layout.probe(token)
     try:
         first, second = store.create(key, b"1"), store.create(key, b"2")
     finally:
-        store.delete(key)
+        store.delete_prefix(layout.probes(token))
     what = f"{what}: conditional writes"
     if first and not second:
         return Check("ok", what, "the second of two is refused")
@@ -376,6 +380,9 @@ def _free_disk(folder: Path) -> int:
 def _failed(what: str, error: NstBatchError, unreachable: bool = False) -> Check:
     """A named error as a check; such errors say what to do after the last semicolon."""
     detail, _, advice = str(error).rpartition("; ")
+    # This is what that advice asks for.
+    if advice.startswith("run: nst-batch doctor"):
+        advice = "see the server's log"
     return Check("FAIL", what, detail or advice, advice if detail else "", unreachable)
 
 
