@@ -9,6 +9,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
 from nst.errors import InputError
@@ -59,7 +60,7 @@ def local_ray(cpus: int) -> Iterator[None]:
         _attribute(ray_constants, "ENABLE_RAY_CLUSTER", False),
     ):
         _read_settings()
-        with _umask(0o077):
+        with _umask(0o077), _our_folder():
             ray.init(
                 # Never a cluster that RAY_ADDRESS or a file in /tmp points to.
                 address="local",
@@ -129,6 +130,17 @@ def _umask(mask: int) -> Iterator[None]:
 
 
 @contextmanager
+def _our_folder() -> Iterator[None]:
+    """Work where our packages are: Ray's workers look there before any other folder."""
+    before = Path.cwd()
+    os.chdir(Path(__file__).resolve().parents[1])
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextmanager
 def running_ray(address: str) -> Iterator[None]:
     """Connect to a Ray cluster, and leave it at the end.
 
@@ -146,7 +158,8 @@ def running_ray(address: str) -> Iterator[None]:
             # Ray itself would go on trying for two minutes.
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
+        with _our_folder():
+            ray.init(address=address, log_to_driver=False, configure_logging=False)
     except (OSError, RayError, RuntimeError, ValueError) as error:
         raise InputError(
             f"no Ray cluster answers at {address}: run this on one of its nodes, after `ray start` "

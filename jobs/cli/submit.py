@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jobs.client.run import Batch
     from jobs.client.session import Session
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "pairs"
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "pairs"
 
 PAIRS = click.argument("pairs", type=click.Path(path_type=Path))
 

@@ -34,6 +34,8 @@ from nst.errors import CircuitError, ClusterError, InputError, first_line
 from nst.folders import PASSPHRASE_VARIABLE
 
 MODULE = "jobs.execution.driver"
+ENTRY = Path(__file__).resolve().parents[2] / "nst_batch.py"
+"""What runs it, whatever the working directory or PYTHONPATH has of the same name."""
 CONNECT_SECONDS = 10.0
 NO_AGENT = "No available agent"
 """What the Jobs API says until a cluster that has just started knows of its nodes."""
@@ -116,15 +118,15 @@ def start_here(
     with log.open("ab") as output:
         process = subprocess.Popen(
             [
-                sys.executable, "-m", MODULE, local.store, local.job_id, "--actors", str(actors),
-                *pin.options, "--folder", pin.folder,
+                sys.executable, "-P", ENTRY, MODULE, local.store, local.job_id,
+                "--actors", str(actors), *pin.options, "--folder", pin.folder,
             ],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
             env=environment | _told(notify_url),
-            cwd=Path(__file__).resolve().parent.parent.parent,
+            cwd=ENTRY.parent,
         )  # fmt: skip
     changed = {"driver_pid": process.pid, "cluster": "", "cluster_python": "", "submission": ""}
     home.save_job(local.model_copy(update=changed))
@@ -229,7 +231,8 @@ def _start_on_cluster(
     extra = {"runtime_env": {"env_vars": variables}} if variables else {}
     entrypoint = shlex.join(
         [
-            target.python, "-m", MODULE, address_of(local.store).portable().url, local.job_id,
+            target.python, "-P", "-m", ENTRY.stem, MODULE,
+            address_of(local.store).portable().url, local.job_id,
             "--actors", str(actors), "--cluster", *pin_of(home, local).options,
         ]
     )  # fmt: skip

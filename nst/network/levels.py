@@ -11,7 +11,7 @@ from typing import Any
 from nst.errors import CircuitError, InputError
 from nst.pictures.size import Size
 
-WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 P_ERROR = 0.01
 """Probability that the noise of one PBS exceeds half an activation level.
 
