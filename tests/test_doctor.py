@@ -303,9 +303,9 @@ def test_free_memory_is_known() -> None:
 def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: Usage(10**12, 10**12, 10**6))
     result = diagnosed("--store", tmp_path / "not" / "yet")
-    home_line, store_line = findings(result)
+    home_line, temporary_line, store_line = findings(result)
     assert result.exit_code == 2
-    assert "NST_BATCH_HOME" in home_line
+    assert "NST_BATCH_HOME" in home_line and "TMPDIR" in temporary_line
     assert "room for 0" in store_line and "--store" in store_line
 
 

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ RAY_BYTES = 300_000_000
 MEMORY_MARGIN = 1.2
 HOME_BYTES = 100_000_000
 """Keys and model of a level, and what is remembered of jobs."""
+TEMPORARY_BYTES = 200_000_000
+"""Ray's logs and the circuits of actors."""
 FEW_PAIRS = 10
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -105,6 +108,8 @@ def diagnose(
         each = RAY_BYTES + model.engine.rates().actor_bytes_of(needs.call)
         yield check_memory(available_memory(), actors, each, needs.result)
         yield check_space("disk of the data directory", home.root, HOME_BYTES, HOME_VARIABLE)
+        temporary = Path(tempfile.gettempdir())
+        yield check_space("disk of temporary files", temporary, TEMPORARY_BYTES, "TMPDIR")
         for url in stores:
             folder = address_of(url).folder
             if folder is not None:
