@@ -157,7 +157,8 @@ def running_ray(address: str) -> Iterator[None]:
         if ":" in address:
             # Ray itself would go on trying for two minutes.
             host, _, port = address.rpartition(":")
-            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+            # IPv6 stands in brackets.
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
         with _our_folder():
             ray.init(address=address, log_to_driver=False, configure_logging=False)
     except (OSError, RayError, RuntimeError, ValueError) as error:

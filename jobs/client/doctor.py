@@ -25,7 +25,7 @@ from nst.cpu import require_features
 from nst.engines import get_engine
 from nst.engines.base import Needs
 from nst.engines.cache import ModelCache
-from nst.errors import CircuitError, ClusterError, NstBatchError, StoreError, first_line
+from nst.errors import CircuitError, ClusterError, InputError, NstBatchError, StoreError, first_line
 from nst.folders import HOME_VARIABLE
 from nst.keyring import CARD_FILE, EVALUATION_FILE, SECRET_FILE, KeyCard
 from nst.machine import available_memory
@@ -98,6 +98,7 @@ def diagnose(
     if cluster:
         yield check_cluster(cluster)
     yield from check_keys(home)
+    yield from check_jobs(home)
     try:
         model = Model.load(quality, home.models, size)
         needs = needs_of(model)
@@ -178,6 +179,24 @@ def check_keys(home: Home) -> Iterator[Check]:
             "ok", "keys", f"{len(folders)} in {home.keys}, readable by you alone",
             "back this folder up: a result without its key is lost",
         )  # fmt: skip
+
+
+def check_jobs(home: Home) -> Iterator[Check]:
+    """What this machine knows of jobs: without it a job cannot be watched or fetched."""
+    count = 0
+    try:
+        for job_id, local in home.inspect():
+            count += 1
+            try:
+                if isinstance(local, InputError):
+                    raise local
+                home.pictures(job_id)
+            except InputError as error:
+                yield _failed(f"job {job_id}", error, status="warn")
+    except InputError as error:
+        yield _failed("jobs", error)
+    else:
+        yield Check("ok", "jobs", f"{count} in {home.root / 'jobs'}")
 
 
 def _folder_faults(home: Home) -> Iterator[Check]:
@@ -382,13 +401,15 @@ def _free_disk(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _failed(what: str, error: NstBatchError, unreachable: bool = False) -> Check:
+def _failed(
+    what: str, error: NstBatchError, unreachable: bool = False, status: Status = "FAIL"
+) -> Check:
     """A named error as a check; such errors say what to do after the last semicolon."""
     detail, _, advice = str(error).rpartition("; ")
     # This is what that advice asks for.
     if advice.startswith("run: nst-batch doctor"):
         advice = "see the server's log"
-    return Check("FAIL", what, detail or advice, advice if detail else "", unreachable)
+    return Check(status, what, detail or advice, advice if detail else "", unreachable)
 
 
 def _gb(size: int) -> str:

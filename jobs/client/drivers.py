@@ -25,6 +25,7 @@ from jobs.client.session import Session
 from jobs.execution.loading import ModelPin
 from jobs.execution.notify import URL_VARIABLE
 from jobs.options import Target
+from jobs.proxies import proxy_hint
 from jobs.storage import layout
 from jobs.storage.records import JobState, write_record
 from jobs.storage.store import address_of
@@ -267,9 +268,11 @@ def _jobs_api(address: str) -> Iterator[Any]:
         raise InputError(
             f"cluster {address}: no address of a Jobs API; give http://host:8265"
         ) from error
+    hint = proxy_hint(url)
     try:
-        # Ray itself would go on trying for long.
-        socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
+        if not hint:
+            # Ray itself would go on trying for long.
+            socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
         from ray.exceptions import RayError
         from ray.job_submission import JobSubmissionClient
 
@@ -280,6 +283,6 @@ def _jobs_api(address: str) -> Iterator[Any]:
     except (OSError, RuntimeError, ValueError) as error:
         # What follows the first line are stack traces of the cluster's.
         raise ClusterError(
-            f"cluster {address}: {first_line(error)}; check --cluster (http://host:8265), its "
-            "token, and that it runs"
+            f"cluster {address}: {first_line(error)}{hint}; check --cluster (http://host:8265), "
+            "its token, and that it runs"
         ) from error
