@@ -74,6 +74,11 @@ class Model:
         network = computes.load_network(level.weights)
         return Model(level, network, ModelCache(cache), checked, computes)
 
+    @property
+    def style_size(self) -> Size:
+        """Of styles in pixels."""
+        return self.engine.style_size(self.level)
+
     @cached_property
     def published(self) -> Published:
         """Plan and bundles; raises CircuitError if they cannot be built."""

@@ -455,7 +455,7 @@ def test_a_result_of_another_key_is_refused(
     cipher: Cipher, other_cipher: Cipher, encrypted_run: EncryptedRun
 ) -> None:
     result = packed(cipher, *encrypted_run.rows["up"])
-    np.testing.assert_array_equal(cipher.decrypt_result(result, "a"), encrypted_run.levels["up"])
+    np.testing.assert_array_equal(cipher.decrypt_result(result, "a")[0], encrypted_run.levels["up"])
     with pytest.raises(CircuitError, match=f"the result .*{cipher.key_id}.*{other_cipher.key_id}"):
         other_cipher.decrypt_result(result, "the result")
     other = dataclasses.replace(Envelope.unpack(result[1], "row"), model_id="f" * 16).pack()

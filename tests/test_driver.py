@@ -81,7 +81,9 @@ class Submitted:
             height=TOY_SIZE,
             model_id=plan.model_id,
             key_id=self.key_id,
-            pairs=[PairRecord(pair_id=p, content=c, style=s) for p, (c, s) in pairs.items()],
+            pairs=[
+                PairRecord(pair_id=p, content=c, style=s, result=p) for p, (c, s) in pairs.items()
+            ],
         )
         write_record(store, layout.job("job"), job)
         return store, job
@@ -138,7 +140,7 @@ def check_results(finished: Finished, cipher: Cipher, network: IntegerNetwork) -
         for pair_id, (content, style) in TWO_PAIRS.items()
     }
     for pair_id, other in (("p0", "p1"), ("p1", "p0")):
-        features = cipher.decrypt_result(finished.parts(pair_id), pair_id)
+        features = cipher.decrypt_result(finished.parts(pair_id), pair_id)[0]
         assert features.shape == expected[pair_id].shape
         # Rounding is approximate and a PBS may err: levels differ by one here and there.
         error = np.abs(features - expected[pair_id]).mean()
@@ -242,7 +244,7 @@ def dead(submitted: Submitted, evaluator: Evaluator, tmp_path: Path) -> Dead:
 def test_a_resumed_job_does_what_is_left(
     dead: Dead, in_process: Finished, submitted: Submitted, evaluator: Evaluator, tmp_path: Path
 ) -> None:
-    assert {t.group for t in dead.ran} == {"style:s0", "pair:p1"}
+    assert {t.group for t in dead.ran} == {"style:s0", "result:p1"}
     assert len(dead.parts_done) >= 3
     # A checkpoint that is damaged fails its pair by name, and is not there for the next try.
     copied = tmp_path / "copied"
@@ -264,7 +266,7 @@ def test_a_resumed_job_does_what_is_left(
     state = run_job(dead.store, dead.job, executor, 1)
     assert (state.status, state.pairs_done) == ("succeeded", 2)
     # Neither the style, whose code is stored, nor parts of the result that are.
-    assert {t.group for t in executor.tasks} == {"pair:p1"}
+    assert {t.group for t in executor.tasks} == {"result:p1"}
     again = {t.part for t in executor.tasks if t.stage == "up"}
     assert again == {0} | (set(range(8)) - dead.parts_done)
     assert state.seconds_done == pytest.approx(sum(t.seconds for t in executor.tasks))

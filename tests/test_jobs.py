@@ -70,7 +70,14 @@ def local_job_of(home: Home, store: Store, job: JobRecord) -> LocalJob:
         key_id=job.key_id,
         model_id=job.model_id,
         pairs=[
-            LocalPair(pair_id=p.pair_id, name=f"name of {p.pair_id}", content=0, style=0, box=BOX)
+            LocalPair(
+                pair_id=p.pair_id,
+                result=p.result,
+                name=f"name of {p.pair_id}",
+                content=0,
+                style=0,
+                box=BOX,
+            )
             for p in job.pairs
         ],
         skipped=[],

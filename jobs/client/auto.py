@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from jobs.client.wording import many
 from jobs.execution.forecast import Forecaster, Offer
+from jobs.execution.sharing import sharing
 from jobs.storage.records import PairRecord
 from nst.engines.rates import Rates
 from nst.errors import InputError
@@ -70,9 +71,10 @@ def choose(
     for level in sorted(levels, key=lambda level: level.side, reverse=True):
         model = model_of(level)
         forecaster = Forecaster(model.plan, rates or model.engine.rates(), offer)
-        seconds = forecaster.wall_s(pairs, cores)
+        shared = sharing(pairs, model.plan.pairs_per_result)
+        seconds = forecaster.wall_s(shared, cores)
         if uploads:
-            wire = forecaster.wire(pairs)
+            wire = forecaster.wire(shared)
             seconds += (wire.up + wire.down) / offer.uplink
         if seconds <= budget:
             return Choice(level, seconds, better, budget, cores)

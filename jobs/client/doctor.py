@@ -383,10 +383,8 @@ def needs_of(model: Model) -> Needs:
     plan = model.built
     if plan is None:
         return model.engine.typical_needs(model.size)
-    graph, stored = (
-        plan.graph(distinct_pairs(1), model.engine.rates().seconds(plan.stages)),
-        plan.stored,
-    )
+    seconds, stored = model.engine.rates().seconds(plan.stages), plan.stored
+    graph = plan.graph(distinct_pairs(1, plan.pairs_per_result), seconds)
     return Needs(
         call=largest_call(graph),
         result=sum(graph.tasks[i].output_bytes for parts in graph.outputs.values() for i in parts),

@@ -37,9 +37,14 @@ class DamagedJobError(InputError):
 
 
 class LocalPair(BaseModel):
-    """A pair as the user knows it; pictures by their position in the job's picture file."""
+    """A pair as the user knows it; pictures by their position in the job's picture file.
+
+    Its result may hold those of other pairs as well, each in a lane of its own.
+    """
 
     pair_id: str
+    result: str
+    lane: int = 0
     name: str
     content: int
     style: int

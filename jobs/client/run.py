@@ -61,7 +61,7 @@ class Batch:
     @property
     def records(self) -> list[PairRecord]:
         """The pairs as the job will have them."""
-        return records_of_pictures(self.pairs)
+        return records_of_pictures(self.pairs, self.model.plan.pairs_per_result)
 
     def require_pairs(self) -> None:
         """Raise InputError if no pair can be used."""

@@ -73,8 +73,8 @@ def walk_job(
     try:
         seconds = get_engine(plan.engine).rates().seconds(plan.stages)
         whole = plan.graph(recorder.left, seconds)
-        pairs = {pair.pair_id for pair in recorder.left}
-        there = copy_results(store, job, plan, recorder.attempt, pairs, recorder.keep_alive)
+        results = {pair.result for pair in recorder.left}
+        there = copy_results(store, job, plan, recorder.attempt, results, recorder.keep_alive)
         graph = without_done(whole, checkpoints.stored(whole), there)
         told = [*callbacks, checkpoints, Tracer(store, job.job_id), recorder]
         run_graph(graph, executor, read_input, told, recorder.control)

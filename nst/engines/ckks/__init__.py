@@ -24,6 +24,7 @@ from nst.engines.ckks.packing import Layout
 from nst.engines.ckks.parameters import Parameters
 from nst.engines.rates import Rates, read_rates
 from nst.errors import CircuitError
+from nst.pictures.size import Size
 
 if TYPE_CHECKING:
     from nst.engines.ckks.network import LeveledNetwork
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from nst.network.finishing import Network
     from nst.network.levels import QualityLevel
     from nst.pictures.picture import Picture
-    from nst.pictures.size import Size
 
 PACKAGE = "tenseal"
 REACH, STYLE_SIDE = 6, 128
@@ -70,6 +70,12 @@ class CkksEngine:
         result = RESULT_BYTES * parts
         stored = CONTENT_BYTES * parts + STYLE_BYTES + result
         return Needs(CONTENT_BYTES + CODE_BYTES + RESULT_BYTES, result, stored)
+
+    def style_size(self, level: QualityLevel) -> Size:
+        """See `Engine`: a power of two, which a sum over a style takes."""
+        from nst.engines.ckks.packing import style_side
+
+        return Size.square(style_side(level.side))
 
     def load_network(self, path: Path) -> LeveledNetwork:
         """See `Engine`."""

@@ -222,6 +222,11 @@ class Layout:
         return grid[:, r : r + tile.height, r : r + tile.width]
 
 
+def style_side(side: int) -> int:
+    """Side in pixels of the styles of a level of so many: the power of two below."""
+    return 1 << (side.bit_length() - 1)
+
+
 def content_cells(white: Floats, reach: int) -> Reals:
     """Cells `[48, h + 2 reach, w + 2 reach]` of a content, continued by mirroring.
 

@@ -70,6 +70,10 @@ class ConcreteEngine:
 
         return model_id(_integer(network), level.side, size.width, level.p_error)
 
+    def style_size(self, level: QualityLevel) -> Size:
+        """See `Engine`."""
+        return level.square
+
     def load_network(self, path: Path) -> IntegerNetwork:
         """See `Engine`."""
         from nst.network.weights import load_weights
