@@ -20,6 +20,7 @@ from boto3.s3.transfer import TransferConfig, create_transfer_manager
 from botocore.config import Config
 from botocore.exceptions import ClientError
 from botocore.loaders import create_loader
+from botocore.parsers import ResponseParserError
 from botocore.session import Session
 from tenacity import (
     Retrying,
@@ -57,6 +58,8 @@ SENSELESS = (ValueError, LookupError, TypeError, OverflowError, RecursionError)
 """What reading an answer raises that no S3 server gives."""
 UNSUPPORTED = frozenset({405, 501})
 """What servers answer to requests that they do not know."""
+LISTING = frozenset({"Name", "IsTruncated", "MaxKeys"})
+"""What S3's listings say, and pages to sign in at do not."""
 SHA256, WRITER = "sha256", "writer"
 """Metadata of every object; of those made by `create`, who made it."""
 
@@ -321,6 +324,8 @@ class S3Store:
         answer: dict[str, Any] = self.client.list_objects_v2(
             Bucket=self.address.bucket, Prefix=self.address.key(""), MaxKeys=1
         )
+        if LISTING.isdisjoint(answer):
+            raise ResponseParserError("no listing")
         return answer
 
     def _download(self, key: str, limit: int | None) -> tuple[bytes, str | None]:
