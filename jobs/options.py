@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from jobs.fields import option, options_of
 from jobs.storage.store import StoreOptions
+from nst.engines import ENGINES, get_engine
 from nst.errors import InputError
 from nst.folders import PASSPHRASE_VARIABLE
 from nst.machine import cores
-from nst.network.levels import LEVELS, find_level
+from nst.network.levels import DEFAULT_ENGINE, LEVELS, find_level
 from nst.pictures.size import Size
 from nst.training.options import RunOptions, TrainOptions, Workers
 
@@ -27,6 +28,14 @@ PYTHON = "python"
 """A cluster's interpreter, if none is named: the one that its nodes find by themselves."""
 MOST_CORES = 20_000
 HOUR = 3600.0
+
+
+def _engine(name: object) -> str:
+    return get_engine(str(name)).name
+
+
+def _engines() -> Iterable[str]:
+    return ENGINES
 
 
 def _level(name: object) -> str:
@@ -91,6 +100,14 @@ class ModelOptions:
         parse=_size,
         metavar="WIDTHxHEIGHT",
         shown="a square of the level's size",
+    )
+    engine: str = option(
+        "What computes on ciphertexts: concrete rounds like its preview, ckks costs hundreds of "
+        "times less.",
+        DEFAULT_ENGINE,
+        metavar="NAME",
+        parse=_engine,
+        complete=_engines,
     )
 
 

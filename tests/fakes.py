@@ -196,6 +196,7 @@ class FakeEngine:
 
     name = "fake"
     package = "hashlib"
+    widest = 1024
     client_modules: tuple[str, ...] = ()
     runtime = "hashlib"
     pairs_per_result = 1

@@ -12,7 +12,7 @@ from jobs.storage.records import PairRecord
 from nst.engines.rates import Rates
 from nst.errors import InputError
 from nst.model import Model
-from nst.network.levels import LEVELS, QualityLevel
+from nst.network.levels import QualityLevel
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Choice:
 
 def choose(
     pairs: Sequence[PairRecord],
+    levels: Sequence[QualityLevel],
     cores: int,
     budget: float,
     offer: Offer,
@@ -56,6 +57,7 @@ def choose(
 
     Args:
         pairs: What is to be done.
+        levels: Those of an engine.
         cores: Workers, one core each.
         budget: Seconds there are.
         offer: What the cores are like, and the wire to the store.
@@ -67,8 +69,8 @@ def choose(
         InputError: if no level fits.
     """
     better: tuple[QualityLevel, float] | None = None
-    levels = [level for level in LEVELS.values() if level.trained]
-    for level in sorted(levels, key=lambda level: level.side, reverse=True):
+    trained = [level for level in levels if level.trained]
+    for level in sorted(trained, key=lambda level: level.side, reverse=True):
         model = model_of(level)
         forecaster = Forecaster(model.plan, rates or model.engine.rates(), offer)
         shared = sharing(pairs, model.plan.pairs_per_result)

@@ -32,7 +32,7 @@ from jobs.storage.store import address_of
 from nst.engines.rates import Rates
 from nst.errors import InputError
 from nst.model import Model
-from nst.network.levels import QualityLevel
+from nst.network.levels import DEFAULT_ENGINE, QualityLevel, levels_of
 
 Working = Callable[[str], None]
 """Told what is being done."""
@@ -166,13 +166,14 @@ def go_on(session: Session, local: LocalJob, options: RetryOptions) -> tuple[int
 
 def load_model(options: ModelOptions, home: Home) -> Model:
     """The model of these options; see `Model.load` for errors."""
-    return Model.load(options.quality, home.models, options.size)
+    return Model.load(options.quality, home.models, options.size, options.engine)
 
 
 def named(model: Model) -> str:
-    """A model's level, with the size of its results unless it is the level's own."""
-    own = model.size == model.level.square
-    return model.level.name if own else f"{model.level.name}, {model.size} pixels"
+    """A model's level, with its size unless that is the level's own, and engine unless default."""
+    size = "" if model.size == model.level.square else f", {model.size} pixels"
+    engine = "" if model.engine.name == DEFAULT_ENGINE else f", {model.engine.name}"
+    return model.level.name + size + engine
 
 
 def cores_of(options: SubmitOptions) -> int:
@@ -204,4 +205,5 @@ def best_level(
         working(f"building the model of {level.name}")
         return load_model(replace(options, quality=level.name), home)
 
-    return choose(pairs, cores, options.budget, offer, model_of, uploads, rates)
+    levels = levels_of(options.engine)
+    return choose(pairs, levels, cores, options.budget, offer, model_of, uploads, rates)

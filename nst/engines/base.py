@@ -292,6 +292,8 @@ class Engine(Protocol):
     """What has to be installed for it; without it, the others work."""
     client_modules: tuple[str, ...]
     """Modules that a server process must not be able to import."""
+    widest: int
+    """Pixels of a row of the largest content that it computes."""
 
     @property
     def runtime(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -12,6 +12,9 @@ from nst.errors import CircuitError, InputError
 from nst.pictures.size import Size
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+DEFAULT_ENGINE = "concrete"
+ONE_FOR_ALL = {"ckks": WEIGHTS / "ckks.safetensors"}
+"""By engine, the weights of all levels, of one whose network is the same at all."""
 P_ERROR = 0.01
 """Probability that the noise of one PBS exceeds half an activation level.
 
@@ -77,27 +80,33 @@ LEVELS = {
 }
 
 
-def find_level(name: str) -> QualityLevel:
-    """The level of that name, whether its weights are installed or not.
+def levels_of(engine: str = DEFAULT_ENGINE) -> list[QualityLevel]:
+    """All levels with an engine's weights, whether they are installed or not."""
+    return [find_level(name, engine) for name in LEVELS]
+
+
+def find_level(name: str, engine: str = DEFAULT_ENGINE) -> QualityLevel:
+    """The level of that name with an engine's weights, whether they are installed or not.
 
     Raises:
         InputError: if there is none.
     """
     if name not in LEVELS:
         raise InputError(f"no quality level {name!r}; choose one of {', '.join(LEVELS)}")
-    return LEVELS[name]
+    level = LEVELS[name]
+    return replace(level, weights=ONE_FOR_ALL[engine]) if engine in ONE_FOR_ALL else level
 
 
-def get_level(name: str) -> QualityLevel:
+def get_level(name: str, engine: str = DEFAULT_ENGINE) -> QualityLevel:
     """The level of that name, ready to be used.
 
     Raises:
         InputError: if there is none.
         CircuitError: if its weights are not installed.
     """
-    level = find_level(name)
+    level = find_level(name, engine)
     if not level.trained:
-        ready = ", ".join(n for n, other in LEVELS.items() if other.trained)
+        ready = ", ".join(other.name for other in levels_of(engine) if other.trained)
         raise CircuitError(
             f"quality level {name!r} has no weights at {level.weights}; trained levels: {ready}"
         )

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nst.engines.ckks.network import LEAST_CURVATURE, LeveledArchitecture
+from nst.engines.ckks.network import LARGEST_PIXEL, LEAST_CURVATURE, LeveledArchitecture
 from nst.network.architecture import CELL, CELL_CHANNELS, UPSAMPLE
 from nst.network.integers import RESULT_FLOOR
 from nst.training.finishing import standardized
@@ -78,7 +78,7 @@ class LeveledStyleTransfer(nn.Module):
 
     def style_code(self, style: Tensor) -> Tensor:
         """Style code `[N, code]` of whitened styles `[N, 3, S, S]`."""
-        x = F.pixel_unshuffle(style, CELL)
+        x = F.pixel_unshuffle(style.clamp(-LARGEST_PIXEL, LARGEST_PIXEL), CELL)
         taps = []
         for conv, square in zip(self.style_convs, self.style_squares, strict=True):
             z = self._bounded(conv(F.pad(x, (1, 1, 1, 1), mode="circular")))
@@ -89,7 +89,8 @@ class LeveledStyleTransfer(nn.Module):
     def forward(self, content: Tensor, code: Tensor) -> Tensor:
         """Whitened content `[N, 3, H, W]` and style code to a standardized result."""
         around = CELL * self.architecture.reach
-        padded = F.pad(content, (around,) * 4, mode="reflect")
+        bounded = content.clamp(-LARGEST_PIXEL, LARGEST_PIXEL)
+        padded = F.pad(bounded, (around,) * 4, mode="reflect")
         return self.finish(content, self.features(F.pixel_unshuffle(padded, CELL), code))
 
     def features(self, x: Tensor, code: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from nst.engines.ckks.packing import Layout
 from nst.engines.ckks.parameters import Parameters
 from nst.engines.rates import Rates, read_rates
 from nst.errors import CircuitError
-from nst.pictures.size import Size
+from nst.pictures.size import LARGEST, Size
 
 if TYPE_CHECKING:
     from nst.engines.ckks.network import LeveledNetwork
@@ -45,6 +45,7 @@ class CkksEngine:
 
     name = "ckks"
     package = "_sealapi_cpp"
+    widest = LARGEST
     client_modules: tuple[str, ...] = (
         # All of TenSEAL but the binding `_sealapi_cpp`, which `seal` strips.
         "tenseal",

@@ -24,6 +24,8 @@ from nst.pictures.color import Floats
 
 ENGINE = "ckks"
 FORMAT = 1
+LARGEST_PIXEL = 3.0
+"""Of whitened pixels as they are encrypted; in training as well."""
 LEAST_CURVATURE = 0.03
 """Of a square: below it the shift 1 / 2a of the completed square would grow without bound."""
 Reals = NDArray[np.float64]

@@ -1,6 +1,6 @@
 """Runs at the start of every Python process whose PYTHONPATH names this folder.
 
-A pair is poisoned by hand: no ciphertext is known that makes Concrete crash, so a process that
+A pair is poisoned by hand: no ciphertext is known that makes an engine crash, so a process that
 computes on one of those listed in `$NST_TEST_POISON` ends itself as a crash would end it.
 """
 
@@ -13,20 +13,30 @@ import signal
 import sys
 from pathlib import Path
 
+EVALUATORS = {
+    "nst.engines.concrete.server": "CircuitEvaluator",
+    "nst.engines.ckks.server": "LeveledEvaluator",
+}
+
 
 class _Poison(importlib.abc.MetaPathFinder):
-    """Replaces `CircuitEvaluator.run` when `nst.engines.concrete.server` is imported."""
+    """Replaces an evaluator's `run` when its module is imported."""
+
+    def __init__(self):
+        self.found = set()
 
     def find_spec(self, name, path=None, target=None):
-        if name != "nst.engines.concrete.server":
+        # `find_spec` asks all finders again, this one as well.
+        if name not in EVALUATORS or name in self.found:
             return None
-        sys.meta_path.remove(self)
+        self.found.add(name)
         spec = importlib.util.find_spec(name)
         execute = spec.loader.exec_module
 
         def exec_module(module):
             execute(module)
-            run = module.CircuitEvaluator.run
+            evaluator = getattr(module, EVALUATORS[name])
+            run = evaluator.run
 
             def run_unless_poisoned(self, stage, inputs):
                 listed = Path(os.environ["NST_TEST_POISON"])
@@ -35,7 +45,7 @@ class _Poison(importlib.abc.MetaPathFinder):
                     os.kill(os.getpid(), signal.SIGKILL)
                 return run(self, stage, inputs)
 
-            module.CircuitEvaluator.run = run_unless_poisoned
+            evaluator.run = run_unless_poisoned
 
         spec.loader.exec_module = exec_module
         return spec
