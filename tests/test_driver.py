@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from benchmarks.stored import pin_in_store
+from jobs.client.drivers import ENTRY, MODULE
 from jobs.execution.inprocess import InProcessExecutor
 from jobs.execution.loading import ModelPin
 from jobs.storage import layout
@@ -42,6 +43,7 @@ from nst.engines.tasks import Task, TaskGraph
 from nst.keyring import KeyRing
 from nst.network.architecture import CONTENT, STYLE
 from nst.network.integers import IntegerNetwork
+from tests.command_line import namesakes
 from tests.fakes import Meddling, put_model, run_job
 from tests.toy import ENGINE, TOY_SIZE, encrypt, noise_input
 
@@ -292,7 +294,10 @@ def run_driver(
     folder: Path,
     meanwhile: Callable[[psutil.Process], bool] = lambda _: True,
 ) -> Driver:
-    """Run a driver far from the source tree; `meanwhile` is called until it returns True."""
+    """Run a driver far from the source tree; `meanwhile` is called until it returns True.
+
+    The working directory is a project that has packages of our names.
+    """
     # Longer than the name of a socket may be.
     temporary = folder / ("long" * 20)
     temporary.mkdir()
@@ -301,8 +306,9 @@ def run_driver(
     pin = pin_in_store(store, read_job(store, "job")) if submitted else ModelPin("", "", "", "")
     command = [
         sys.executable,
-        "-m",
-        "jobs.execution.driver",
+        "-P",
+        str(ENTRY),
+        MODULE,
         store.url,
         "job",
         "--actors",
@@ -313,12 +319,12 @@ def run_driver(
     with log.open("wb") as output:
         driver = subprocess.Popen(
             command,
-            cwd=folder,
+            cwd=namesakes(folder / "project"),
             stdout=output,
             stderr=output,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            env={**os.environ, "TMPDIR": str(temporary)},
+            env={**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(folder / "project")},
         )
         try:
             process, deadline = psutil.Process(driver.pid), time.time() + PATIENCE

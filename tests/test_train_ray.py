@@ -29,13 +29,13 @@ from nst.training.checkpoint import Checkpoint, RunFolder
 from nst.training.engines import TRAINABLE
 from nst.training.network import StyleTransfer
 from nst.training.options import Workers
-from tests.command_line import refused, run
+from tests.command_line import namesakes, refused, run
 from tests.toy import TOY
 from tests.training_data import SIZE, make_run
 
 PATIENCE = 240.0
 """Seconds for what takes less than a minute, on machines that are busy otherwise."""
-PROGRAM = "from jobs.cli.main import main; main()"
+PROGRAM = "from nst_batch import main; main()"
 
 
 @pytest.fixture(scope="module")
@@ -209,13 +209,13 @@ def test_what_a_worker_cannot_do_is_one_line(folder: Path, tmp_path: Path) -> No
 class Command:
     """The command in a process of its own, far from the source tree."""
 
-    def __init__(self, log: Path, *arguments: str) -> None:
+    def __init__(self, log: Path, cwd: Path, *arguments: str) -> None:
         self.log = log
         environment = {**os.environ, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
         with log.open("wb") as output:
             self.process = psutil.Popen(
                 [sys.executable, "-c", PROGRAM, *arguments],
-                cwd=log.parent,
+                cwd=cwd,
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
@@ -257,8 +257,11 @@ class Command:
 @pytest.mark.slow
 def test_a_run_survives_its_driver_and_a_worker(folder: Path, tmp_path: Path) -> None:
     out, steps = tmp_path / "out", 60
-    common = arguments(folder, out, "--max-iter", str(steps), "--workers", "2", "--save-every", "1")
-    first = Command(tmp_path / "first.log", *common)
+    # A user's project, with packages of our names, and paths as they are typed there.
+    project = namesakes(tmp_path / "project")
+    here, there = (Path(os.path.relpath(path, project)) for path in (folder, out))
+    common = arguments(here, there, "--max-iter", str(steps), "--workers", "2", "--save-every", "1")
+    first = Command(tmp_path / "first.log", project, *common)
     try:
         first.wait_until(lambda: len(saved_steps(out)) > 0)
         first.process.send_signal(signal.SIGINT)
@@ -272,12 +275,12 @@ def test_a_run_survives_its_driver_and_a_worker(folder: Path, tmp_path: Path) ->
     assert 0 < reached < steps
 
     refused = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *common], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-c", PROGRAM, *common], capture_output=True, text=True, cwd=project
     )
     assert refused.returncode == 2 and "--resume" in refused.stderr
     assert refused.stderr.splitlines()[-1].startswith("error: ")
 
-    second = Command(tmp_path / "second.log", *common, "--resume")
+    second = Command(tmp_path / "second.log", project, *common, "--resume")
     try:
         second.wait_until(lambda: saved_steps(out)[-1] > reached)
         workers = second.workers()

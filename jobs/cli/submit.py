@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jobs.client.run import Batch
     from jobs.client.session import Session
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "pairs"
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "pairs"
 
 DEMO_SIDE = 256
 """Pixels of the demo's larger pictures."""

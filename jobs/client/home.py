@@ -172,12 +172,24 @@ class Home(Folders):
         """
         found = []
         self._sweep()
+        for _, local in self.inspect():
+            if isinstance(local, InputError):
+                log.warning("%s", local)
+            else:
+                found.append(local)
+        return sorted(found, key=lambda local: local.created)
+
+    def inspect(self) -> Iterator[tuple[str, LocalJob | InputError]]:
+        """Every job's id, and the job or why its file cannot be used.
+
+        Raises:
+            InputError: if the folder cannot be read.
+        """
         for folder in subfolders(self.root / "jobs"):
             try:
-                found.append(self._read_job(folder / JOB_FILE))
+                yield folder.name, self._read_job(folder / JOB_FILE)
             except InputError as error:
-                log.warning("%s", error)
-        return sorted(found, key=lambda local: local.created)
+                yield folder.name, error
 
     def job(self, job_id: str) -> LocalJob:
         """One job.

@@ -128,9 +128,14 @@ def cancellation(job_id: str) -> str:
     return f"{marks(job_id)}cancel.json"
 
 
+def probes(token: str) -> str:
+    """Prefix of what `doctor` writes and deletes again, as a job is deleted."""
+    return f"probe-{token}/"
+
+
 def probe(token: str) -> str:
-    """What `doctor` writes and deletes again."""
-    return f"probe-{token}"
+    """The blob of such a prefix."""
+    return f"{probes(token)}blob"
 
 
 def require_key(store: str, key: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from nst.errors import CircuitError, InputError
 from nst.pictures.size import Size
 
-WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 DEFAULT_ENGINE = "concrete"
 ONE_FOR_ALL = {"ckks": WEIGHTS / "ckks.safetensors"}
 """By engine, the weights of all levels, of one whose network is the same at all."""
