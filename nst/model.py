@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from nst.engines.cache import WEIGHTS_FILE, ModelCache
 from nst.errors import CircuitError
 from nst.keyring import AskPassphrase, KeyCard, KeyRing
 from nst.network.finishing import Network, finish
-from nst.network.levels import QualityLevel, get_level
+from nst.network.levels import SECURITY, QualityLevel, get_level
 from nst.pictures.color import Floats
 from nst.pictures.picture import Picture
 from nst.pictures.size import Size
@@ -54,7 +55,12 @@ class Model:
 
     @staticmethod
     def load(
-        quality: str, cache: Path, size: Size | None = None, engine: str = DEFAULT_ENGINE
+        quality: str,
+        cache: Path,
+        size: Size | None = None,
+        engine: str = DEFAULT_ENGINE,
+        security: int = SECURITY,
+        publishable: bool = False,
     ) -> Model:
         """A level's model.
 
@@ -63,12 +69,16 @@ class Model:
             cache: Folder of published models.
             size: Of contents and results; None for a square of the level's side.
             engine: Name of the engine.
+            security: Bits of security.
+            publishable: Whether its results may be published; see `QualityLevel.exactly`.
 
         Raises:
             InputError: if there is no such level, or the size is too small or too large.
             CircuitError: if its weights are missing or damaged.
         """
-        level = get_level(quality)
+        level = replace(get_level(quality), security=security)
+        if publishable:
+            level = level.exactly()
         checked = size.checked() if size else None
         computes = get_engine(engine)
         network = computes.load_network(level.weights)
@@ -117,9 +127,25 @@ class Model:
         other.published = Published(cached.folder, cached.plan.at(self.size.padded))
         return other
 
-    def key_set(self, ring: KeyRing) -> KeyCard:
-        """The newest key set for this model; makes one if there is none."""
-        return ring.find(self.plan.model_id) or ring.create(self.published, self.level.name)
+    def key_set(self, ring: KeyRing, job_id: str = "", ask: AskPassphrase | None = None) -> KeyCard:
+        """The newest key set for this model; makes one if there is none.
+
+        Args:
+            ring: Key sets.
+            job_id: The only job that a new one is for; empty for the newest.
+            ask: Asked for the passphrase of the newest, if it has one: the job's gets the same.
+
+        Raises:
+            InputError: if the passphrase is wrong or missing.
+        """
+        newest = ring.find(self.plan.model_id)
+        if newest and not job_id:
+            return newest
+        passphrase = None
+        if newest and ring.is_protected(newest.key_id):
+            ring.secret(newest.key_id, ask)
+            passphrase = ask(newest.key_id) if ask else None
+        return ring.create(self.published, self.level.name, passphrase, job_id)
 
     def cipher(self, ring: KeyRing, key_id: str, ask: AskPassphrase | None = None) -> Cipher:
         """Encryption and decryption under a key set; see `KeyRing.cipher` for errors."""
