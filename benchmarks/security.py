@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--price-quality", default="low")
     parser.add_argument("--quality", default="draft")
     parser.add_argument("--pairs", type=int, default=2)
+    parser.add_argument("--publishable-pairs", type=int, default=1)
     options = parser.parse_args()
     result = {
         **provenance("make bench-security"),
@@ -115,14 +116,18 @@ def main() -> None:
         "prices": prices(LEVELS[options.price_quality], STAGE),
         "quality": options.quality,
     }
-    for name, publishable in (("results", False), ("publishable_results", True)):
+    print(write_result("security", result), result["prices"], flush=True)
+    for name, count in (
+        ("results", options.pairs),
+        ("publishable_results", options.publishable_pairs),
+    ):
+        publishable = name == "publishable_results"
         with working_folder() as folder:
             cache = Home(folder / "home").models
             model = Model.load(options.quality, cache, publishable=publishable)
-            pairs = prepared(EXAMPLES, model)[: options.pairs]
+            pairs = prepared(EXAMPLES, model)[:count]
             result[name] = difference(folder, pairs, model)
-            print(name, result[name], flush=True)
-    print(write_result("security", result))
+            print(write_result("security", result), result[name], flush=True)
 
 
 if __name__ == "__main__":
