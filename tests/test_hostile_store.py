@@ -37,7 +37,7 @@ from jobs.execution.checkpoints import Checkpoints
 from jobs.execution.driver import walk_job
 from jobs.execution.loading import EvaluatorLoader
 from jobs.execution.recorder import Recorder
-from jobs.storage import layout
+from jobs.storage import layout, s3_http
 from jobs.storage.local_store import LocalStore
 from jobs.storage.records import JobRecord, PairEnd, read_job, read_marks, read_state, read_trace
 from jobs.storage.s3_address import S3Address
@@ -478,6 +478,45 @@ def test_endless_bodies_are_cut_off(length: str) -> None:
     with lying_server(lambda _: answer) as store, pytest.raises(StoreError, match=r"^[^\n]+$"):
         store.read("a/b", 1000)
     assert time.monotonic() - began < LONGEST
+
+
+@pytest.mark.usefixtures("credentials")
+@pytest.mark.parametrize("status", [200, 403, 404])
+@pytest.mark.parametrize("length", ["", "9" * 12])
+def test_answers_that_are_no_blob_are_cut_off(status: int, length: str) -> None:
+    headers = {"Content-Length": length} if length else {}
+    began = time.monotonic()
+    refused = pytest.raises(StoreError, match=r"^[^\n]+larger than the [0-9,]+ bytes[^\n]+$")
+    with lying_server(lambda _: (status, headers, forever(b" " * (1 << 16)))) as store:
+        with bounded_memory(), refused:
+            store.list("m/")
+        # A blob has the size that its reader says.
+        with bounded_memory(), refused if status > 200 else pytest.raises(StoreError):
+            store.read("a/b", 10)
+    assert time.monotonic() - began < LONGEST
+
+
+def trickle() -> Iterator[bytes]:
+    """A byte at a time, each sooner than a socket gives up."""
+    while True:
+        time.sleep(0.05)
+        yield b" "
+
+
+@pytest.mark.usefixtures("credentials")
+@pytest.mark.parametrize("status", [200, 403])
+def test_answers_that_come_a_byte_at_a_time_are_given_up(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_http, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(s3_http, "BLOB_SECONDS", 0.5)
+    headers = {"Content-Length": "100000", "ETag": '"e"'}
+    with lying_server(lambda _: (status, headers, trickle())) as store:
+        for ask in (lambda: store.list("m/"), lambda: store.read("a/b", 100_000)):
+            began = time.monotonic()
+            with pytest.raises(StoreError, match=r"^[^\n]+does not answer[^\n]+$"):
+                ask()
+            assert time.monotonic() - began < LONGEST
 
 
 @pytest.mark.usefixtures("credentials")

@@ -144,7 +144,7 @@ class Home(Folders):
             for position, picture in enumerate(pictures):
                 with archive.open(f"arr_{position}.npy", "w", force_zip64=True) as member:
                     levels = np.rint(picture.rgb * 255).astype(np.uint8)
-                    np.lib.format.write_array(member, levels, allow_pickle=False)
+                    np.lib.format.write_array(member, levels)  # type: ignore[no-untyped-call]
 
     def save_job(self, local: LocalJob) -> None:
         """Remember what has changed of a job."""
