@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +49,7 @@ from tests.toy import (
 )
 from tests.user_pairs import folder_of
 
+ROOT = Path(__file__).resolve().parent.parent
 PASSPHRASE = "correct horse"
 
 
@@ -206,3 +209,15 @@ def test_one_level_off_is_not_to_be_published(session: Session, tmp_path: Path) 
     assert "only 99%" in doubt(model, content, style, features, 1.0)
     assert doubt(model, content, style, features) == ""
     assert doubt(model, content, style, features[:, 1:], 1.0)
+
+
+def test_packages_with_known_flaws_are_not_loaded() -> None:
+    """Those that docs/security.md lists as not reached."""
+    ours = ["cluster.actors", "jobs.cli.main", "jobs.client.run", "jobs.execution.driver"]
+    ours += ["nst.engines.concrete.compilation", "nst.training.export", "nst.training.loop"]
+    listed = ["concrete.ml", "onnx", "skops", "setuptools.package_index"]
+    code = f"import sys, {', '.join(ours)}; print([m for m in {listed} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "[]"
