@@ -119,19 +119,21 @@ class KeyRing:
         fitting = [c for c in self.list() if c.model_id == model_id and not c.job_id]
         return fitting[-1] if fitting else None
 
-    def remove_own(self, key_id: str, job_id: str) -> None:
-        """Remove a key set that is for this job alone; any other stays.
+    def remove_own(self, key_id: str, job_id: str) -> bool:
+        """Remove a key set if it is for this job alone; says whether it was.
 
         Raises:
             InputError: if it cannot be removed.
         """
-        if any(card.key_id == key_id and card.job_id == job_id for card in self.list()):
-            try:
-                shutil.rmtree(self.folder / key_id)
-            except OSError as error:
-                raise InputError(
-                    f"cannot delete {self.folder / key_id} ({error.strerror}); remove it by hand"
-                ) from error
+        if not any(card.key_id == key_id and card.job_id == job_id for card in self.list()):
+            return False
+        try:
+            shutil.rmtree(self.folder / key_id)
+        except OSError as error:
+            raise InputError(
+                f"cannot delete {self.folder / key_id} ({error.strerror}); remove it by hand"
+            ) from error
+        return True
 
     def evaluation_keys(self, key_id: str) -> bytes:
         """Serialized evaluation keys: all that a server may have.

@@ -37,7 +37,7 @@ from jobs.storage.records import (
     read_trace,
 )
 from jobs.storage.store import Store
-from nst.ciphertext import HEADER_BYTES, Envelope
+from nst.ciphertext import Envelope, most_bytes
 from nst.engines.base import Features, Plan
 from nst.errors import CircuitError, InputError, NstBatchError, StoreError
 from nst.model import Model
@@ -264,7 +264,7 @@ def _parts(
     for part in range(wanted):
         what = f"part {part} of {pair.name}"
         key = layout.result_part(local.job_id, end.attempt, pair.pair_id, part)
-        blob = store.read(key, model.plan.stored.result_part + HEADER_BYTES)
+        blob = store.read(key, most_bytes(1, model.plan.stored.result_part))
         envelope = Envelope.unpack(blob, what)
         envelope.require_place(layout.result_place(local.job_id, pair.pair_id, part), what)
         model.plan.require_result(envelope, what)

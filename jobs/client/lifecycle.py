@@ -132,9 +132,9 @@ def delete(session: Session, local: LocalJob) -> int:
     models, keys = _used_by_others(store, local.job_id)
     if models is not None and local.model_id not in models:
         count += store.delete_prefix(layout.model(local.model_id))
-    if keys is not None and local.key_id not in keys:
+    own = session.ring.remove_own(local.key_id, local.job_id)
+    if own or (keys is not None and local.key_id not in keys):
         count += store.delete_prefix(layout.keys(local.key_id))
-    session.ring.remove_own(local.key_id, local.job_id)
     session.home.forget(local.job_id)
     return count
 

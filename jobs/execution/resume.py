@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from jobs.storage import layout
 from jobs.storage.records import JobRecord
 from jobs.storage.store import Store
-from nst.ciphertext import HEADER_BYTES, Envelope
+from nst.ciphertext import Envelope, most_bytes
 from nst.engines.base import Plan
 from nst.engines.tasks import InputPart, Source, Task, TaskGraph
 from nst.errors import NstBatchError
@@ -119,7 +119,7 @@ def copy_results(
         if part in there.get(pair, ()):
             continue
         with contextlib.suppress(NstBatchError):
-            blob = store.read(key, plan.stored.result_part + HEADER_BYTES)
+            blob = store.read(key, most_bytes(1, plan.stored.result_part))
             envelope = Envelope.unpack(blob, key)
             envelope.require(job.key_id, job.model_id, key)
             envelope.require_place(layout.result_place(job.job_id, pair, part), key)
