@@ -43,7 +43,7 @@ class Option:
         field: The field's name.
         kind: Type of one value.
         repeated: Whether it takes any number of them, as a tuple.
-        choices: The texts that it takes, if not any.
+        choices: The texts or numbers that it takes, if not any.
         default: Its default; `dataclasses.MISSING` if it is required.
         about: The field's metadata.
     """
@@ -51,7 +51,7 @@ class Option:
     field: str
     kind: type
     repeated: bool
-    choices: tuple[str, ...]
+    choices: tuple[str | int, ...]
     default: object
     about: Mapping[str, Any]
 
@@ -94,7 +94,7 @@ class Option:
         if not self._is(value):
             raise InputError(f"{value!r} is not {WORDS.get(self.kind, 'text')}")
         if self.choices and value not in self.choices:
-            raise InputError(f"{value!r} is not one of {', '.join(self.choices)}")
+            raise InputError(f"{value!r} is not one of {', '.join(map(str, self.choices))}")
         if isinstance(value, int | float) and self.kind is not bool:
             self._require_within(value)
         if isinstance(value, int) and self.kind is float:
@@ -139,11 +139,13 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> Option:
     if repeated:
         hint = get_args(hint)[0]
     choices = get_args(hint) if get_origin(hint) is Literal else ()
-    kind = str if choices else get_origin(hint) or hint
+    kind = type(choices[0]) if choices else get_origin(hint) or hint
     return Option(field.name, kind, repeated, choices, field.default, field.metadata)
 
 
 def complete(option: Option, begun: str) -> list[str]:
     """What a shell offers for a value that is begun."""
-    offered: Callable[[], Iterable[str]] = option.about.get("complete", lambda: option.choices)
+    offered: Callable[[], Iterable[str]] = option.about.get(
+        "complete", lambda: map(str, option.choices)
+    )
     return [each for each in offered() if each.startswith(begun)]

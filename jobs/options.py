@@ -18,7 +18,7 @@ from nst.engines import ENGINES, get_engine
 from nst.errors import InputError
 from nst.folders import PASSPHRASE_VARIABLE
 from nst.machine import cores
-from nst.network.levels import DEFAULT_ENGINE, LEVELS, find_level
+from nst.network.levels import DEFAULT_ENGINE, LEVELS, SECURITY, find_level
 from nst.pictures.size import Size
 from nst.training.options import RunOptions, TrainOptions, Workers
 
@@ -112,7 +112,16 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BudgetOptions(ModelOptions):
+class BuildOptions(ModelOptions):
+    """Which model, and how its circuits are built."""
+
+    security: Literal[128, 132] = option(
+        "Bits of security of the encryption; 132 takes a little longer.", SECURITY
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetOptions(BuildOptions):
     """Which model, or how long it may take."""
 
     quality: str = option(
@@ -216,6 +225,13 @@ class SubmitOptions(StoreOptions, TargetOptions, FitOptions, BudgetOptions):
     )
     limit: float = option(
         "Core-hours up to which a job is submitted without asking.", 24.0, least=0
+    )
+    fresh_key: bool = option("Make a key set for this job alone; deleted with the job.", False)
+    publishable: bool = option(
+        "Results that may be published: exact circuits, several times slower, and a key set for "
+        "this job alone; fetch deletes the job from the store.",
+        False,
+        once=True,
     )
 
 
@@ -330,7 +346,7 @@ class DoctorOptions(JsonOptions, StoreOptions, ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeyOptions(ModelOptions):
+class KeyOptions(BuildOptions):
     """`keys create`."""
 
     passphrase: bool = option(
@@ -341,7 +357,7 @@ class KeyOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectOptions(JsonOptions, ModelOptions):
+class InspectOptions(JsonOptions, BuildOptions):
     """`circuits inspect`."""
 
 
@@ -441,7 +457,7 @@ class ExportOptions:
 STORE_FIELDS = tuple(options_of(StoreOptions))
 
 COMMANDS: dict[str, type] = {
-    "circuits build": ModelOptions,
+    "circuits build": BuildOptions,
     "circuits inspect": InspectOptions,
     "demo": DemoOptions,
     "doctor": DoctorOptions,

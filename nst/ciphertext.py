@@ -20,6 +20,8 @@ MAGIC = b"NSTC"
 FORMAT = 4
 HEADER_BYTES = 1 << 16
 """Of a packed envelope what is not ciphertexts, at most: twelve bytes a part, and the names."""
+PART_BYTES, PART_SHARE = 4 << 10, 16
+"""Of a serialized ciphertext what is not words, at most, and the share that plans may miss."""
 FULL_BITS = 64
 """Bits of a ciphertext's words as Concrete computes on them."""
 _PREFIX = struct.Struct("<4sII")
@@ -28,6 +30,11 @@ _PREFIX = struct.Struct("<4sII")
 def key_set_id(evaluation_keys: bytes) -> str:
     """The id of a key set: says nothing of its secret key, and changes with any byte."""
     return hashlib.sha256(evaluation_keys).hexdigest()[:16]
+
+
+def most_bytes(parts: int, part: int) -> int:
+    """Bytes of a packed envelope of so many parts whose words have so many bytes, at most."""
+    return HEADER_BYTES + parts * (part + part // PART_SHARE + PART_BYTES)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -26,13 +27,17 @@ log = logging.getLogger("nst-batch")
 
 @dataclass(frozen=True)
 class KeyCard:
-    """What may be known of a key set: its id, its model, its level and its day of making."""
+    """What may be known of a key set: its id, its model, its level and its day of making.
+
+    `job_id` is the only job that it is for, empty if it is for any.
+    """
 
     key_id: str
     engine: str
     model_id: str
     quality: str
     created: str
+    job_id: str = ""
 
     @staticmethod
     def parse(text: bytes) -> KeyCard:
@@ -52,13 +57,16 @@ class KeyRing:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def create(self, published: Published, quality: str, passphrase: str | None = None) -> KeyCard:
+    def create(
+        self, published: Published, quality: str, passphrase: str | None = None, job_id: str = ""
+    ) -> KeyCard:
         """Generate a key set for a model (a few seconds).
 
         Args:
             published: The model.
             quality: Level it is of.
             passphrase: Encrypts the secret key at rest; None leaves that to the file's mode.
+            job_id: The only job that it is for; empty for any.
 
         Raises:
             CircuitError: if the model's client bundle cannot be read.
@@ -72,6 +80,7 @@ class KeyRing:
             model_id=plan.model_id,
             quality=quality,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
+            job_id=job_id,
         )
         secret = keys.secret
         if passphrase is not None:
@@ -106,9 +115,25 @@ class KeyRing:
         return sorted(cards, key=lambda card: card.created)
 
     def find(self, model_id: str) -> KeyCard | None:
-        """The newest key set for this model, if there is one."""
-        fitting = [card for card in self.list() if card.model_id == model_id]
+        """The newest key set for any job of this model, if there is one."""
+        fitting = [c for c in self.list() if c.model_id == model_id and not c.job_id]
         return fitting[-1] if fitting else None
+
+    def remove_own(self, key_id: str, job_id: str) -> bool:
+        """Remove a key set if it is for this job alone; says whether it was.
+
+        Raises:
+            InputError: if it cannot be removed.
+        """
+        if not any(card.key_id == key_id and card.job_id == job_id for card in self.list()):
+            return False
+        try:
+            shutil.rmtree(self.folder / key_id)
+        except OSError as error:
+            raise InputError(
+                f"cannot delete {self.folder / key_id} ({error.strerror}); remove it by hand"
+            ) from error
+        return True
 
     def evaluation_keys(self, key_id: str) -> bytes:
         """Serialized evaluation keys: all that a server may have.

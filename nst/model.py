@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from nst.errors import CircuitError
 from nst.keyring import AskPassphrase, KeyCard, KeyRing
 from nst.network.finishing import Network, finish
 from nst.network.levels import DEFAULT_ENGINE as DEFAULT_ENGINE
-from nst.network.levels import QualityLevel, get_level
+from nst.network.levels import SECURITY, QualityLevel, get_level
 from nst.pictures.color import Floats
 from nst.pictures.picture import Picture
 from nst.pictures.size import Size
@@ -53,7 +54,12 @@ class Model:
 
     @staticmethod
     def load(
-        quality: str, cache: Path, size: Size | None = None, engine: str = DEFAULT_ENGINE
+        quality: str,
+        cache: Path,
+        size: Size | None = None,
+        engine: str = DEFAULT_ENGINE,
+        security: int = SECURITY,
+        publishable: bool = False,
     ) -> Model:
         """A level's model.
 
@@ -62,13 +68,17 @@ class Model:
             cache: Folder of published models.
             size: Of contents and results; None for a square of the level's side.
             engine: Name of the engine.
+            security: Bits of security.
+            publishable: Whether its results may be published; see `QualityLevel.exactly`.
 
         Raises:
             InputError: if there is no such level, or the size is too small or too large.
             CircuitError: if its weights are missing or damaged.
         """
         computes = get_engine(engine)
-        level = get_level(quality, engine)
+        level = replace(get_level(quality, engine), security=security)
+        if publishable:
+            level = level.exactly()
         checked = size.checked(computes.widest) if size else None
         network = computes.load_network(level.weights)
         return Model(level, network, ModelCache(cache), checked, computes)
@@ -121,9 +131,25 @@ class Model:
         other.published = Published(cached.folder, cached.plan.at(self.size.padded))
         return other
 
-    def key_set(self, ring: KeyRing) -> KeyCard:
-        """The newest key set for this model; makes one if there is none."""
-        return ring.find(self.plan.model_id) or ring.create(self.published, self.level.name)
+    def key_set(self, ring: KeyRing, job_id: str = "", ask: AskPassphrase | None = None) -> KeyCard:
+        """The newest key set for this model; makes one if there is none.
+
+        Args:
+            ring: Key sets.
+            job_id: The only job that a new one is for; empty for the newest.
+            ask: Asked for the passphrase of the newest, if it has one: the job's gets the same.
+
+        Raises:
+            InputError: if the passphrase is wrong or missing.
+        """
+        newest = ring.find(self.plan.model_id)
+        if newest and not job_id:
+            return newest
+        passphrase = None
+        if newest and ring.is_protected(newest.key_id):
+            ring.secret(newest.key_id, ask)
+            passphrase = ask(newest.key_id) if ask else None
+        return ring.create(self.published, self.level.name, passphrase, job_id)
 
     def cipher(self, ring: KeyRing, key_id: str, ask: AskPassphrase | None = None) -> Cipher:
         """Encryption and decryption under a key set; see `KeyRing.cipher` for errors."""

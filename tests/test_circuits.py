@@ -236,8 +236,10 @@ def test_the_model_id_follows_all_that_is_compiled(
         out.flat[-1] += 1
         return out
 
-    def identity(of: IntegerNetwork, side: int = 32, width: int = 32, p_error: float = 0.02) -> str:
-        return model_id(of, side, width, p_error)
+    def identity(
+        of: IntegerNetwork, side: int = 32, width: int = 32, p_error: float = 0.02, **more: Any
+    ) -> str:
+        return model_id(of, side, width, p_error, **more)
 
     first = identity(network)
     assert first == identity(toy_network())
@@ -246,6 +248,8 @@ def test_the_model_id_follows_all_that_is_compiled(
         identity(network, side=64),
         identity(network, width=64),
         identity(network, p_error=0.01),
+        identity(network, security=132),
+        identity(network, exact=True),
         identity(toy_network(1)),
         identity(changed(network, "stem", weight=nudged(stem.weight))),
         identity(changed(network, "stem", bias=nudged(stem.bias))),

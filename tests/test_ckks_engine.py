@@ -13,7 +13,7 @@ import _sealapi_cpp as sealapi
 import numpy as np
 import pytest
 
-from nst.ciphertext import Envelope
+from nst.ciphertext import Envelope, most_bytes
 from nst.engines import get_engine, parse_plan
 from nst.engines.base import (
     CLIENT_FILE,
@@ -207,6 +207,8 @@ def test_sizes_are_those_of_the_plan(
     assert stored.style_part == pytest.approx(len(style.parts[0]), rel=0.01)
     assert stored.result_part == pytest.approx(len(result[0]), rel=0.02)
     assert plan.evaluation_key_bytes == pytest.approx(len(keys.evaluation), rel=0.01)
+    for envelope, part in ((content, stored.content_part), (style, stored.style_part)):
+        assert len(envelope.pack()) < most_bytes(len(envelope.parts), part)
     code = evaluator.run("style", style.parts)
     (style_task,) = [t for t in graph_of(plan).tasks if t.stage == "style"]
     assert style_task.output_bytes == pytest.approx(len(code), rel=0.01)

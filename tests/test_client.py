@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
+import sys
 import weakref
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -21,6 +26,7 @@ from jobs.client.preparation import PreparedPair, prepare, prepared_pairs
 from jobs.client.session import Session
 from nst.engines.cache import ModelCache
 from nst.errors import CircuitError, InputError
+from nst.folders import explaining
 from nst.model import Model
 from nst.network import levels
 from nst.network.integers import IntegerNetwork
@@ -83,6 +89,25 @@ def test_a_pair_called_contact_sheet_keeps_its_result(model: Model, tmp_path: Pa
         assert result.size == (TOY_SQUARE.width, TOY_SQUARE.height)
     with Image.open(tmp_path / "out" / "contact-sheet-2.png") as sheet:
         assert sheet.width > 3 * TOY_SQUARE.width
+
+
+def test_a_full_disk_is_one_line_and_no_trace(
+    toy_job: ToyJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def full(_: object, path: Path) -> Iterator[BinaryIO]:
+        with explaining(path), Path("/dev/full").open("w+b") as file:
+            yield file
+
+    traces: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", traces.append)
+    monkeypatch.setattr(Home, "save_job", lambda *_: None)
+    monkeypatch.setattr(Home, "_writing", full)
+    pictures = [Picture(np.random.default_rng(0).random((3, 64, 64), np.float32))]
+    with pytest.raises(InputError, match="No space left"):
+        Home(tmp_path).add_job(toy_job.local, pictures)
+    gc.collect()
+    assert not traces
 
 
 @pytest.mark.parametrize("name", [GALLERY, SHEET])

@@ -23,6 +23,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.stored import pin_in_store
 from jobs.client.fetch import doubt, fetch
 from jobs.client.home import Home, LocalJob
 from jobs.client.pair_log import stages_of
@@ -32,9 +33,13 @@ from jobs.client.session import Session
 from jobs.client.submit import submit
 from jobs.client.view import Snapshot, table
 from jobs.client.watch import describe
-from jobs.storage import layout
+from jobs.execution.checkpoints import Checkpoints
+from jobs.execution.driver import walk_job
+from jobs.execution.loading import EvaluatorLoader
+from jobs.execution.recorder import Recorder
+from jobs.storage import layout, s3_http
 from jobs.storage.local_store import LocalStore
-from jobs.storage.records import read_job, read_marks, read_state, read_trace
+from jobs.storage.records import JobRecord, PairEnd, read_job, read_marks, read_state, read_trace
 from jobs.storage.s3_address import S3Address
 from jobs.storage.s3_store import S3Store
 from jobs.storage.store import check_format
@@ -53,6 +58,8 @@ from tests.user_pairs import folder_of
 NAMES = ["lake", "sea"]
 LONGEST = 10.0
 """Seconds that nothing may take."""
+MOST_MEMORY = 100 << 20
+"""Bytes that looking at a job of two pairs may add to a client's or a driver's memory."""
 LIES = int(os.environ.get("NST_BATCH_FUZZ", "0"))
 FUZZ = settings(
     max_examples=LIES or 60,
@@ -202,7 +209,8 @@ def test_a_store_that_lies_costs_results_and_nothing_else(
     store.added = tuple(data.draw(st.lists(st.text(max_size=30), max_size=3)))
     store.endless = data.draw(st.booleans()) and data.draw(st.booleans())
     began = time.monotonic()
-    done = ended.looked_at(store)
+    with bounded_memory():
+        done = ended.looked_at(store)
     assert time.monotonic() - began < LONGEST
     ours = {pair.name: pair.pair_id for pair in ended.book.pairs}
     whole = ("job.json", "state.json", "end.json")
@@ -285,6 +293,120 @@ def test_results_that_are_not_of_their_pictures_are_doubted_on_the_client_alone(
     assert store.list("") == before
 
 
+@contextmanager
+def bounded_memory() -> Iterator[None]:
+    """AssertionError if what is done in this block takes too much at any time."""
+
+    def of_process(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
+
+    before = of_process("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # The peak counts from here.
+    yield
+    assert of_process("VmHWM") - before < MOST_MEMORY
+
+
+HUGE = 1 << 40
+"""Bytes of a file that has none on its disk."""
+
+
+def put_in_place(path: Path, kind: str) -> None:
+    """Something else than a blob, or one of a terabyte."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to("/etc/passwd")
+    else:
+        with path.open("wb") as file:
+            file.truncate(HUGE)
+
+
+@pytest.fixture
+def begun(ended: Ended, tmp_path: Path) -> tuple[Model, JobRecord, LyingStore]:
+    """Another job of two pairs that no driver has had; its store has readers say how much."""
+    session = Session.open(ended.session.home, str(tmp_path / "store"), create=True)
+    model = Model.load("toy", session.home.models, engine=FakeEngine.name)
+    pairs, _ = find_pairs(folder_of(tmp_path / "pairs", NAMES))
+    book = submit(session, model, *prepare(pairs, model, "crop"))
+    return model, read_job(session.store, book.job_id), LyingStore(tmp_path / "store")
+
+
+def driven(begun: tuple[Model, JobRecord, LyingStore]) -> dict[str, PairEnd]:
+    """What a driver makes of a job, in bounded time and memory."""
+    model, job, store = begun
+    began = time.monotonic()
+    with bounded_memory():
+        walk_job(Recorder(store, job, 1), model.plan, fake_executor())
+    assert time.monotonic() - began < LONGEST
+    return read_marks(store, job).ended
+
+
+def test_a_driver_says_of_all_that_it_reads_how_much(
+    begun: tuple[Model, JobRecord, LyingStore],
+) -> None:
+    assert {end.status for end in driven(begun).values()} == {"succeeded"}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "huge"])
+def test_an_input_that_is_none_costs_a_driver_its_pair(
+    begun: tuple[Model, JobRecord, LyingStore], kind: str
+) -> None:
+    _, job, store = begun
+    bad, good = job.pairs
+    put_in_place(store.root / layout.encrypted_input(job.job_id, bad.content), kind)
+    ends = driven(begun)
+    assert ends[good.pair_id].status == "succeeded"
+    said = "larger than" if kind == "huge" else "is a link or no regular file"
+    assert ends[bad.pair_id].status == "failed" and said in ends[bad.pair_id].reason
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "huge"])
+def test_parts_of_another_driver_that_are_none_are_computed_again(
+    begun: tuple[Model, JobRecord, LyingStore], kind: str
+) -> None:
+    _, job, store = begun
+    for pair in job.pairs:
+        put_in_place(store.root / layout.result_part(job.job_id, "other", pair.pair_id, 0), kind)
+    assert {end.status for end in driven(begun).values()} == {"succeeded"}
+
+
+def test_a_checkpoint_has_the_size_of_its_task(
+    begun: tuple[Model, JobRecord, LyingStore],
+) -> None:
+    model, job, store = begun
+    graph = model.plan.graph(job.pairs, model.seconds)
+    checkpoints = Checkpoints(store, job, bytes)
+    task = next(task for task in graph.tasks if task.checkpoint)
+    key = layout.checkpoint(job.job_id, task.group, task.stage, task.part)
+    envelope = Envelope(job.key_id, job.model_id, (bytes(task.output_bytes),))
+    store.write(key, envelope.pack())
+    assert list(checkpoints.stored(graph).values()) == [key]
+    assert checkpoints.read(key) == envelope.parts[0]
+    put_in_place(store.root / key, "huge")
+    with bounded_memory(), pytest.raises(StoreContentError, match="larger than"):
+        checkpoints.read(key)
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("what", ["keys", "plan", "bundle"])
+def test_an_actor_loads_no_more_than_a_model_has(
+    begun: tuple[Model, JobRecord, LyingStore], what: str
+) -> None:
+    _, job, store = begun
+    pin = pin_in_store(store, job)
+    key = {
+        "keys": layout.evaluation_keys(job.key_id),
+        "plan": layout.model_plan(job.model_id, pin.plan),
+        "bundle": layout.model_server(job.model_id, pin.bundle),
+    }[what]
+    put_in_place(store.root / key, "huge")
+    with bounded_memory(), pytest.raises(StoreContentError, match="larger than"):
+        EvaluatorLoader(store.url, pin)()
+
+
 Answer = tuple[int, dict[str, str], Iterable[bytes]]
 
 
@@ -356,6 +478,45 @@ def test_endless_bodies_are_cut_off(length: str) -> None:
     with lying_server(lambda _: answer) as store, pytest.raises(StoreError, match=r"^[^\n]+$"):
         store.read("a/b", 1000)
     assert time.monotonic() - began < LONGEST
+
+
+@pytest.mark.usefixtures("credentials")
+@pytest.mark.parametrize("status", [200, 403, 404])
+@pytest.mark.parametrize("length", ["", "9" * 12])
+def test_answers_that_are_no_blob_are_cut_off(status: int, length: str) -> None:
+    headers = {"Content-Length": length} if length else {}
+    began = time.monotonic()
+    refused = pytest.raises(StoreError, match=r"^[^\n]+larger than the [0-9,]+ bytes[^\n]+$")
+    with lying_server(lambda _: (status, headers, forever(b" " * (1 << 16)))) as store:
+        with bounded_memory(), refused:
+            store.list("m/")
+        # A blob has the size that its reader says.
+        with bounded_memory(), refused if status > 200 else pytest.raises(StoreError):
+            store.read("a/b", 10)
+    assert time.monotonic() - began < LONGEST
+
+
+def trickle() -> Iterator[bytes]:
+    """A byte at a time, each sooner than a socket gives up."""
+    while True:
+        time.sleep(0.05)
+        yield b" "
+
+
+@pytest.mark.usefixtures("credentials")
+@pytest.mark.parametrize("status", [200, 403])
+def test_answers_that_come_a_byte_at_a_time_are_given_up(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_http, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(s3_http, "BLOB_SECONDS", 0.5)
+    headers = {"Content-Length": "100000", "ETag": '"e"'}
+    with lying_server(lambda _: (status, headers, trickle())) as store:
+        for ask in (lambda: store.list("m/"), lambda: store.read("a/b", 100_000)):
+            began = time.monotonic()
+            with pytest.raises(StoreError, match=r"^[^\n]+does not answer[^\n]+$"):
+                ask()
+            assert time.monotonic() - began < LONGEST
 
 
 @pytest.mark.usefixtures("credentials")

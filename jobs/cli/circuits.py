@@ -9,7 +9,7 @@ import click
 from jobs.cli.config import ConfiguredGroup
 from jobs.cli.examples import examples
 from jobs.cli.options import takes
-from jobs.options import InspectOptions, ModelOptions
+from jobs.options import BuildOptions, InspectOptions
 
 
 @click.group(cls=ConfiguredGroup, epilog=examples("circuits inspect --quality low"))
@@ -18,8 +18,8 @@ def circuits() -> None:
 
 
 @circuits.command("build", epilog=examples("circuits build --quality mid"))
-@takes(ModelOptions)
-def circuits_build(options: ModelOptions) -> None:
+@takes(BuildOptions)
+def circuits_build(options: BuildOptions) -> None:
     """Compile the circuits of a level; done once per width and kept."""
     from jobs.client.home import Home
     from jobs.client.run import load_model

@@ -394,6 +394,11 @@ def _fetch(session: Session, local: LocalJob, out: Path, force: bool, screen: Sc
         screen.say(f"not done yet: {many(len(report.waiting), 'pair')}")
     screen.say(f"{many(len(report.done), 'picture')} in {out}")
     screen.say(f"gallery: {report.gallery.resolve()}")
+    if report.deleted:
+        screen.say(
+            f"job {local.job_id} and its key set are deleted, here and in the store; its pictures "
+            "may be published: see docs/security.md"
+        )
     exit_if(bool(report.failed))
 
 

@@ -58,7 +58,10 @@ def keys_list(as_json: bool) -> None:
         return
     for card, protected in listed:
         how = "passphrase" if protected else "no passphrase"
-        click.echo(f"{card.key_id}  {card.quality:6}  {card.created}  model {card.model_id}  {how}")
+        whose = f"  job {card.job_id} alone" if card.job_id else ""
+        click.echo(
+            f"{card.key_id}  {card.quality:6}  {card.created}  model {card.model_id}  {how}{whose}"
+        )
     if not listed:
         click.echo("no keys yet; submit makes them, or: nst-batch keys create")
 

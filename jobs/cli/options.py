@@ -40,7 +40,7 @@ class FieldType(click.ParamType[object]):
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         """See `click.ParamType`."""
         choices = self.option.choices
-        return f"[{'|'.join(choices)}]" if choices else self.name
+        return f"[{'|'.join(map(str, choices))}]" if choices else self.name
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str

@@ -11,10 +11,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
+from math import floor
 from pathlib import Path
 
 import numpy as np
 
+from jobs.client import lifecycle
 from jobs.client.costs import pair_costs
 from jobs.client.facts import job_summary, pair_facts, quality_fact, waiting_note
 from jobs.client.gallery import GALLERY, Entry, Summary, sheet_name, write_gallery
@@ -36,7 +38,7 @@ from jobs.storage.records import (
     read_trace,
 )
 from jobs.storage.store import Store
-from nst.ciphertext import HEADER_BYTES, Envelope
+from nst.ciphertext import Envelope, most_bytes
 from nst.engines.base import Cipher, Features, Plan
 from nst.errors import CircuitError, InputError, NstBatchError, StoreError
 from nst.model import Model
@@ -60,6 +62,8 @@ class Fetched:
     waiting: list[str] = field(default_factory=list)
     doubtful: list[str] = field(default_factory=list)
     gallery: Path = Path()
+    deleted: bool = False
+    """Whether the job is gone, so that what was written may be published."""
 
 
 def fetch(session: Session, local: LocalJob, out: Path, force: bool) -> Fetched:
@@ -75,7 +79,23 @@ def fetch(session: Session, local: LocalJob, out: Path, force: bool) -> Fetched:
     make_folder(out)
     refuse_overwriting(out, [pair.name for pair in local.pairs], force)
     state, entries = decrypted(session, local)
-    return _write(entries, job_summary(local, state), out)
+    report = _write(entries, job_summary(local, state), out)
+    if local.publishable and not report.waiting:
+        _delete_published(session, local, report)
+    return report
+
+
+def _delete_published(session: Session, local: LocalJob, report: Fetched) -> None:
+    """Delete a job whose results may be published, unless some could be computed again."""
+    if any(pair.name in report.failed for pair in local.pairs):
+        log.warning(
+            "pairs failed, so the job's ciphertexts stay in the store; before you publish: "
+            "nst-batch retry %s --failed, or nst-batch delete %s",
+            *(local.job_id, local.job_id),
+        )
+        return
+    lifecycle.delete(session, local)
+    report.deleted = True
 
 
 def preview(
@@ -181,27 +201,45 @@ def decrypted(session: Session, local: LocalJob) -> tuple[JobState, Iterator[Ent
         except NstBatchError as error:
             return Entry(pair.name, "failed", *shown, None, str(error))
         facts = pair_facts(costs.get(pair.pair_id))
-        note = doubt(model, content, style, features)
+        note = doubt(model, content, style, features, 1.0 if local.publishable else LEAST_AGREEMENT)
+        if note and local.publishable:
+            # Whatever differs may be a question about the key, and published it is the answer.
+            return Entry(pair.name, "failed", *shown, None, note)
         return Entry(pair.name, "succeeded", *shown, cut_out(result, pair.box), note, facts)
 
     skipped = (Entry.skipped(s.name, s.reason) for s in local.skipped)
     return state, chain(map(entry_of, local.pairs), skipped)
 
 
-def doubt(model: Model, content: Picture, style: Picture, features: Features) -> str:
-    """Why a result cannot be that of its pair; empty if it can. Whoever made it is not told."""
+def doubt(
+    model: Model,
+    content: Picture,
+    style: Picture,
+    features: Features,
+    least: float = LEAST_AGREEMENT,
+) -> str:
+    """Why a result cannot be that of its pair; empty if it can. Whoever made it is not told.
+
+    Args:
+        model: What should have computed it.
+        content: As it was encrypted.
+        style: Likewise.
+        features: The result.
+        least: Share of levels that agree if it can.
+    """
+    unknown = "" if least < 1 else "what it should be cannot be computed here"
     try:
         expected = model.prepare_content(content, model.prepare_style(style)).features
     except InputError:
-        return ""
+        return unknown
     if expected.shape != features.shape:
-        return ""
+        return unknown
     agreement = float(np.mean(np.abs(features - expected) < 0.5))
-    if agreement >= LEAST_AGREEMENT:
+    if agreement >= least:
         return ""
     return (
-        f"only {agreement:.0%} as computed in the clear: swapped, replayed or of another network. "
-        "Do not report this to the server"
+        f"only {floor(100 * agreement)}% as computed in the clear: swapped, replayed or of another "
+        "network. Do not report this to the server"
     )
 
 
@@ -253,7 +291,7 @@ class _Results:
         for part in range(wanted):
             what = f"part {part} of {pair.name}"
             key = layout.result_part(job_id, end.attempt, pair.result, part)
-            blob = self._store.read(key, plan.stored.result_part + HEADER_BYTES)
+            blob = self._store.read(key, most_bytes(1, plan.stored.result_part))
             envelope = Envelope.unpack(blob, what)
             envelope.require_place(layout.result_place(job_id, pair.result, part), what)
             plan.require_result(envelope, what)

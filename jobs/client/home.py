@@ -62,7 +62,8 @@ class LocalJob(BaseModel):
     """What the client must remember of a job: names, key set, model, and its last driver.
 
     That is a process of this machine, or a submission to a cluster's Jobs API. `width` and `height`
-    are those of the results in pixels.
+    are those of the results in pixels; `publishable` results are deleted from the store when they
+    are fetched.
     """
 
     format: int = FORMAT
@@ -77,6 +78,7 @@ class LocalJob(BaseModel):
     model_id: str
     pairs: list[LocalPair]
     skipped: list[SkippedPair]
+    publishable: bool = False
     driver_pid: int = 0
     cluster: str = ""
     cluster_python: str = ""
@@ -139,9 +141,15 @@ class Home(Folders):
         """
         self._sweep()
         self.save_job(local)
-        levels = [np.rint(p.rgb * 255).astype(np.uint8) for p in pictures]
-        with self._writing(self._job(local.job_id) / PICTURES) as file:
-            np.savez_compressed(file, *levels)
+        # What NumPy writes; it leaves its archive open when the disk is full, and a trace of that.
+        with (
+            self._writing(self._job(local.job_id) / PICTURES) as file,
+            zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+        ):
+            for position, picture in enumerate(pictures):
+                with archive.open(f"arr_{position}.npy", "w", force_zip64=True) as member:
+                    levels = np.rint(picture.rgb * 255).astype(np.uint8)
+                    np.lib.format.write_array(member, levels)  # type: ignore[no-untyped-call]
 
     def save_job(self, local: LocalJob) -> None:
         """Remember what has changed of a job."""

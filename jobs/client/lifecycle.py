@@ -119,7 +119,8 @@ def prepare_retry(session: Session, local: LocalJob, failed_too: bool, target: T
 def delete(session: Session, local: LocalJob) -> int:
     """Delete a job from its store and from this machine; returns the number of objects.
 
-    Model and evaluation keys go with the last job of the store that uses them.
+    Model and evaluation keys go with the last job of the store that uses them, a key set for this
+    job alone also from this machine.
 
     Raises:
         InputError: if a driver is at work on it.
@@ -131,7 +132,8 @@ def delete(session: Session, local: LocalJob) -> int:
     models, keys = _used_by_others(store, local.job_id)
     if models is not None and local.model_id not in models:
         count += store.delete_prefix(layout.model(local.model_id))
-    if keys is not None and local.key_id not in keys:
+    own = session.ring.remove_own(local.key_id, local.job_id)
+    if own or (keys is not None and local.key_id not in keys):
         count += store.delete_prefix(layout.keys(local.key_id))
     session.home.forget(local.job_id)
     return count

@@ -22,6 +22,7 @@ from jobs.options import (
     AUTO,
     PYTHON,
     BudgetOptions,
+    BuildOptions,
     ModelOptions,
     RetryOptions,
     SubmitOptions,
@@ -32,7 +33,7 @@ from jobs.storage.store import address_of
 from nst.engines.rates import Rates
 from nst.errors import InputError
 from nst.model import Model
-from nst.network.levels import DEFAULT_ENGINE, QualityLevel, levels_of
+from nst.network.levels import DEFAULT_ENGINE, SECURITY, QualityLevel, levels_of
 
 Working = Callable[[str], None]
 """Told what is being done."""
@@ -136,7 +137,7 @@ def start(
     """
     target = options.target
     drivers.require_reachable(target)
-    local = submit(session, batch.model, batch.pairs, batch.skipped, progress)
+    local = submit(session, batch.model, batch.pairs, batch.skipped, progress, options.fresh_key)
     driver = drivers.start(
         session, local, target, target.actors(options.actors), options.notify_url
     )
@@ -166,7 +167,11 @@ def go_on(session: Session, local: LocalJob, options: RetryOptions) -> tuple[int
 
 def load_model(options: ModelOptions, home: Home) -> Model:
     """The model of these options; see `Model.load` for errors."""
-    return Model.load(options.quality, home.models, options.size, options.engine)
+    security = options.security if isinstance(options, BuildOptions) else SECURITY
+    publishable = isinstance(options, SubmitOptions) and options.publishable
+    return Model.load(
+        options.quality, home.models, options.size, options.engine, security, publishable
+    )
 
 
 def named(model: Model) -> str:

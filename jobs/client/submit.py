@@ -38,6 +38,7 @@ def submit(
     prepared: list[PreparedPair],
     skipped: list[Skipped],
     progress: Progress = lambda done, total: None,
+    fresh_key: bool = False,
 ) -> LocalJob:
     """Encrypt pairs and put a job into a store; the job's record is written last.
 
@@ -50,6 +51,7 @@ def submit(
         prepared: The pairs.
         skipped: Other pairs of the user's that could not be used, to be shown with the results.
         progress: Told how far the encryption is.
+        fresh_key: Whether it has a key set of its own; one whose results may be published has.
 
     Raises:
         CircuitError: if the model or the keys cannot be made.
@@ -57,7 +59,9 @@ def submit(
         StoreError: if the store cannot be written; what was is deleted, if that can be done.
     """
     home, store, plan = session.home, session.store, model.plan
-    card = model.key_set(session.ring)
+    job_id = new_id()
+    own = job_id if fresh_key or model.level.exact else ""
+    card = model.key_set(session.ring, own, session.ask)
     cipher = model.cipher(session.ring, card.key_id, session.ask)
     pictures = _Pictures()
     laid_out = share(
@@ -82,7 +86,7 @@ def submit(
         **{i: [prepared[k].style.input for k in of] for i, of in laid_out.styles.items()},
     }
     job = JobRecord(
-        job_id=new_id(),
+        job_id=job_id,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         quality=model.level.name,
         width=plan.size.width,
@@ -103,6 +107,7 @@ def submit(
         model_id=plan.model_id,
         pairs=known,
         skipped=[SkippedPair(name=s.name, reason=s.reason) for s in skipped],
+        publishable=model.level.exact,
     )
     try:
         home.add_job(local, pictures.all)
@@ -119,6 +124,10 @@ def submit(
     except BaseException:
         with contextlib.suppress(NstBatchError):
             store.delete_prefix(layout.whole_job(job.job_id))
+            store.delete_prefix(layout.keys(card.key_id)) if own else None
+            if own:
+                store.delete_prefix(layout.keys(card.key_id))
+            session.ring.remove_own(card.key_id, job.job_id)
             home.forget(job.job_id)
         raise
     return local

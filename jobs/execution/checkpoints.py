@@ -17,7 +17,7 @@ from jobs.execution.resume import StoredResult
 from jobs.storage import layout
 from jobs.storage.records import JobRecord
 from jobs.storage.store import Store
-from nst.ciphertext import FULL_BITS, Envelope
+from nst.ciphertext import FULL_BITS, Envelope, most_bytes
 from nst.engines.tasks import Task, TaskGraph
 from nst.errors import CircuitError
 
@@ -39,6 +39,7 @@ class Checkpoints(Callback[Handle]):
             get: Makes a ciphertext of an executor's handle; called by the thread.
         """
         self.store, self.job, self.get = store, job, get
+        self._sizes: dict[str, int] = {}
         self._queue: queue.Queue[tuple[Task, Handle] | None] = queue.Queue(PENDING)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._write, daemon=True)
@@ -46,11 +47,9 @@ class Checkpoints(Callback[Handle]):
 
     def stored(self, graph: TaskGraph) -> dict[StoredResult, str]:
         """Checkpoints of a graph that are there, and their keys: one listing of the store."""
-        known = {
-            self._key(task): StoredResult(task.group, task.stage, task.part)
-            for task in graph.tasks
-            if task.checkpoint
-        }
+        tasks = {self._key(task): task for task in graph.tasks if task.checkpoint}
+        self._sizes = {key: task.output_bytes for key, task in tasks.items()}
+        known = {key: StoredResult(t.group, t.stage, t.part) for key, t in tasks.items()}
         listed = self.store.list(layout.checkpoints(self.job.job_id))
         return {known[key]: key for key in listed if key in known}
 
@@ -61,7 +60,9 @@ class Checkpoints(Callback[Handle]):
     def read(self, key: str) -> bytes:
         """A checkpoint; raises CircuitError or StoreError if it is damaged or gone."""
         what = f"checkpoint {key}"
-        envelope = Envelope.unpack(self.store.read(key), what)
+        # What was not listed for this graph has no size that it must have.
+        limit = most_bytes(1, self._sizes.get(key, 0))
+        envelope = Envelope.unpack(self.store.read(key, limit), what)
         envelope.require(self.job.key_id, self.job.model_id, what)
         if len(envelope.parts) != 1 or envelope.word_bits != FULL_BITS:
             raise CircuitError(f"{what} is none; retry the pair")

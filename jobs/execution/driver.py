@@ -27,7 +27,7 @@ from jobs.execution.scheduler import run_graph
 from jobs.storage import layout
 from jobs.storage.records import JobState, read_job
 from jobs.storage.store import open_store
-from nst.ciphertext import Envelope
+from nst.ciphertext import Envelope, most_bytes
 from nst.engines import get_engine
 from nst.engines.base import Plan
 from nst.errors import CircuitError, NstBatchError, StoreError
@@ -61,9 +61,11 @@ def walk_job(
             return (checkpoints.read(input_id),)
         what = f"encrypted picture {input_id}"
         key = layout.encrypted_input(job.job_id, input_id)
-        envelope = Envelope.unpack(store.read(key), what)
+        stored, style = plan.stored, input_id in styles
+        count = stored.style_parts if style else stored.content_parts
+        limit = most_bytes(count, stored.style_part if style else stored.content_part)
+        envelope = Envelope.unpack(store.read(key, limit), what)
         envelope.require(job.key_id, job.model_id, what)
-        count = plan.stored.style_parts if input_id in styles else plan.stored.content_parts
         if len(envelope.parts) != count:
             raise CircuitError(
                 f"{what} has {len(envelope.parts)} parts, not {count}; submit the pair again"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.storage import layout
+from jobs.storage.bounds import MODEL_BYTES
 from jobs.storage.records import JobRecord
 from jobs.storage.store import Store, open_store
 from nst.ciphertext import key_set_id
@@ -73,7 +74,7 @@ class ModelPin:
     def _read(self, store: Store, key: str, name: str, sha256: str) -> bytes:
         path = Path(self.folder, name)
         try:
-            blob = path.read_bytes() if self.folder else store.read(key)
+            blob = path.read_bytes() if self.folder else store.read(key, MODEL_BYTES)
         except OSError as error:
             raise InputError(
                 f"cannot read {path} ({error.strerror}); nst-batch retry JOB starts the job again"
@@ -84,6 +85,10 @@ class ModelPin:
                 "not loaded; nst-batch retry JOB starts it again with this client's own"
             )
         return blob
+
+
+KEY_SLACK = 2
+"""Of evaluation keys' size, which a plan tells to the percent."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ class EvaluatorLoader:
         require_features(plan.cpu_features, f"model {plan.model_id}")
         bundle = self.pin.read_bundle(store)
         key = layout.evaluation_keys(self.pin.key_id)
-        evaluation_keys = store.read(key)
+        evaluation_keys = store.read(key, plan.evaluation_key_bytes * KEY_SLACK)
         if key_set_id(evaluation_keys) != self.pin.key_id:
             raise CircuitError(
                 f"the evaluation keys {key} are damaged or another key set's; "

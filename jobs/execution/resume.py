@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from jobs.storage import layout
 from jobs.storage.records import JobRecord
 from jobs.storage.store import Store
-from nst.ciphertext import Envelope
+from nst.ciphertext import Envelope, most_bytes
 from nst.engines.base import Plan
 from nst.engines.tasks import InputPart, Source, Task, TaskGraph
 from nst.errors import NstBatchError
@@ -119,7 +119,8 @@ def copy_results(
         if part in there.get(result, ()):
             continue
         with contextlib.suppress(NstBatchError):
-            envelope = Envelope.unpack(blob := store.read(key), key)
+            blob = store.read(key, most_bytes(1, plan.stored.result_part))
+            envelope = Envelope.unpack(blob, key)
             envelope.require(job.key_id, job.model_id, key)
             envelope.require_place(layout.result_place(job.job_id, result, part), key)
             plan.require_result(envelope, key)

@@ -15,6 +15,8 @@ TRACE_BYTES, TASK_BYTES = 64 << 20, 400
 """The trace of a job's tasks where their number is not known, and what a task adds to it."""
 JOB_BYTES = 16 << 20
 """A record of a job whose number of pairs is not known."""
+MODEL_BYTES = 64 << 20
+"""A model's plan or server bundle: its client has said what is in it, not how large it is."""
 MOST_KEYS = 2_000_000
 """Keys of one listing, where nothing smaller is known."""
 MARKS = 16

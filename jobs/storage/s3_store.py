@@ -33,6 +33,7 @@ from jobs.storage.bounds import MOST_KEYS, all_of, require_size
 from jobs.storage.layout import require_folder, require_key
 from jobs.storage.s3_address import PATIENCE, S3Address
 from jobs.storage.s3_errors import REQUEST_ERRORS, code_of, explain, is_transient, status_of
+from jobs.storage.s3_http import Bounded
 from nst.errors import StoreContentError, StoreError
 
 PART = 8 << 20
@@ -119,7 +120,7 @@ class S3Store:
         return f"S3Store({self.url!r})"
 
     def _connect(self) -> Any:
-        return self._session.create_client(
+        client = self._session.create_client(
             "s3",
             region_name=self.address.options.region,
             endpoint_url=self.address.options.endpoint_url,
@@ -131,6 +132,10 @@ class S3Store:
                 max_pool_connections=4 * PARALLEL,
             ),
         )
+        # Botocore takes answers in whole, however large or slow, and has no setting for that.
+        endpoint = client._endpoint
+        endpoint.http_session = Bounded(endpoint.http_session, self.address.name)
+        return client
 
     @property
     def url(self) -> str:

@@ -24,6 +24,12 @@ imitates. At 0.03 (0.23 levels) a PBS costs 11 % less, at 0.002 (0.16 levels) 43
 """
 
 
+SECURITY = 128
+"""Bits of security that circuits are compiled for, unless a user wants more."""
+EXACT_P_ERROR = 2.0**-64
+"""The same probability for results that may be published."""
+
+
 @dataclass(frozen=True)
 class QualityLevel:
     """A size of picture with the network trained for it.
@@ -36,6 +42,9 @@ class QualityLevel:
         p_error: Error probability of one PBS that the circuits are compiled for.
         sizes: Fields of `Architecture` in which its network is trained to differ from the
             defaults; what was trained says the file of the weights.
+        security: Bits of security that the circuits are compiled for.
+        exact: Whether they round exactly: results then show nothing of the noise, and so of the
+            key.
     """
 
     name: str
@@ -43,6 +52,12 @@ class QualityLevel:
     weights: Path
     p_error: float = P_ERROR
     sizes: Mapping[str, Any] = field(default_factory=dict)
+    security: int = SECURITY
+    exact: bool = False
+
+    def exactly(self) -> QualityLevel:
+        """The level with circuits whose results may be published; they cost several times more."""
+        return replace(self, exact=True, p_error=EXACT_P_ERROR)
 
     @property
     def trained(self) -> bool:

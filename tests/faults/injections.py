@@ -8,17 +8,32 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+import psutil
 
+from jobs.client import lifecycle
+from jobs.client.drivers import pin_of
+from jobs.client.fetch import fetch
+from jobs.client.home import Home
+from jobs.client.pairs import find_pairs
+from jobs.client.preparation import prepare
+from jobs.client.session import Session
+from jobs.client.submit import submit
 from jobs.storage import layout
+from jobs.storage.s3_store import PART
 from jobs.storage.store import open_store
 from nst.ciphertext import Envelope
-from nst.keyring import KeyRing
-from tests.faults.site import BUCKET, POISON, Job, Outcome, Site, prefix_of
+from nst.keyring import SECRET_FILE, KeyRing
+from tests.faults.proxy import Proxy
+from tests.faults.site import BUCKET, CLOCK, POISON, Driver, Job, Outcome, Site, prefix_of
 
 OUTAGE = 20.0
 """Seconds without the S3 server."""
@@ -26,6 +41,14 @@ FULL = 10.0
 """Seconds for which the store takes nothing."""
 CANCEL_SECONDS = 30.0
 """In which a cancelled job must stop and free its actors."""
+STORM, STORM_SHARE = 30.0, 0.8
+"""Seconds for which that share of all requests is told to slow down."""
+LAG = 10.0
+"""Seconds for which a listing does not show what happens."""
+SMALL_SKEW, LARGE_SKEW = 600.0, 3600.0
+"""Seconds by which a clock is ahead; S3 takes a quarter of an hour."""
+HOG_BYTES = 4 << 30
+"""What may be taken of the machine's memory before Ray ends an actor."""
 
 FAULTS: dict[str, Callable[[Site], Outcome]] = {}
 
@@ -282,3 +305,210 @@ def cancelled(site: Site) -> Outcome:
     outcome = job.conclude(took)
     assert outcome.lost == 0 and outcome.failed > 0, outcome
     return outcome
+
+
+def _refused_then_resumed(job: Job, driver: Driver, words: str) -> float:
+    """A driver that must have given up, saying why in one line; the job is resumed."""
+    code = driver.wait(job.site.patience)
+    said = driver.log.read_text()
+    assert code != 0 and words in said and "Traceback" not in said, said[-2000:]
+    job.site.wait_until_quiet()
+    return job.finish(job.start())
+
+
+@contextmanager
+def _clock_ahead(seconds: float) -> Iterator[None]:
+    """The clocks of a driver and its actors that start in this block are ahead."""
+    file = Path(os.environ[CLOCK])
+    file.write_text(str(seconds))
+    try:
+        yield
+    finally:
+        file.unlink()
+
+
+@fault
+def clock_skew(site: Site) -> Outcome:
+    """The server's clock is an hour ahead, which S3 refuses; then ten minutes, which it takes."""
+    job = site.job("clock_skew")
+    with _clock_ahead(LARGE_SKEW):
+        driver = job.start()
+        code = driver.wait(site.patience)
+    said = driver.log.read_text()
+    assert code != 0 and "clock is wrong" in said and "Traceback" not in said, said[-2000:]
+    with _clock_ahead(SMALL_SKEW):
+        driver = job.start()
+        job.wait_for_work()
+        driver.kill()
+        site.wait_until_quiet()
+        seconds = job.finish(job.start())
+    return survived(job, seconds)
+
+
+@fault
+def credentials_expired(site: Site) -> Outcome:
+    """The credentials of the server and of the client end in mid-run; the job is resumed."""
+    with Proxy(site.s3.endpoint) as proxy:
+        job = site.job("credentials_expired", endpoint=proxy.endpoint)
+        driver = job.start()
+        job.wait_for_work()
+        proxy.refuse = lambda method, path: (400, "ExpiredToken")
+        code = driver.wait(site.patience)
+        said, asked = driver.log.read_text(), site.run("status", job.local.job_id)
+        proxy.refuse = lambda method, path: None
+        assert code != 0 and "ExpiredToken" in said and "Traceback" not in said, said[-2000:]
+        assert asked.exit_code == 3 and "ExpiredToken" in asked.output, asked.output
+        site.wait_until_quiet()
+        return survived(job, job.finish(job.start()))
+
+
+@fault
+def slow_down_storm(site: Site) -> Outcome:
+    """The store answers most requests with 503 SlowDown for a while."""
+    drawn = random.Random(0)
+
+    def storm(method: str, path: str) -> tuple[int, str] | None:
+        return (503, "SlowDown") if drawn.random() < STORM_SHARE else None
+
+    with Proxy(site.s3.endpoint) as proxy:
+        job = site.job("slow_down_storm", endpoint=proxy.endpoint)
+        driver = job.start()
+        job.wait_for_work(0.1)
+        proxy.refuse = storm
+        time.sleep(STORM)
+        proxy.refuse = lambda method, path: None
+        seconds = job.finish(driver)
+        assert proxy.refused, "no request met the storm"
+        return survived(job, seconds)
+
+
+@fault
+def uploads_left_behind(site: Site) -> Outcome:
+    """Writers died in the middle of uploads: of keys, a model and a picture, and under the job."""
+    job = site.job("uploads_left_behind")
+    client, prefix = site.s3.client(), prefix_of(job.store)
+    record, pin = job.record, pin_of(site.home, job.local)
+    for key in (
+        layout.evaluation_keys(record.key_id),
+        layout.model_server(record.model_id, pin.bundle),
+        layout.encrypted_input(record.job_id, record.pairs[0].content),
+        layout.result_part(record.job_id, "0" * 12, record.pairs[0].pair_id, 0),
+    ):
+        where = {"Bucket": BUCKET, "Key": f"{prefix}/{key}"}
+        upload = client.create_multipart_upload(**where)["UploadId"]
+        client.upload_part(**where, UploadId=upload, PartNumber=1, Body=bytes(PART))
+    return survived(job, job.finish(job.start()))
+
+
+@fault
+def listing_lags(site: Site) -> Outcome:
+    """Listings show the store of a while ago, and the driver is killed; the job is resumed."""
+    with Proxy(site.s3.endpoint) as proxy:
+        job = site.job("listing_lags", endpoint=proxy.endpoint)
+        proxy.lag = LAG
+        driver = job.start()
+        job.wait_for_work(0.6)
+        driver.kill()
+        seconds = job.finish(job.start())
+        # Whoever fetches or deletes at once sees less than there is, and again later the rest.
+        time.sleep(LAG)
+        proxy.lag = 0.0
+        return survived(job, seconds)
+
+
+@fault
+def head_restarted(site: Site) -> Outcome:
+    """`kill -9` of all of Ray, head and nodes; another Ray starts, and the job is resumed."""
+    job = site.job("head_restarted")
+    driver = job.start()
+    job.wait_for_work()
+    site.nodes.kill_all()
+    code = driver.wait(site.patience)
+    assert code != 0
+    site.start_nodes()
+    return survived(job, job.finish(job.start()))
+
+
+@fault
+def actor_out_of_memory(site: Site) -> Outcome:
+    """An actor takes memory until Ray ends it for that."""
+    memory = psutil.virtual_memory()
+    share = (memory.total - memory.available + HOG_BYTES) / memory.total
+    limits = {
+        "RAY_memory_usage_threshold": f"{share:.3f}",
+        "RAY_memory_monitor_refresh_ms": "100",
+    }
+    with mock.patch.dict(os.environ, limits):
+        site.nodes.replace_all()
+    job = site.job("actor_out_of_memory")
+    key = layout.encrypted_input(job.local.job_id, job.record.pairs[0].content)
+    part = Envelope.unpack(job.store.read(key), "poison").parts[0]
+    poison = Path(os.environ[POISON])
+    poison.write_text(f"{hashlib.sha256(part).hexdigest()} memory")
+    try:
+        driver = job.start()
+        seconds = job.finish(driver)
+    finally:
+        poison.unlink()
+        site.nodes.replace_all()
+    said = driver.log.read_text()
+    assert "killed for lack of memory" in said, said[-2000:]
+    return survived(job, seconds)
+
+
+@fault
+def client_disk_full(site: Site) -> Outcome:
+    """The client's disk is full while it builds a model, makes keys, keeps pictures, and fetches.
+
+    Each says so in one line and leaves no half of anything; then there is room again.
+    """
+    start = time.monotonic()
+    store = open_store(site.url("client_disk_full"), create=True)
+    home, out = site.folder / "full-home", site.folder / "out-full"
+    home.mkdir()
+    out.mkdir()
+    options = ("submit", site.source, "--quality", site.quality, "--no-wait", "--store", store.url)
+    with mock.patch.dict(os.environ, NST_BATCH_HOME=str(home)):
+        assert site.run_on_full_disk(16 << 10, home, *options) == []
+        shutil.copytree(site.home.models, home / "models")
+        left = site.run_on_full_disk(16 << 10, home, *options)
+        assert not [name for name in left if name.endswith(SECRET_FILE)], left
+        shutil.copytree(site.home.keys, home / "keys")
+        # Room for the record of the job, none for its pictures.
+        left = site.run_on_full_disk(8 << 10, home, *options)
+        assert not [name for name in left if name.startswith("jobs/")], left
+    assert store.list("jobs/") == []
+    job_id = site.finished.local.job_id
+    assert site.run_on_full_disk(0, out, "fetch", job_id, "--out", out) == []
+    lost = time.monotonic() - start
+    again = site.run("fetch", job_id, "--out", out)
+    assert again.exit_code == 0, again.output
+    pictures = {p.name: p.read_bytes() for p in out.glob("*.png")}
+    same, pairs = pictures == site.pictures, len(site.origin.pairs)
+    found = sum(name.removesuffix(".png") in site.undisturbed for name in pictures)
+    assert same and found == pairs, sorted(pictures)
+    return Outcome("client_disk_full", pairs, found, 0, 0, same, round(lost, 1))
+
+
+@fault
+def two_users(site: Site) -> Outcome:
+    """Another user has a job in the same store at the same time, and deletes it."""
+    job = site.job("two_users")
+    home = Home(site.folder / "other-home")
+    shutil.copytree(site.home.models, home.models)
+    session = Session.open(home, job.local.store)
+    pairs, _ = find_pairs(site.source)
+    ready, _ = prepare(pairs, site.model, "crop")
+    other = submit(session, site.model, ready, [])
+    assert other.key_id != job.local.key_id
+    address, log = site.nodes.address, site.folder / "two_users-other.log"
+    pin = pin_of(home, other)
+    arguments = [other.store, other.job_id, "--actors", "1", *pin.options]
+    seconds = job.finish(job.start(actors=1), Driver(arguments, address, log))
+    mine = site.run("status", other.job_id)
+    assert mine.exit_code == 2 and "was not submitted from" in mine.output, mine.output
+    report = fetch(session, other, site.folder / "out-other", force=False)
+    assert not report.failed and not report.doubtful and len(report.done) == len(pairs), report
+    lifecycle.delete(session, home.job(other.job_id))
+    assert job.store.exists(layout.evaluation_keys(job.local.key_id))
+    return survived(job, seconds)

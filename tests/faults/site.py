@@ -48,7 +48,8 @@ from tests.s3_server import S3Server
 ROOT = Path(__file__).resolve().parent.parent.parent
 HOOKS = Path(__file__).resolve().parent / "hooks"
 BUCKET = "nst-faults"
-POISON = "NST_TEST_POISON"
+POISON, CLOCK = "NST_TEST_POISON", "NST_TEST_CLOCK"
+"""Variables that name files for `hooks`: ciphertexts that kill, seconds by which a clock is off."""
 POLL = 0.05
 QUIET_SECONDS = 60.0
 """For actors to disappear after the end of a job, on machines that are busy otherwise."""
@@ -107,6 +108,19 @@ class Nodes:
     def add(self) -> None:
         """Another node with one core."""
         self._cluster.add_node(num_cpus=1)
+
+    def kill_all(self) -> None:
+        """`kill -9` of all processes of the head and of all nodes, as a restart of it does."""
+        for node in self._cluster.list_all_nodes():
+            for process in _tree(node):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    def replace_all(self) -> None:
+        """New nodes for the old ones, which read this process's environment."""
+        for node in list(self._cluster.worker_nodes):
+            self._cluster.remove_node(node)
+            self.add()
 
     def actors(self) -> list[psutil.Process]:
         """The processes of all actors that compute."""
@@ -315,7 +329,7 @@ class Site:
         self.undisturbed: dict[str, Features] = {}
         self.pictures: dict[str, bytes] = {}
         self.undisturbed_s = 0.0
-        self._open = contextlib.ExitStack()
+        self._open, self._cluster = contextlib.ExitStack(), contextlib.ExitStack()
 
     def __enter__(self) -> Site:
         with self._open as opened:
@@ -330,12 +344,19 @@ class Site:
                 "NST_BATCH_HOME": str(self.home.root),
                 "PYTHONPATH": path,
                 POISON: str(self.folder / "poison"),
+                CLOCK: str(self.folder / "clock"),
             }
             opened.enter_context(mock.patch.dict(os.environ, environment, clear=True))
             self.s3.client().create_bucket(Bucket=BUCKET)
-            self.nodes = Nodes(*opened.enter_context(ray_cluster()), self.actors)
+            self.start_nodes()
+            opened.callback(lambda: self._cluster.close())
             self._open = opened.pop_all()
         return self
+
+    def start_nodes(self) -> None:
+        """Another cluster, head and nodes, in place of the one that there may be."""
+        self._cluster.close()
+        self.nodes = Nodes(*self._cluster.enter_context(ray_cluster()), self.actors)
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
@@ -364,14 +385,15 @@ class Site:
         while self.nodes.count < self.actors:
             self.nodes.add()
 
-    def url(self, prefix: str) -> str:
-        """A store's URL."""
-        return f"s3://{BUCKET}/{prefix}?endpoint={self.s3.endpoint}"
+    def url(self, prefix: str, endpoint: str = "") -> str:
+        """A store's URL, perhaps behind a proxy."""
+        return f"s3://{BUCKET}/{prefix}?endpoint={endpoint or self.s3.endpoint}"
 
-    def job(self, fault: str, pairs: int | None = None) -> Job:
+    def job(self, fault: str, pairs: int | None = None, endpoint: str = "") -> Job:
         """The first pairs as a new job, of the very same ciphertexts."""
         self.mend()
-        origin, store = open_store(self.origin.store), open_store(self.url(fault), create=True)
+        origin = open_store(self.origin.store)
+        store = open_store(self.url(fault, endpoint), create=True)
         record = read_record(origin, layout.job(self.origin.job_id), JobRecord)
         job_id = new_id()
         copy = record.model_copy(update={"job_id": job_id, "pairs": record.pairs[:pairs]})
@@ -400,6 +422,25 @@ class Site:
             command, capture_output=True, text=True, cwd=ROOT, timeout=self.patience, check=False
         )
         assert done.returncode == -9, f"{point}: {done.returncode} {done.stderr[-2000:]}"
+
+    def run_on_full_disk(self, free: int, folder: Path, *arguments: str | Path) -> list[str]:
+        """`nst-batch` where a folder is on a disk with so many bytes left; the files there after.
+
+        AssertionError unless it says so in one line.
+        """
+        command = ["unshare", "-rm", sys.executable, "-m", "tests.faults.full_disk", str(free)]
+        command += [str(folder), *map(str, arguments)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=ROOT, timeout=self.patience, check=False
+        )
+        assert done.returncode == 0, f"no file system of one's own: {done.stderr[-2000:]}"
+        told = json.loads(done.stdout)
+        (line,) = [line for line in told["said"].splitlines() if line.startswith("error: ")]
+        assert told["code"] == 2 and "No space left" in line, told
+        assert "Traceback" not in told["said"], told
+        files: list[str] = told["files"]
+        assert not [name for name in files if ".making-" in name], files
+        return files
 
     def fetch(
         self, local: LocalJob, store: Store, out: Path

@@ -24,6 +24,7 @@ from nst.engines.ckks.packing import Layout
 from nst.engines.ckks.parameters import Parameters
 from nst.engines.rates import Rates, read_rates
 from nst.errors import CircuitError
+from nst.network.levels import SECURITY
 from nst.pictures.size import LARGEST, Size
 
 if TYPE_CHECKING:
@@ -92,6 +93,11 @@ class CkksEngine:
         """See `Engine`."""
         from nst.engines.ckks.publish import laid_out, model_id
 
+        if level.exact or level.security != SECURITY:
+            raise CircuitError(
+                f"engine {self.name} has no results to publish and {SECURITY} bits of security; "
+                "leave these options out"
+            )
         integers, layout = laid_out(_leveled(network), self.parameters, level.side, size)
         return model_id(integers, layout, self.parameters)
 

@@ -71,7 +71,8 @@ class ConcreteEngine:
         """See `Engine`."""
         from nst.engines.concrete.publish import model_id
 
-        return model_id(_integer(network), level.side, size.width, level.p_error)
+        choices = (level.p_error, level.security, level.exact)
+        return model_id(_integer(network), level.side, size.width, *choices)
 
     def style_size(self, level: QualityLevel) -> Size:
         """See `Engine`."""
@@ -95,7 +96,7 @@ class ConcreteEngine:
         """See `Engine`."""
         from nst.engines.concrete.publish import publish
 
-        return publish(_integer(network), level.side, size.width, level.p_error, folder)
+        return publish(_integer(network), level, size.width, folder)
 
     def read_plan(self, record: dict[str, Json]) -> CircuitPlan:
         """See `Engine`."""
@@ -146,7 +147,7 @@ class ConcreteEngine:
         """See `Engine`."""
         from nst.engines.concrete.simulation import rounding_noise, simulate
 
-        noise = rounding_noise(level.p_error, rng)
+        noise = None if level.exact else rounding_noise(level.p_error, rng)
         return simulate(_integer(network), content.input, style.input, noise)
 
     def make_keys(self, client_bundle: Path) -> KeyPair:

@@ -37,13 +37,19 @@ from nst.network.architecture import (
     grids,
 )
 from nst.network.integers import IntegerNetwork, IntegerStage
+from nst.network.levels import SECURITY
 
 Ints = NDArray[np.int64]
 CODE_PARAMETER = "code"
 
 
 def compile_module(
-    network: IntegerNetwork, side: int, p_error: float, width: int
+    network: IntegerNetwork,
+    side: int,
+    p_error: float,
+    width: int,
+    security: int = SECURITY,
+    exact: bool = False,
 ) -> tuple[fhe.FheModule, dict[str, list[str]]]:
     """Compile all stages as functions of one module.
 
@@ -52,6 +58,8 @@ def compile_module(
         side: Of the style in pixels.
         p_error: Error probability of one PBS.
         width: Of the content in pixels.
+        security: Bits of security.
+        exact: Whether activations are rounded exactly, at several times the price.
 
     Returns:
         The module, and the parameter names of each function in order.
@@ -63,7 +71,7 @@ def compile_module(
     for name, stage in network.stages.items():
         sources = [shapes[source] for source in stage.stage.sources]
         parameters[name] = _parameters(stage.stage, sources[0])
-        function = _function(stage, parameters[name])
+        function = _function(stage, parameters[name], exact)
         functions[name] = fhe.function({p: "encrypted" for p in parameters[name]})(function)
         samples = _calibration(stage, sources, network)
         inputsets[name] = [s if len(s) > 1 else s[0] for s in samples]
@@ -77,7 +85,7 @@ def compile_module(
     module = fhe.module()(holder).compile(
         inputsets,
         p_error=p_error,
-        security_level=SecurityLevel.SECURITY_128_BITS,
+        security_level=SecurityLevel(security),
         approximate_rounding_config=fhe.ApproximateRoundingConfig(logical_clipping=True),
         compress_evaluation_keys=True,
         compress_input_ciphertexts=True,
@@ -95,12 +103,15 @@ def make_plan(
     side: int,
     identifier: str,
     width: int,
+    exact: bool = False,
 ) -> CircuitPlan:
     """Read the costs off a compiled module, for contents as high as the style."""
     functions = module.functions()
     shapes = grids(network.architecture.stages(), side, width)
     sets = {p for f in functions.values() for p in f.programmable_bootstrap_count_per_parameter}
-    if len({str(p) for p in sets}) != 1:
+    # Exact rounding takes off bit by bit, with PBS of a set of their own: in every stage as many of
+    # them go with one of the others, so that a mean of both costs the same everywhere.
+    if len({str(p) for p in sets}) != 1 + exact:
         raise CircuitError(
             f"the optimizer chose {len(sets)} parameter sets where the design counts on one; "
             "bring all accumulators to one width"
@@ -177,9 +188,12 @@ def _sources(stage: Stage, parameters: list[str]) -> list[str]:
     return [*out, STYLE_CODE] if stage.modulated else out
 
 
-def _function(layer: IntegerStage, parameters: list[str]) -> Callable[..., NDArray[Any]]:
+def _function(
+    layer: IntegerStage, parameters: list[str], exact: bool
+) -> Callable[..., NDArray[Any]]:
     """The stage as a function of rows that Concrete can trace."""
     stage, kind = layer.stage, layer.stage.kind
+    exactness = fhe.Exactness.EXACT if exact else fhe.Exactness.APPROXIMATE
 
     def accumulate(rows: list[Any]) -> Any:
         count = len(rows) // len(stage.sources)
@@ -200,9 +214,7 @@ def _function(layer: IntegerStage, parameters: list[str]) -> Callable[..., NDArr
         if layer.modulation is not None:
             code = arguments[CODE_PARAMETER].reshape((layer.modulation.shape[1],))
             acc = acc + (layer.modulation @ code).reshape((1, stage.out_channels, 1, 1))
-        kept = fhe.round_bit_pattern(
-            acc, lsbs_to_remove=shape.SHIFT, exactness=fhe.Exactness.APPROXIMATE
-        )
+        kept = fhe.round_bit_pattern(acc, lsbs_to_remove=shape.SHIFT, exactness=exactness)
         return fhe.univariate(lambda v: layer.look_up(v // shape.LEVEL))(kept)
 
     run.__name__ = stage.name

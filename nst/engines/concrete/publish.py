@@ -19,6 +19,7 @@ from nst.engines.base import CLIENT_FILE, PLAN_FILE, SERVER_FILE
 from nst.engines.concrete.plan import CircuitPlan
 from nst.network import architecture as shape
 from nst.network.integers import IntegerNetwork
+from nst.network.levels import SECURITY, QualityLevel
 
 COMPILER_REVISION = 1
 """Goes up by one whenever `compilation.py`, the arithmetic of `nst.network.integers` or the
@@ -36,7 +37,14 @@ SPECS_FILE = "client.specs.json"
 """Concrete's description of inputs and outputs: all that encryption and decryption need."""
 
 
-def model_id(network: IntegerNetwork, side: int, width: int, p_error: float) -> str:
+def model_id(
+    network: IntegerNetwork,
+    side: int,
+    width: int,
+    p_error: float,
+    security: int = SECURITY,
+    exact: bool = False,
+) -> str:
     """Hash of what the circuits compute, 16 hex digits.
 
     Weights, stages, sizes, error probability, Concrete's version and `COMPILER_REVISION`; no
@@ -47,6 +55,8 @@ def model_id(network: IntegerNetwork, side: int, width: int, p_error: float) -> 
         side: Of the style in pixels.
         width: Of the content in pixels; its height is not compiled in.
         p_error: Error probability of one PBS.
+        security: Bits of security.
+        exact: Whether activations are rounded exactly.
     """
     digest = hashlib.sha256()
     for stage in network.stages.values():
@@ -56,19 +66,20 @@ def model_id(network: IntegerNetwork, side: int, width: int, p_error: float) -> 
     python = ".".join(platform.python_version_tuple()[:2])
     compiler = f"{COMPILER_REVISION} {CONSTANTS} {version('concrete-python')} {python}"
     digest.update(f"{compiler} {side} {width} {p_error}".encode())
+    if (security, exact) != (SECURITY, False):
+        digest.update(f" {security} {exact}".encode())
     return digest.hexdigest()[:16]
 
 
-def publish(
-    network: IntegerNetwork, side: int, width: int, p_error: float, folder: Path
-) -> CircuitPlan:
+def publish(network: IntegerNetwork, level: QualityLevel, width: int, folder: Path) -> CircuitPlan:
     """Compile circuits into a folder; see `nst.engines.base.Engine.publish`."""
     # Slow to import, and only needed here.
     from nst.engines.concrete.compilation import compile_module, make_plan
 
-    module, parameters = compile_module(network, side, p_error, width)
-    identifier = model_id(network, side, width, p_error)
-    plan = make_plan(module, parameters, network, side, identifier, width)
+    side, choices = level.side, (level.security, level.exact)
+    module, parameters = compile_module(network, side, level.p_error, width, *choices)
+    identifier = model_id(network, side, width, level.p_error, *choices)
+    plan = make_plan(module, parameters, network, side, identifier, width, level.exact)
     module.server.save(folder / SERVER_FILE)
     write_client_bundle(folder / SERVER_FILE, folder / CLIENT_FILE)
     (folder / PLAN_FILE).write_text(json.dumps(plan.to_dict(), indent=2))

@@ -30,7 +30,7 @@ def rounding_noise(p_error: float, rng: Generator) -> Noise:
 
 
 def simulate(
-    network: IntegerNetwork, content: PreparedInput, style: PreparedInput, noise: Noise
+    network: IntegerNetwork, content: PreparedInput, style: PreparedInput, noise: Noise | None
 ) -> Features:
     """Features as one encrypted run might give them.
 
@@ -38,7 +38,7 @@ def simulate(
         network: The level's network.
         content: At the contrast at which it is encrypted.
         style: Likewise.
-        noise: From `rounding_noise`; another call draws another run.
+        noise: From `rounding_noise`, another call draws another run; None of exact circuits.
     """
     code = network.style_code(quantized(style), noise=noise)
     return network.content_features(quantized(content), code, noise=noise).astype(np.float32)
