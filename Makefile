@@ -1,7 +1,7 @@
 # Everything runs from .venv; `make venv` builds it, and the targets that need it ask for it.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz lint docs pictures wheel bench-low bench-batch bench-grid bench-pbs bench-monolithic bench-client bench-sharing bench-profile bench-estimate bench-bytes bench-architecture bench-quality bench-faults bench-security lock clean
+.PHONY: help venv demo test fuzz lint docs pictures wheel bench-low bench-batch bench-grid bench-pbs bench-monolithic bench-client bench-sharing bench-profile bench-ckks bench-estimate bench-bytes bench-architecture bench-quality bench-faults bench-security lock clean
 .DELETE_ON_ERROR:
 
 SHELL := /bin/sh
@@ -101,6 +101,9 @@ bench-sharing: venv ## workers as threads with one key set against processes: ti
 
 bench-profile: venv ## where the time of a stage and of a job goes; ARGS="--native FILE.svg"
 	$(PYTHON) -m benchmarks.profile $(ARGS)
+
+bench-ckks: venv ## the leveled engine: a batch at low, 512 x 512, both engines on one pair (20 minutes)
+	$(PYTHON) -m benchmarks.ckks $(ARGS)
 
 bench-estimate: venv ## estimates against real runs; measures the rates that ship (5 minutes)
 	$(PYTHON) -m benchmarks.estimate $(ARGS)

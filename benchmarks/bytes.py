@@ -76,7 +76,7 @@ def check(folder: Path, model: Model) -> dict[str, Any]:
     assert isinstance(cipher, CircuitCipher)
     evaluator = model.engine.load(plan, published.server_bundle.read_bytes(), keys)
     noise = np.random.default_rng(0).random((3, plan.style_side, plan.style_side), np.float32)
-    (picture,) = cipher.encrypt_all([PreparedInput(Picture(noise), STYLE)])
+    (picture,) = cipher.encrypt_all([[PreparedInput(Picture(noise), STYLE)]])
     entry = plan.entry(STYLE)
     stem = evaluator.run(entry, [picture.parts[0]] * 3)
     first = next(circuit for circuit in plan.circuits if circuit.name == entry)

@@ -116,7 +116,9 @@ def measured(folder: Path, quality: str, repeats: int) -> dict[str, float]:
     assert isinstance(cipher, CircuitCipher)
     job_id, pair_id = new_id(), new_id()
     inputs = [pair.content.input, pair.style.input]
-    envelopes = step("encrypt", lambda: list(cipher.encrypt_all(inputs)), repeats)
+    envelopes = step(
+        "encrypt", lambda: list(cipher.encrypt_all([each] for each in inputs)), repeats
+    )
 
     def upload() -> None:
         for number, envelope in enumerate(envelopes):
@@ -138,7 +140,7 @@ def measured(folder: Path, quality: str, repeats: int) -> dict[str, float]:
         store.write(place, blob)
     features = step(
         "download_and_decrypt",
-        lambda: cipher.decrypt_result([store.read(place) for place in places], pair.name),
+        lambda: cipher.decrypt_result([store.read(place) for place in places], pair.name)[0],
         repeats,
     )
     content, style = pair.content.input.picture, pair.style.input.picture

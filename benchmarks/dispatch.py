@@ -61,7 +61,7 @@ def time_dispatch(actors: int, tasks: int) -> float:
             Task(
                 index=index,
                 stage="none",
-                group="pair:p",
+                group="result:p",
                 part=index,
                 sources=tuple(range(SOURCES)) if index >= SOURCES else (),
                 seconds=WAIT,
@@ -72,7 +72,7 @@ def time_dispatch(actors: int, tasks: int) -> float:
             for index in range(tasks)
         ),
         {"p": (tasks - 1,)},
-        {"pair:p": ("p",)},
+        {"result:p": ("p",)},
     )
     with local_ray(1):
         StandInExecutor.shared = StandIn.options(max_concurrency=4 * actors).remote()

@@ -40,7 +40,7 @@ def provenance(command: str) -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=FOLDER
     ).stdout.strip()
-    packages = ("concrete-python", "concrete-ml", "ray", "numpy", "nst-batch")
+    packages = ("concrete-python", "concrete-ml", "tenseal", "ray", "numpy", "nst-batch")
     return {
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

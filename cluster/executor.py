@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from ray.exceptions import (
 )
 
 from cluster.actors import EvaluatorActor, as_blob
+from cluster.reasons import reason_of_death, why
 from cluster.types import Completion, LostError
 from nst.engines.base import Evaluator
 from nst.engines.tasks import Task
@@ -44,24 +44,6 @@ SUSPECT_SECONDS = 10.0
 """For the copy of a result whose node is gone: it is on another node, or nowhere."""
 DEAD = (RayActorError, OutOfMemoryError, WorkerCrashedError)
 """What Ray raises of an actor that is gone."""
-SHORT_OF_MEMORY = ("NODE_OUT_OF_MEMORY", "running low on memory")
-MEMORY_OF_NODE = re.compile(r"was ([\d.]+ ?[KMGT]i?B) / ([\d.]+ ?[KMGT]i?B)")
-
-
-def reason_of_death(error: Exception, needs: int) -> str:
-    """Why an actor is gone, in one line; what Ray says lists other processes' command lines.
-
-    Args:
-        error: Ray's.
-        needs: Bytes of an actor, 0 if that is not known.
-    """
-    text = str(error)
-    if not (isinstance(error, OutOfMemoryError) or any(mark in text for mark in SHORT_OF_MEMORY)):
-        return "its worker died"
-    wants = f"; a worker needs {needs / 1e9:.1f} GB" if needs else ""
-    found = MEMORY_OF_NODE.search(text)
-    had = f", {found[1]} of {found[2]} of the machine were in use" if found else ""
-    return f"its worker was killed for lack of memory{wants}{had}; take fewer --actors"
 
 
 @dataclass(frozen=True)
@@ -166,7 +148,7 @@ class RayExecutor:
         """Block until a task has ended or an actor has come, or for so many seconds.
 
         Raises:
-            RayError: if actors cannot load their model and keys; its last line says why.
+            RayError: if actors cannot load their model and keys; `why` says it.
             ClusterError: if actors die of loading them.
         """
         for slot in self._slots:
@@ -241,7 +223,8 @@ class RayExecutor:
                 gone, reason = self._gone(task.inputs, cause), "what it needs was lost with a node"
                 self._end(task.index, reason, blamed=False, lost=gone)
             else:
-                self._end(task.index, first_line(cause or error), blamed=True)
+                reason = why(cause) if isinstance(cause, RayError) else first_line(cause or error)
+                self._end(task.index, reason, blamed=True)
             return
         task = slot.tasks.pop(took)
         self._ended.append(Completion(task.index, Held(task.result, slot.node), None, **spent))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import ModuleType
 
 from nst.errors import InputError
+from nst.temporary import TemporaryFolder
 
 LONGEST_BASE = 22
 """Characters of a folder for temporary files below which the names of Ray's sockets fit."""
@@ -46,11 +49,10 @@ def local_ray(cpus: int) -> Iterator[None]:
     import ray
     from ray._private import ray_constants
 
-    # Ray's processes may still be writing their logs there when it is removed.
     with (
-        tempfile.TemporaryDirectory(
-            prefix="nst-ray-", dir=socket_base(), ignore_cleanup_errors=True
-        ) as folder,
+        _ray_folder() as folder,
+        # Of workers: what they leave when they are killed goes with the folder.
+        _environment(TMPDIR=folder),
         _settings_read_again(),
         # Ray's own default is one token for all, in a file in HOME with the modes of the umask.
         _environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32)),
@@ -59,7 +61,7 @@ def local_ray(cpus: int) -> Iterator[None]:
         _attribute(ray_constants, "ENABLE_RAY_CLUSTER", False),
     ):
         _read_settings()
-        with _umask(0o077):
+        with _umask(0o077), _our_folder():
             ray.init(
                 # Never a cluster that RAY_ADDRESS or a file in /tmp points to.
                 address="local",
@@ -67,8 +69,7 @@ def local_ray(cpus: int) -> Iterator[None]:
                 include_dashboard=False,
                 log_to_driver=False,
                 configure_logging=False,
-                # Ray opens this folder to everybody; the one around it stays closed.
-                _temp_dir=f"{folder}/r",
+                _temp_dir=folder,
             )
         try:
             yield
@@ -129,6 +130,17 @@ def _umask(mask: int) -> Iterator[None]:
 
 
 @contextmanager
+def _our_folder() -> Iterator[None]:
+    """Work where our packages are: Ray's workers look there before any other folder."""
+    before = Path.cwd()
+    os.chdir(Path(__file__).resolve().parents[1])
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextmanager
 def running_ray(address: str) -> Iterator[None]:
     """Connect to a Ray cluster, and leave it at the end.
 
@@ -145,8 +157,10 @@ def running_ray(address: str) -> Iterator[None]:
         if ":" in address:
             # Ray itself would go on trying for two minutes.
             host, _, port = address.rpartition(":")
-            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
+            # IPv6 stands in brackets.
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        with _our_folder():
+            ray.init(address=address, log_to_driver=False, configure_logging=False)
     except (OSError, RayError, RuntimeError, ValueError) as error:
         raise InputError(
             f"no Ray cluster answers at {address}: run this on one of its nodes, after `ray start` "
@@ -160,8 +174,26 @@ def running_ray(address: str) -> Iterator[None]:
 
 def socket_base() -> str:
     """Where a temporary folder with sockets goes: their paths have 107 characters at most."""
-    base = tempfile.gettempdir()
-    return base if len(base) <= LONGEST_BASE else "/tmp"
+    bases = (tempfile.gettempdir(), "/tmp", "/dev/shm", "/var/tmp")
+    short = (x for x in bases if len(x) <= LONGEST_BASE and os.access(x, os.W_OK | os.X_OK))
+    return next((x for x in short if shutil.disk_usage(x).free), "/tmp")
+
+
+@contextmanager
+def _ray_folder() -> Iterator[str]:
+    """A new folder where the system has its temporary files, by a path that is short enough.
+
+    Ray opens it to everybody; the one around it stays closed.
+    """
+    with TemporaryFolder("nst-ray-") as around, ExitStack() as stack:
+        folder = Path(around) / "r"
+        folder.mkdir()
+        if tempfile.gettempdir() != (base := socket_base()):
+            # On clusters TMPDIR is long, and /tmp small: nothing but a link goes there.
+            link = Path(stack.enter_context(TemporaryFolder("nst-ray-", base))) / "r"
+            link.symlink_to(folder)
+            folder = link
+        yield str(folder)
 
 
 def cpus() -> int:

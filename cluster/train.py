@@ -18,7 +18,8 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from cluster.local import HUGE_PAGES
-from nst.errors import NstBatchError, last_line
+from cluster.reasons import why
+from nst.errors import NstBatchError
 from nst.training.checkpoint import Checkpoint, RunFolder
 from nst.training.loop import Run, Trainer, Worker
 from nst.training.options import Workers
@@ -96,10 +97,10 @@ def train(run: Run, workers: Workers, max_failures: int = MAX_FAILURES) -> int:
     except ray.train.ControllerError as error:
         if isinstance(error.controller_failure, NstBatchError):
             raise error.controller_failure from error
-        raise TrainingError(f"training could not be run: {last_line(error)}") from error
+        raise TrainingError(f"training could not be run: {why(error)}") from error
     except ray.train.WorkerGroupError as error:
         rank, failure = next(iter(error.worker_failures.items()))
-        raise TrainingError(f"worker {rank} failed: {last_line(failure)}; {_go_on(run)}") from error
+        raise TrainingError(f"worker {rank} failed: {why(failure)}; {_go_on(run)}") from error
     except (RayActorError, SystemExit) as error:  # what Ray makes of Ctrl-C
         raise TrainingError(f"training was stopped; {_go_on(run)}") from error
     shutil.rmtree(storage, ignore_errors=True)

@@ -113,11 +113,11 @@ class Callback(Generic[Handle]):
     def on_attempt_failed(self, task: Task, reason: str) -> None:
         """A task did not end well, or its result was lost at once; it may be begun again."""
 
-    def on_result_part(self, pair_id: str, part: int, ciphertext: bytes) -> None:
-        """A part of a pair's result is there."""
+    def on_result_part(self, result: str, part: int, ciphertext: bytes) -> None:
+        """A part of a result is there."""
 
     def on_pair_done(self, pair_id: str) -> None:
-        """All parts of a pair's result have been told."""
+        """All parts of the result that a pair has a part in have been told."""
 
     def on_pair_failed(self, pair_id: str, reason: str) -> None:
         """A pair cannot be finished."""

@@ -22,6 +22,7 @@ from jobs.fields import Option, options_of
 from jobs.options import COMMANDS
 from jobs.trust import require_trusted
 from nst.errors import InputError
+from nst.folders import user_folder
 
 FILE, PREFIX = "nst-batch.toml", "NST_BATCH_"
 SECRET = re.compile(r"passphrase|passw(or)?d|secret|token|credential|(access|api)[-_]?key")
@@ -152,7 +153,7 @@ def configurable(command: str) -> dict[str, Option]:
 
 def files() -> tuple[Path, Path]:
     """Where files of options would be: the project's, and the user's, which is weaker."""
-    return Path(FILE), user_config_path("nst-batch") / FILE
+    return Path(FILE), (user_folder(user_config_path) or Path("~")) / FILE
 
 
 def read_file(path: Path) -> list[Entry]:

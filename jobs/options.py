@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from jobs.fields import option, options_of
 from jobs.storage.store import StoreOptions
+from nst.engines import ENGINES, get_engine
 from nst.errors import InputError
 from nst.folders import PASSPHRASE_VARIABLE
 from nst.machine import cores
-from nst.network.levels import LEVELS, SECURITY, find_level
+from nst.network.levels import DEFAULT_ENGINE, LEVELS, SECURITY, find_level
 from nst.pictures.size import Size
 from nst.training.options import RunOptions, TrainOptions, Workers
 
@@ -27,6 +28,14 @@ PYTHON = "python"
 """A cluster's interpreter, if none is named: the one that its nodes find by themselves."""
 MOST_CORES = 20_000
 HOUR = 3600.0
+
+
+def _engine(name: object) -> str:
+    return get_engine(str(name)).name
+
+
+def _engines() -> Iterable[str]:
+    return ENGINES
 
 
 def _level(name: object) -> str:
@@ -91,6 +100,14 @@ class ModelOptions:
         parse=_size,
         metavar="WIDTHxHEIGHT",
         shown="a square of the level's size",
+    )
+    engine: str = option(
+        "What computes on ciphertexts: concrete rounds like its preview, ckks costs hundreds of "
+        "times less.",
+        DEFAULT_ENGINE,
+        metavar="NAME",
+        parse=_engine,
+        complete=_engines,
     )
 
 
@@ -377,7 +394,7 @@ class EvaluateOptions(FitOptions, ModelOptions):
         least=0,
     )
     p_error: float | None = option(
-        "Error probability of one PBS in the simulation.",
+        "Error probability of one PBS in the simulation, of engine concrete.",
         None,
         above=0,
         below=1,
@@ -406,8 +423,14 @@ class ExportOptions:
     data: str | None = option(
         "Description of the training pictures.", None, shown="that of the weights' card"
     )
+    content_dir: Path | None = option(
+        "Photographs of the training, for weights of engine ckks: see --style-dir.", None
+    )
+    style_dir: Path | None = option(
+        "Paintings of the training: held-out ones show how large values become.", None
+    )
     budget_pbs: float = option(
-        "Most PBS per pixel of output, style branch included.", 22.0, above=0
+        "Most PBS per pixel of output, style branch included; of engine concrete.", 22.0, above=0
     )
     strength: float = option(
         "Less than 1 gives back content for style, see evaluate; it costs nothing.",

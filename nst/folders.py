@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,13 +23,23 @@ def default_folder() -> Path:
     Raises:
         InputError: if this user has no home, as one that is only a number.
     """
-    named = os.environ.get(HOME_VARIABLE)
-    folder = Path(named) if named else user_data_path("nst-batch")
-    if not named and not folder.is_absolute():
+    if named := os.environ.get(HOME_VARIABLE):
+        return Path(named)
+    folder = user_folder(user_data_path)
+    if folder is None:
         raise InputError(
             f"this user has no home directory; set {HOME_VARIABLE} to a folder of your own"
         )
     return folder
+
+
+def user_folder(place: Callable[[str], Path]) -> Path | None:
+    """This program's folder at one of the platform's places; None if the user has no home."""
+    try:
+        folder = place("nst-batch")
+    except RuntimeError:  # of platformdirs since 4.14
+        return None
+    return folder if folder.is_absolute() else None
 
 
 @contextmanager

@@ -22,12 +22,11 @@ from nst.engines.cache import WEIGHTS_FILE, ModelCache
 from nst.errors import CircuitError
 from nst.keyring import AskPassphrase, KeyCard, KeyRing
 from nst.network.finishing import Network, finish
+from nst.network.levels import DEFAULT_ENGINE as DEFAULT_ENGINE
 from nst.network.levels import SECURITY, QualityLevel, get_level
 from nst.pictures.color import Floats
 from nst.pictures.picture import Picture
 from nst.pictures.size import Size
-
-DEFAULT_ENGINE = "concrete"
 
 
 class Model:
@@ -76,13 +75,18 @@ class Model:
             InputError: if there is no such level, or the size is too small or too large.
             CircuitError: if its weights are missing or damaged.
         """
-        level = replace(get_level(quality), security=security)
+        computes = get_engine(engine)
+        level = replace(get_level(quality, engine), security=security)
         if publishable:
             level = level.exactly()
-        checked = size.checked() if size else None
-        computes = get_engine(engine)
+        checked = size.checked(computes.widest) if size else None
         network = computes.load_network(level.weights)
         return Model(level, network, ModelCache(cache), checked, computes)
+
+    @property
+    def style_size(self) -> Size:
+        """Of styles in pixels."""
+        return self.engine.style_size(self.level)
 
     @cached_property
     def published(self) -> Published:

@@ -103,7 +103,8 @@ class Stylizer:
         prepared_style = self.model.prepare_style(self._style(style))
         prepared = self.model.prepare_content(self._content(content), prepared_style)
         cipher = self.model.cipher(self._ring, self.key_id, self._ask)
-        sealed_content, sealed_style = cipher.encrypt_all([prepared.input, prepared_style.input])
+        inputs = [prepared.input], [prepared_style.input]
+        sealed_content, sealed_style = cipher.encrypt_all(inputs)
         return EncryptedPair(
             sealed_content.pack(), sealed_style.pack(), self.key_id, self.model.plan.model_id
         )
@@ -120,7 +121,8 @@ class Stylizer:
         """
         one, other = self._content(content), self._style(style)
         cipher = self.model.cipher(self._ring, self.key_id, self._ask)
-        return self._result(one, other, cipher.decrypt_result(result, "the result"))
+        (features, *_) = cipher.decrypt_result(result, "the result")
+        return self._result(one, other, features)
 
     def evaluation_keys(self) -> bytes:
         """What a server needs besides the ciphertexts: it computes with them and cannot decrypt."""
@@ -144,7 +146,7 @@ class Stylizer:
         return Picture(pad_to_grid(central_part(_rgb(source), self.model.size)))
 
     def _style(self, source: Source) -> Picture:
-        return Picture(central_part(_rgb(source), self.model.level.square))
+        return Picture(central_part(_rgb(source), self.model.style_size))
 
     def _result(self, content: Picture, style: Picture, features: Features) -> Image.Image:
         """Finished, and without what the content was padded by."""

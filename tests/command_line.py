@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from click.testing import CliRunner, Result
 
 from jobs.cli.main import main
@@ -25,3 +27,11 @@ def refused(result: Result, *words: str, code: int = 2, alone: bool = True) -> N
     assert not alone or lines == [line]
     for word in words:
         assert word in line, line
+
+
+def namesakes(folder: Path) -> Path:
+    """A user's own project, which has packages of our names."""
+    for name in ("nst", "jobs", "cluster"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text("raise ImportError('not ours')\n")
+    return folder

@@ -50,7 +50,8 @@ from nst.engines.tasks import (
     StageShape,
     Task,
     TaskGraph,
-    pair_group,
+    result_group,
+    results_of,
     style_group,
 )
 from nst.errors import CircuitError
@@ -85,6 +86,7 @@ class FakePlan:
     style_size: Size = STYLE_SIZE
     evaluation_key_bytes: int = 4
     engine: str = "fake"
+    pairs_per_result: int = 1
 
     @property
     def stored(self) -> StoredBytes:
@@ -143,18 +145,18 @@ class FakePlan:
         outputs: dict[str, tuple[int, ...]] = {}
         pairs_of: dict[str, tuple[str, ...]] = {}
         wide, half = range(self.parts), range(self.parts // 2)
-        for rank, pair in enumerate(pairs):
-            style, own = style_group(pair.style), pair_group(pair.pair_id)
-            if pair.style not in codes:
-                look = add("look", style, rank, [[InputPart(pair.style, i)] for i in half])
-                (codes[pair.style],) = add("code", style, rank, [look])
-            code = codes[pair.style]
-            stem = add("stem", own, rank, [[InputPart(pair.content, i), code] for i in wide])
+        for rank, wanted in enumerate(results_of(pairs)):
+            style, own = style_group(wanted.style), result_group(wanted.result)
+            if wanted.style not in codes:
+                look = add("look", style, rank, [[InputPart(wanted.style, i)] for i in half])
+                (codes[wanted.style],) = add("code", style, rank, [look])
+            code = codes[wanted.style]
+            stem = add("stem", own, rank, [[InputPart(wanted.content, i), code] for i in wide])
             blur = add("blur", own, rank, [near(stem, i) for i in wide])
             detail = add("detail", own, rank, [[*near(blur, i), stem[i]] for i in wide])
             up = add("up", own, rank, [detail[2 * i : 2 * i + 2] for i in half])
-            outputs[pair.pair_id], pairs_of[own] = tuple(up), (pair.pair_id,)
-            pairs_of[style] = (*pairs_of.get(style, ()), pair.pair_id)
+            outputs[wanted.result], pairs_of[own] = tuple(up), wanted.pairs
+            pairs_of[style] = (*pairs_of.get(style, ()), *wanted.pairs)
         return TaskGraph(tuple(tasks), outputs, pairs_of)
 
     @property
@@ -174,7 +176,12 @@ class FakePlan:
     def to_dict(self) -> dict[str, Json]:
         """See `Plan`."""
         sizes = str(self.size), str(self.style_size)
-        return {"engine": self.engine, "model_id": self.model_id, "sizes": [*sizes]}
+        return {
+            "engine": self.engine,
+            "model_id": self.model_id,
+            "sizes": [*sizes],
+            "together": self.pairs_per_result,
+        }
 
     def summary(self) -> dict[str, Json]:
         """See `Plan`."""
@@ -189,8 +196,10 @@ class FakeEngine:
 
     name = "fake"
     package = "hashlib"
+    widest = 1024
     client_modules: tuple[str, ...] = ()
     runtime = "hashlib"
+    pairs_per_result = 1
 
     def typical_needs(self, size: Size) -> Needs:
         """See `Engine`."""
@@ -202,6 +211,10 @@ class FakeEngine:
 
     load_network = staticmethod(load_weights)
 
+    def style_size(self, level: QualityLevel) -> Size:
+        """See `Engine`."""
+        return level.square
+
     def save_network(self, network: IntegerNetwork, path: Path, card: dict[str, Json]) -> None:
         """See `Engine`."""
         save_weights(network, path, card)
@@ -211,7 +224,10 @@ class FakeEngine:
     ) -> FakePlan:
         """See `Engine`; the client's bundle is the shape of features."""
         plan = FakePlan(
-            model_id=self.model_id(network, level, size), size=size, style_size=level.square
+            model_id=self.model_id(network, level, size),
+            size=size,
+            style_size=level.square,
+            pairs_per_result=self.pairs_per_result,
         )
         channels = network.stages[OUTPUT].stage.out_channels
         (folder / PLAN_FILE).write_text(json.dumps(plan.to_dict()))
@@ -224,7 +240,12 @@ class FakeEngine:
     def read_plan(self, record: dict[str, Any]) -> FakePlan:
         """See `Engine`."""
         sizes = [Size.parse(text) for text in record["sizes"]]
-        return FakePlan(model_id=record["model_id"], size=sizes[0], style_size=sizes[1])
+        return FakePlan(
+            model_id=record["model_id"],
+            size=sizes[0],
+            style_size=sizes[1],
+            pairs_per_result=record["together"],
+        )
 
     def rates(self) -> Rates:
         """See `Engine`: a second for a unit of work."""
@@ -273,23 +294,29 @@ class FakeCipher:
         self.key_id, self.plan = key_id, published.plan
         self.shape = json.loads(published.client_bundle.read_text())
 
-    def encrypt_all(self, inputs: Iterable[PreparedInput]) -> Generator[Envelope, None, None]:
+    def encrypt_all(
+        self, inputs: Iterable[Sequence[PreparedInput]]
+    ) -> Generator[Envelope, None, None]:
         """See `Cipher`."""
         counts = {CONTENT: self.plan.stored.content_parts, STYLE: self.plan.stored.style_parts}
-        for each in inputs:
-            digest = hashlib.sha256(each.picture.rgb.tobytes()).digest()
-            parts = tuple(digest + bytes([part]) for part in range(counts[each.role]))
+        for shared in inputs:
+            assert len(shared) <= self.plan.pairs_per_result
+            digest = hashlib.sha256(
+                b"".join(each.picture.rgb.tobytes() for each in shared)
+            ).digest()
+            parts = tuple(digest + bytes([part]) for part in range(counts[shared[0].role]))
             yield Envelope(self.key_id, self.plan.model_id, parts)
 
-    def decrypt_result(self, parts: Iterable[bytes], what: str) -> Features:
-        """See `Cipher`: levels that depend on every part."""
+    def decrypt_result(self, parts: Iterable[bytes], what: str) -> list[Features]:
+        """See `Cipher`: levels that depend on every part, and on the lane."""
         digest = hashlib.sha256()
         for part in parts:
             envelope = Envelope.unpack(part, what)
             envelope.require(self.key_id, self.plan.model_id, what)
             digest.update(envelope.parts[0])
         rng = np.random.default_rng(list(digest.digest()))
-        return rng.integers(0, 8, self.shape).astype(np.float32)
+        levels = rng.integers(0, 8, (self.plan.pairs_per_result, *self.shape))
+        return list(levels.astype(np.float32))
 
 
 class FakeEvaluator:

@@ -40,6 +40,6 @@ def made_up_plan(size: int = 64, body: int = 2, **sizes: Any) -> CircuitPlan:
 def grid_of_pairs(contents: int, styles: int) -> list[PairRecord]:
     """Every content with every style."""
     return [
-        PairRecord(pair_id=f"p{c}{s}", content=f"c{c}", style=f"s{s}")
+        PairRecord(pair_id=f"p{c}{s}", content=f"c{c}", style=f"s{s}", result=f"p{c}{s}")
         for c, s in product(range(contents), range(styles))
     ]

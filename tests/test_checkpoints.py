@@ -77,7 +77,7 @@ def test_with_a_style_code_its_branch_is_not_computed_again() -> None:
     rest = without_done(GRAPH, {StoredResult("style:s0", "code", 0): "code of s0"}, {})
     assert {t.group for t in rest.tasks if t.stage in ("look", "code")} == {"style:s1"}
     readers = [t for t in rest.tasks if InputPart("code of s0", 0) in t.sources]
-    assert {t.group for t in readers} == {"pair:p00", "pair:p10"}
+    assert {t.group for t in readers} == {"result:p00", "result:p10"}
 
 
 def test_of_a_half_done_result_only_what_the_rest_is_made_from_is_computed_again() -> None:
@@ -86,7 +86,7 @@ def test_of_a_half_done_result_only_what_the_rest_is_made_from_is_computed_again
     done = {pair: parts for pair in GRAPH.outputs} | {"p00": parts[:half]}
     code = {StoredResult("style:s0", "code", 0): "code of s0"}
     rest = without_done(GRAPH, code, done)
-    assert {t.group for t in rest.tasks} == {"pair:p00"}
+    assert {t.group for t in rest.tasks} == {"result:p00"}
     assert sorted(t.part for t in rest.tasks if t.stage == "up") == list(parts[half:])
     # A part of the result is two of `detail`, which read their neighbours before them.
     first = {s: min(t.part for t in rest.tasks if t.stage == s) for s in ("detail", "blur", "stem")}

@@ -116,7 +116,7 @@ def result(
 ) -> list[bytes]:
     """Of the first pair by itself."""
     content, style = pairs[0]
-    sealed_content, sealed_style = cipher.encrypt_all([content.input, style.input])
+    sealed_content, sealed_style = cipher.encrypt_all([[content.input], [style.input]])
     return computed(evaluator, published.plan, sealed_content, sealed_style)
 
 
@@ -132,7 +132,7 @@ def test_a_decrypted_result_is_its_preview(
     result: list[bytes],
     pairs: list[tuple[PreparedContent, PreparedStyle]],
 ) -> None:
-    features = cipher.decrypt_result(result, "the result")
+    features = cipher.decrypt_result(result, "the result")[0]
     assert features.dtype == np.float32
     assert_close(pairs[0][0].features, features)
     assert decibels(pairs[1][0].features, features) < 10
@@ -144,10 +144,11 @@ def test_pairs_that_share_ciphertexts_keep_their_own_style(
     published: Published,
     pairs: list[tuple[PreparedContent, PreparedStyle]],
 ) -> None:
-    contents = cipher.encrypt_batch([content.input for content, _ in pairs])
-    styles = cipher.encrypt_batch([style.input for _, style in pairs])
+    contents, styles = cipher.encrypt_all(
+        [[content.input for content, _ in pairs], [style.input for _, style in pairs]]
+    )
     parts = computed(evaluator, published.plan, contents, styles)
-    decrypted = cipher.decrypt_batch(parts, len(pairs), "the batch")
+    decrypted = cipher.decrypt_result(parts, "the batch")[: len(pairs)]
     for (content, _), features in zip(pairs, decrypted, strict=True):
         assert_close(content.features, features)
 
@@ -166,10 +167,9 @@ def test_a_style_by_itself_serves_contents_that_share_ciphertexts(
     parts = computed(
         evaluator,
         published.plan,
-        cipher.encrypt_batch([content.input for content in every]),
-        cipher.encrypt_batch([style.input]),
+        *cipher.encrypt_all([[content.input for content in every], [style.input]]),
     )
-    for content, features in zip(every, cipher.decrypt_batch(parts, 3, "it"), strict=True):
+    for content, features in zip(every, cipher.decrypt_result(parts, "it")[:3], strict=True):
         assert_close(content.features, features)
 
 
@@ -181,9 +181,9 @@ def test_a_large_picture_has_no_seams(network: LeveledNetwork, tmp_path: Path) -
     keys = make_keys(published.client_bundle)
     cipher = LeveledCipher(published, KEY, keys.secret)
     content, style = prepared(network, LARGE, 7)
-    sealed_content, sealed_style = cipher.encrypt_all([content.input, style.input])
+    sealed_content, sealed_style = cipher.encrypt_all([[content.input], [style.input]])
     parts = computed(load(published, keys), plan, sealed_content, sealed_style)
-    assert_close(content.features, cipher.decrypt_result(parts, "the result"))
+    assert_close(content.features, cipher.decrypt_result(parts, "the result")[0])
 
     with pytest.raises(CircuitError, match="it has 1 parts, not 2; submit the pair again"):
         cipher.decrypt_result(parts[:1], "it")
@@ -200,7 +200,7 @@ def test_sizes_are_those_of_the_plan(
     pairs: list[tuple[PreparedContent, PreparedStyle]],
 ) -> None:
     plan = published.plan
-    content, style = cipher.encrypt_all([pairs[0][0].input, pairs[0][1].input])
+    content, style = cipher.encrypt_all([[pairs[0][0].input], [pairs[0][1].input]])
     stored = plan.stored
     assert (len(content.parts), len(style.parts)) == (stored.content_parts, stored.style_parts)
     assert stored.content_part == pytest.approx(len(content.parts[0]), rel=0.01)
@@ -219,16 +219,17 @@ class Ids:
     pair_id: str
     content: str
     style: str
+    result: str
 
 
-def graph_of(plan: object, pairs: Sequence[Ids] = (Ids("a", "c", "s"),)):
+def graph_of(plan: object, pairs: Sequence[Ids] = (Ids("a", "c", "s", "a"),)):
     assert isinstance(plan, LeveledPlan)
     return plan.graph(pairs, {"style": 2.0, "content": 1.0})
 
 
 def test_the_graph_has_a_task_per_style_and_part(published: Published) -> None:
     plan = published.plan.at(LARGE)
-    pairs = [Ids("a", "c", "s"), Ids("b", "d", "s"), Ids("e", "c", "t")]
+    pairs = [Ids("a", "c", "s", "a"), Ids("b", "d", "s", "b"), Ids("e", "c", "t", "e")]
     graph = graph_of(plan, pairs)
     assert plan.parts > 1
     assert [t.stage for t in graph.tasks].count("style") == 2
@@ -302,7 +303,7 @@ def test_inputs_that_do_not_fit_are_refused_in_one_line(
     cipher: LeveledCipher,
     pairs: list[tuple[PreparedContent, PreparedStyle]],
 ) -> None:
-    content, style = cipher.encrypt_all([pairs[0][0].input, pairs[0][1].input])
+    content, style = cipher.encrypt_all([[pairs[0][0].input], [pairs[0][1].input]])
     for stage, inputs, message in (
         ("style", [content.parts[0]], "the style is no input of this stage"),
         ("style", [style.parts[0][:-1]], "the style does not hold 48 ciphertexts"),
@@ -360,7 +361,7 @@ def test_a_pair_whose_values_leave_the_modulus_is_not_submitted(network: Leveled
 def test_ciphertexts_say_nothing_twice(
     cipher: LeveledCipher, pairs: list[tuple[PreparedContent, PreparedStyle]]
 ) -> None:
-    once, again = cipher.encrypt_all([pairs[0][0].input] * 2)
+    once, again = cipher.encrypt_all([[pairs[0][0].input]] * 2)
     first, second = ([bytes(each) for each in split(e.parts[0], 48, "it")] for e in (once, again))
     assert len({*first, *second}) == 96
 
@@ -376,7 +377,7 @@ def test_what_a_run_adds_is_what_is_simulated(
     level = None  # CKKS has no error probability
     rng = np.random.default_rng(0)
     simulated = TOY_ENGINE.simulate(network, level, content, style, rng)  # type: ignore[arg-type]
-    ran = decibels(content.features, cipher.decrypt_result(result, "it"))
+    ran = decibels(content.features, cipher.decrypt_result(result, "it")[0])
     assert decibels(content.features, simulated) == pytest.approx(ran, abs=6)
 
 
@@ -397,7 +398,7 @@ def test_a_sealed_process_evaluates_and_has_no_client_code(
     tmp_path: Path,
 ) -> None:
     content, style = pairs[0]
-    sealed_content, sealed_style = cipher.encrypt_all([content.input, style.input])
+    sealed_content, sealed_style = cipher.encrypt_all([[content.input], [style.input]])
     for name, data in (
         ("keys", keys.evaluation),
         ("content", sealed_content.parts[0]),
@@ -441,7 +442,7 @@ print(json.dumps([len(refused), dir(_sealapi_cpp)]))
     suspicious = ("Secret", "Encryptor", "Decryptor", "KeyGenerator", "PublicKey")
     assert not [name for name in left if any(word in name for word in suspicious)]
     packed = published.plan.pack_result(KEY, (tmp_path / "result").read_bytes()).pack()
-    assert_close(content.features, cipher.decrypt_result([packed], "it"))
+    assert_close(content.features, cipher.decrypt_result([packed], "it")[0])
 
 
 def test_a_machine_without_an_engine_seals_the_others() -> None:
@@ -481,8 +482,9 @@ def test_the_parameters_that_ship(tmp_path: Path) -> None:
     parts = computed(
         load(published, keys),
         published.plan,
-        cipher.encrypt_batch([content.input for content, _ in pairs]),
-        cipher.encrypt_batch([style.input for _, style in pairs]),
+        *cipher.encrypt_all(
+            [[content.input for content, _ in pairs], [style.input for _, style in pairs]]
+        ),
     )
-    for (content, _), features in zip(pairs, cipher.decrypt_batch(parts, 2, "it"), strict=True):
+    for (content, _), features in zip(pairs, cipher.decrypt_result(parts, "it")[:2], strict=True):
         assert_close(content.features, features)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from nst.engines.ckks import CkksEngine
-from nst.engines.ckks.integers import STYLE_CELLS, IntegerLayers, integer_layers
+from nst.engines.ckks.integers import STYLE_CELLS, IntegerLayers, integer_layers, weight_steps
 from nst.engines.ckks.network import (
     LEAST_CURVATURE,
     LeveledArchitecture,
@@ -27,7 +27,8 @@ from nst.errors import CircuitError
 from nst.network.architecture import CELL
 from nst.network.levels import QualityLevel
 from nst.pictures.size import Size
-from nst.training.leveled import LeveledStyleTransfer
+from nst.training.leveled import BOUND, LeveledStyleTransfer
+from nst.training.trainable import Conditions
 from tests.leveled_toy import QUICK, TINY, decibels, random_leveled, toy_picture
 from tests.toy import toy_level, toy_network, toy_weights
 
@@ -74,18 +75,74 @@ def test_integers_compute_what_was_trained(
     style = np.tile(row, (1, STYLE_CELLS, 1))
     content = toy_picture(Size(48, 40), 1).white
     integers = integer_layers(network, FINE, STYLE_CELLS)
-    code = integers.style_code(style_cells(style))
-    features = integers.features(content_cells(content, SMALL.reach), code)
+    own_code = integers.style_code(style_cells(style))
+    features = integers.features(content_cells(content, SMALL.reach), own_code)
     with torch.no_grad():
         around = (CELL * SMALL.reach,) * 4
         padded = F.pad(torch.from_numpy(content)[None], around, mode="reflect")
-        expected = trainable.features(
-            F.pixel_unshuffle(padded, CELL), trainable.style_code(torch.from_numpy(style)[None])
-        )
+        code = trainable.style_code(torch.from_numpy(style)[None], Conditions())
+        expected = trainable.features(F.pixel_unshuffle(padded, CELL), code, Conditions())
         assert features.shape == expected[0].shape == (8, 10, 12)
         assert decibels(expected[0].numpy(), features) > 50
         result = trainable.finish(torch.from_numpy(content)[None], expected)[0].numpy()
     np.testing.assert_allclose(network.finish(content, expected[0].numpy()), result, atol=2e-5)
+
+
+def test_training_rounds_weights_as_the_engine_does() -> None:
+    """Of short primes: what is left of a float network is far from what was trained."""
+    network = random_leveled()
+    integers = integer_layers(network, QUICK, STYLE_CELLS)
+    curvatures = {name: square.curvature for name, square in network._squares()}
+    del curvatures["pool"]
+    steps = weight_steps(curvatures, QUICK, STYLE_CELLS)
+    arrays = network.arrays()
+    for layer in (*integers.style, *integers.content):
+        whole = np.rint(arrays[f"{layer.name}.weight"] / steps[f"{layer.name}.weight"])
+        np.testing.assert_array_equal(np.abs(whole), np.abs(layer.weight))
+        if layer.modulation is not None:
+            whole = np.rint(arrays[f"{layer.name}.modulation"] / steps[f"{layer.name}.modulation"])
+            np.testing.assert_array_equal(np.abs(whole), np.abs(layer.modulation))
+
+    side = STYLE_CELLS * CELL
+    row = np.random.default_rng(0).normal(size=(3, CELL, side)).astype(np.float32)
+    style = np.tile(row, (1, STYLE_CELLS, 1))
+    white = np.pad(toy_picture(Size(48, 40), 1).white, ((0, 0), (8, 8), (8, 8)), "reflect")
+    cells = F.pixel_unshuffle(torch.from_numpy(white)[None], CELL)
+    expected = integers.features(cells[0].double().numpy(), integers.style_code(style_cells(style)))
+    trained = LeveledStyleTransfer.of(network, QUICK).eval()
+    found = {}
+    for on in (False, True):
+        trained.quantize(on)
+        assert trained.quantized == on
+        with torch.no_grad():
+            code = trained.style_code(torch.from_numpy(style)[None], Conditions())
+            found[on] = trained.features(cells, code, Conditions())[0].numpy()
+    assert decibels(expected, found[False]) < 40
+    assert decibels(expected, found[True]) > decibels(expected, found[False]) + 15
+
+
+def test_gradients_go_straight_through_rounding() -> None:
+    trained = LeveledStyleTransfer.of(random_leveled(), QUICK)
+    picture = torch.from_numpy(toy_picture(Size.square(64), 1).white)[None]
+    for on in (False, True):
+        trained.quantize(on)
+        trained.zero_grad()
+        code = trained.style_code(picture, Conditions())
+        trained(picture, code, Conditions()).pow(3).mean().backward()
+        for name, parameter in trained.named_parameters():
+            assert not parameter.requires_grad or parameter.grad.abs().max() > 0, name
+    assert trained.state_dict().keys() == LeveledStyleTransfer(TINY).state_dict().keys()
+
+
+def test_values_beyond_their_bound_are_noted() -> None:
+    trained = LeveledStyleTransfer.of(random_leveled(), QUICK)
+    picture = torch.from_numpy(toy_picture(Size.square(64), 1).white)[None]
+    with torch.no_grad():
+        calm, wild = Conditions(), Conditions()
+        trained.style_code(picture / 10, calm)
+        trained.style_code(picture * 10, wild)
+    assert calm.overflow == 0 and 0 < calm.largest < BOUND
+    assert wild.overflow > 0 and wild.largest > BOUND
 
 
 def test_a_left_edge_meets_the_row_above() -> None:

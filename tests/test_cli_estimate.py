@@ -23,7 +23,7 @@ from nst.engines.cache import ModelCache
 from nst.errors import InputError
 from nst.model import Model
 from nst.network import levels
-from nst.network.levels import QualityLevel
+from nst.network.levels import QualityLevel, levels_of
 from tests.command_line import refused, run
 from tests.plans import made_up_plan
 from tests.toy import offer_toy, toy_network, toy_weights
@@ -242,7 +242,7 @@ def test_the_best_level_is_the_largest_that_fits() -> None:
 
     def pick(budget: float, cores: int = 4, uploads: bool = False) -> tuple[str, float]:
         offer = Offer(4, uplink=bytes_per_s)
-        choice = choose(pairs, cores, budget, offer, model_of, uploads)
+        choice = choose(pairs, levels_of(), cores, budget, offer, model_of, uploads)
         assert choice.reason.startswith("about ") and f"on {cores} cores" in choice.reason
         return choice.level.name, choice.seconds
 

@@ -273,7 +273,9 @@ def test_what_the_image_copies_exists_and_reaches_the_builder() -> None:
                 assert f"!{source}" in ignored, source
                 packages.append(source)
     # All that the package is built from.
-    assert {"nst", "jobs", "cluster", "weights", "examples", "pyproject.toml"} <= set(packages)
+    assert {
+        *("nst_batch.py", "nst", "jobs", "cluster", "weights", "examples", "pyproject.toml")
+    } <= set(packages)
 
 
 def test_the_image_installs_the_lock_without_development_packages() -> None:

@@ -16,7 +16,7 @@ from jobs.client.home import Home
 from jobs.storage import layout
 from jobs.storage.records import read_state
 from jobs.storage.store import open_store
-from tests.command_line import run
+from tests.command_line import namesakes, run
 from tests.conftest import BUCKET
 from tests.ray_cluster import ray_cluster
 from tests.s3_server import S3Server, free_ports
@@ -28,9 +28,10 @@ PATIENCE = 240.0
 
 
 @pytest.fixture
-def jobs_api(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def jobs_api(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Address of the Jobs API of a cluster with a head that drives and one node of two cores."""
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{os.environ.get('PYTHONPATH', '')}")
+    project = namesakes(tmp_path / "project")
+    monkeypatch.setenv("PYTHONPATH", f"{project}:{ROOT}:{os.environ.get('PYTHONPATH', '')}")
     port, agent = free_ports(2)
     # Another cluster on this machine may have the usual port of the agent, without which a head
     # takes no job.

@@ -13,6 +13,7 @@ from jobs.configuration import FILE, configured, load
 from jobs.fields import options_of
 from jobs.options import COMMANDS, SubmitOptions
 from nst.errors import InputError
+from nst.folders import HOME_VARIABLE
 from tests.command_line import refused, run
 
 
@@ -310,3 +311,19 @@ def test_folders_that_are_configured_for_train_do_not_stop_evaluate() -> None:
     refused(run("evaluate", "x", "--content-dir", "c", "--vgg", "v"), "give either PAIRS")
     refused(run("evaluate", "--vgg", "vgg.pth"), "vgg.pth")
     refused(run("evaluate", "--grid", "--vgg", "vgg.pth"), "--grid needs PAIRS")
+
+
+@pytest.mark.parametrize(("home", "code"), [("/nowhere", 0), ("", 2)])
+def test_a_user_whom_the_system_does_not_know(
+    home: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(_: int) -> None:
+        raise KeyError
+
+    for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setenv(HOME_VARIABLE, home)
+    result = run("list")
+    assert result.exit_code == code, result.output
+    assert ("no home directory" in result.output) == bool(code)

@@ -16,7 +16,12 @@ from tests.plans import grid_of_pairs
 
 PAIRS = [
     LocalPair(
-        pair_id=p.pair_id, name=p.pair_id, content=0, style=int(p.style[1:]), box=(0, 0, 1, 1)
+        pair_id=p.pair_id,
+        result=p.result,
+        name=p.pair_id,
+        content=0,
+        style=int(p.style[1:]),
+        box=(0, 0, 1, 1),
     )
     for p in grid_of_pairs(2, 2)
 ]
@@ -55,9 +60,9 @@ def test_a_pair_that_another_driver_began_has_no_cost(store: Store) -> None:
     job = fake_job(store, pairs=grid_of_pairs(2, 2))
     run_job(store, job, fake_executor(), 1)
     trace = read_trace(store, "job")
-    trace.remove(next(task for task in trace if task.group == "pair:p00"))
+    trace.remove(next(task for task in trace if task.group == "result:p00"))
     # A task that was done twice makes up for none.
-    trace.append(next(task for task in trace if task.group == "pair:p00"))
+    trace.append(next(task for task in trace if task.group == "result:p00"))
     costs = pair_costs(trace, PLAN, PAIRS)
     assert list(costs) == [pair.pair_id for pair in PAIRS if pair.pair_id != "p00"]
 

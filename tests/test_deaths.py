@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
 
-from cluster.executor import reason_of_death
+from cluster.reasons import reason_of_death
 
 OF_RAY = """Task was killed due to the node running low on memory.
 Memory on the node (IP: 10.0.0.1, ID: abc) where the task was running was 15.20GB / 16.00GB (0.95),

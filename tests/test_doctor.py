@@ -18,13 +18,14 @@ from click.testing import Result
 
 from jobs.client import doctor
 from jobs.client.doctor import BASE_BYTES, RAY_BYTES, check_memory, needs_of
-from jobs.client.home import Home
+from jobs.client.home import JOB_FILE, PICTURES, Home
 from jobs.storage.local_store import LocalStore
 from jobs.storage.s3_store import S3Store
 from jobs.storage.store import open_store
 from nst.engines.base import Published
 from nst.engines.cache import ModelCache
 from nst.engines.concrete import ConcreteEngine
+from nst.errors import StoreError
 from nst.folders import make_private
 from nst.keyring import CARD_FILE, EVALUATION_FILE, SECRET_FILE, KeyCard, KeyRing
 from nst.model import Model
@@ -302,9 +303,9 @@ def test_free_memory_is_known() -> None:
 def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: Usage(10**12, 10**12, 10**6))
     result = diagnosed("--store", tmp_path / "not" / "yet")
-    home_line, store_line = findings(result)
+    home_line, temporary_line, store_line = findings(result)
     assert result.exit_code == 2
-    assert "NST_BATCH_HOME" in home_line
+    assert "NST_BATCH_HOME" in home_line and "TMPDIR" in temporary_line
     assert "room for 0" in store_line and "--store" in store_line
 
 
@@ -345,6 +346,15 @@ def test_a_cluster_that_cannot_be_used(
     assert diagnosed().output == given.output
 
 
+def test_a_proxy_before_a_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_ports(1)[0]}")
+    for name in ("NO_PROXY", "no_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    given = diagnosed("--cluster", "http://head.example:8265")
+    (line,) = findings(given)
+    assert given.exit_code == 3 and "HTTP_PROXY" in line and "add head.example to NO_PROXY" in line
+
+
 @pytest.mark.parametrize(
     ("mode", "status", "says"), [(0o777, "FAIL", "write"), (0o755, "warn", "read")]
 )
@@ -382,3 +392,36 @@ def test_folders_are_private_whatever_the_umask(tmp_path: Path) -> None:
     for name in ("b", "c", "d"):
         for path in (tmp_path / name, *(tmp_path / name).rglob("*")):
             assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_a_server_that_deletes_one_by_one_only(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object) -> None:
+        raise StoreError("store s: cannot delete; give s3:DeleteObject")
+
+    assert findings(diagnosed(*s3_arguments(s3_server))) == []
+    monkeypatch.setattr(S3Store, "_delete_batch", denied)
+    result = diagnosed(*(arguments := s3_arguments(s3_server)))
+    (line,) = findings(result)
+    assert result.exit_code == 3 and "s3:DeleteObject" in line
+    store = open_store(f"{arguments[1]}?endpoint={s3_server.endpoint}", create=True)
+    assert not [key for key in store.list("") if "probe" in key]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        (JOB_FILE, "{", "restore it from your backup, or: nst-batch delete job"),
+        (JOB_FILE, None, "if none is at work: nst-batch delete job"),
+        (PICTURES, "plain", "submit the pairs again"),
+    ],
+)
+def test_damaged_jobs(home: Path, name: str, text: str | None, words: str) -> None:
+    Home(home).add_job(LOCAL, [])
+    assert findings(diagnosed()) == []
+    path = home / "jobs" / LOCAL.job_id / name
+    path.unlink() if text is None else path.write_text(text)
+    result = diagnosed()
+    (line,) = findings(result)
+    assert result.exit_code == 0 and line.startswith(f"warn  job {LOCAL.job_id}") and words in line

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from benchmarks.stored import pin_in_store
+from jobs.client.drivers import ENTRY, MODULE
 from jobs.execution.inprocess import InProcessExecutor
 from jobs.execution.loading import ModelPin
 from jobs.storage import layout
@@ -42,6 +43,7 @@ from nst.engines.tasks import Task, TaskGraph
 from nst.keyring import KeyRing
 from nst.network.architecture import CONTENT, STYLE
 from nst.network.integers import IntegerNetwork
+from tests.command_line import namesakes
 from tests.fakes import Meddling, put_model, run_job
 from tests.toy import ENGINE, TOY_SIZE, encrypt, noise_input
 
@@ -79,7 +81,9 @@ class Submitted:
             height=TOY_SIZE,
             model_id=plan.model_id,
             key_id=self.key_id,
-            pairs=[PairRecord(pair_id=p, content=c, style=s) for p, (c, s) in pairs.items()],
+            pairs=[
+                PairRecord(pair_id=p, content=c, style=s, result=p) for p, (c, s) in pairs.items()
+            ],
         )
         write_record(store, layout.job("job"), job)
         return store, job
@@ -136,7 +140,7 @@ def check_results(finished: Finished, cipher: Cipher, network: IntegerNetwork) -
         for pair_id, (content, style) in TWO_PAIRS.items()
     }
     for pair_id, other in (("p0", "p1"), ("p1", "p0")):
-        features = cipher.decrypt_result(finished.parts(pair_id), pair_id)
+        features = cipher.decrypt_result(finished.parts(pair_id), pair_id)[0]
         assert features.shape == expected[pair_id].shape
         # Rounding is approximate and a PBS may err: levels differ by one here and there.
         error = np.abs(features - expected[pair_id]).mean()
@@ -240,7 +244,7 @@ def dead(submitted: Submitted, evaluator: Evaluator, tmp_path: Path) -> Dead:
 def test_a_resumed_job_does_what_is_left(
     dead: Dead, in_process: Finished, submitted: Submitted, evaluator: Evaluator, tmp_path: Path
 ) -> None:
-    assert {t.group for t in dead.ran} == {"style:s0", "pair:p1"}
+    assert {t.group for t in dead.ran} == {"style:s0", "result:p1"}
     assert len(dead.parts_done) >= 3
     # A checkpoint that is damaged fails its pair by name, and is not there for the next try.
     copied = tmp_path / "copied"
@@ -262,7 +266,7 @@ def test_a_resumed_job_does_what_is_left(
     state = run_job(dead.store, dead.job, executor, 1)
     assert (state.status, state.pairs_done) == ("succeeded", 2)
     # Neither the style, whose code is stored, nor parts of the result that are.
-    assert {t.group for t in executor.tasks} == {"pair:p1"}
+    assert {t.group for t in executor.tasks} == {"result:p1"}
     again = {t.part for t in executor.tasks if t.stage == "up"}
     assert again == {0} | (set(range(8)) - dead.parts_done)
     assert state.seconds_done == pytest.approx(sum(t.seconds for t in executor.tasks))
@@ -290,7 +294,10 @@ def run_driver(
     folder: Path,
     meanwhile: Callable[[psutil.Process], bool] = lambda _: True,
 ) -> Driver:
-    """Run a driver far from the source tree; `meanwhile` is called until it returns True."""
+    """Run a driver far from the source tree; `meanwhile` is called until it returns True.
+
+    The working directory is a project that has packages of our names.
+    """
     # Longer than the name of a socket may be.
     temporary = folder / ("long" * 20)
     temporary.mkdir()
@@ -299,8 +306,9 @@ def run_driver(
     pin = pin_in_store(store, read_job(store, "job")) if submitted else ModelPin("", "", "", "")
     command = [
         sys.executable,
-        "-m",
-        "jobs.execution.driver",
+        "-P",
+        str(ENTRY),
+        MODULE,
         store.url,
         "job",
         "--actors",
@@ -311,12 +319,12 @@ def run_driver(
     with log.open("wb") as output:
         driver = subprocess.Popen(
             command,
-            cwd=folder,
+            cwd=namesakes(folder / "project"),
             stdout=output,
             stderr=output,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            env={**os.environ, "TMPDIR": str(temporary)},
+            env={**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(folder / "project")},
         )
         try:
             process, deadline = psutil.Process(driver.pid), time.time() + PATIENCE

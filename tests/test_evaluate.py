@@ -16,13 +16,16 @@ from jobs.cli.evaluate import HELD_OUT, SHEET, _refuse_overwriting
 from jobs.client.evaluation import held_out_pairs
 from jobs.client.pictures import write_marked
 from nst.errors import InputError
+from nst.network import levels
 from nst.network.weights import save_weights
 from nst.pictures.color import ColorStatistics, colored
 from nst.pictures.picture import Picture
 from nst.pictures.sheet import GAP
 from nst.training.vgg import LAYERS_16
 from tests.command_line import refused, run
+from tests.leveled_toy import random_leveled
 from tests.toy import TOY_P_ERROR, TOY_SIZE, offer_toy, random_network, toy_network, toy_weights
+from tests.training_data import LEVELED
 from tests.user_pairs import folder_of, picture
 from tests.vggs import random_arrays, write_npz
 
@@ -84,6 +87,29 @@ def test_report_table_and_sheet(vgg: Path, tmp_path: Path) -> None:
         square = content.crop((4, 0, 44, 40)).resize((TOY_SIZE, TOY_SIZE), Image.Resampling.BICUBIC)
     # Cutting and scaling in two steps rounds otherwise than in one.
     np.testing.assert_allclose(at.astype(int), np.asarray(square).astype(int), atol=1)
+
+
+def test_weights_of_the_second_engine_are_measured(
+    vgg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, weights = (
+        folder_of(tmp_path / "pairs", ("sea", "wood")),
+        tmp_path / "leveled.safetensors",
+    )
+    random_leveled(LEVELED).save(weights, {})
+    result, report = evaluate(vgg, source, "--weights", weights)
+    assert result.exit_code == 0, result.output
+    medians = report["medians"]
+    assert (report["engine"], medians["preview"]["pictures"]) == ("ckks", 2)
+    # Its noise is far below what a level of circuits rounds away.
+    assert medians["simulated"]["psnr_min"] is None or medians["simulated"]["psnr_min"] > 30
+    _, other = evaluate(vgg, source)
+    assert other["engine"] == "concrete"
+    monkeypatch.setitem(levels.ONE_FOR_ALL, "ckks", weights)
+    _, own = evaluate(vgg, source, "--engine", "ckks")
+    assert (own["engine"], own["medians"]) == ("ckks", medians)
+    assert medians["preview"] != other["medians"]["preview"]
+    refused(run("evaluate", source, "--vgg", vgg, *QUALITY, "--weights", vgg), "cannot be read")
 
 
 @pytest.mark.parametrize("fit", ["crop", "letterbox"])

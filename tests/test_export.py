@@ -15,6 +15,8 @@ from click.testing import Result
 
 from nst.engines.base import Published
 from nst.engines.cache import ModelCache
+from nst.engines.ckks import CkksEngine
+from nst.engines.ckks.network import LeveledNetwork
 from nst.engines.concrete.plan import CircuitPlan
 from nst.engines.concrete.preparation import prepare_content, prepare_style
 from nst.engines.concrete.publish import model_id
@@ -26,10 +28,14 @@ from nst.network.integers import IntegerNetwork
 from nst.network.levels import QualityLevel
 from nst.network.weights import load_weights
 from nst.pictures.picture import Picture
+from nst.training import validation
 from nst.training.checkpoint import Checkpoint
+from nst.training.leveled import LeveledStyleTransfer
 from nst.training.network import StyleTransfer
 from tests.command_line import refused, run
+from tests.leveled_toy import random_leveled
 from tests.toy import TOY, TOY_P_ERROR, TOY_SIZE, toy_level
+from tests.training_data import LEVELED, SIZES, make_pictures
 
 
 @pytest.fixture(autouse=True)
@@ -248,3 +254,93 @@ def test_the_octaves_of_a_run_are_those_of_its_weights(
     state["options"]["octaves"] = 0.6
     assert export(write(tmp_path / "last.ckpt", state), "--out", out).exit_code == 0
     assert load_weights(out).octaves == 0.6
+
+
+# The second engine
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[str | Path]:
+    """Options that name the folders of a training."""
+    folders = {side: make_pictures(tmp_path / side, 5) for side in ("content", "style")}
+    return ["--content-dir", folders["content"], "--style-dir", folders["style"]]
+
+
+@pytest.fixture
+def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "PAIRS", 4)
+
+
+def leveled_state(network: LeveledNetwork) -> dict[str, Any]:
+    """A checkpoint of training that has arrived at these weights."""
+    trained = LeveledStyleTransfer.of(network)
+    return {
+        "engine": "ckks",
+        "network": trained.state_dict(),
+        "optimizer": torch.optim.Adam(trained.parameters()).state_dict(),
+        "step": 20,
+        "seconds": 90.0,
+        "options": {"size": TOY_SIZE, "octaves": 0.65},
+        "architecture": trained.sizes,
+        "validation": {"content": 0.5, "style": 0.6, "grain": 0.7, "largest": 4.0},
+    }
+
+
+@pytest.mark.usefixtures("few_pairs")
+def test_a_leveled_network_is_exported_with_its_headroom(
+    pictures: list[str | Path], tmp_path: Path
+) -> None:
+    network = random_leveled(LEVELED)
+    checkpoint = write(tmp_path / "last.ckpt", leveled_state(network))
+    out = tmp_path / "made.safetensors"
+    made_nothing(export(checkpoint, "--out", out), out, "last.ckpt needs --content-dir")
+    result = export(checkpoint, "--out", out, *pictures)
+    assert result.exit_code == 0, result.output
+    made = CkksEngine().load_network(out)
+    assert made.octaves == 0.65
+    for name, array in network.arrays().items():
+        np.testing.assert_array_equal(made.arrays()[name], array)
+    card = json.loads(out.with_suffix(".json").read_text())
+    assert (card["engine"], card["steps"], card["data"]) == ("ckks", 20, "toy pictures")
+    assert card["architecture"] == SIZES["ckks"] and "circuits" not in card
+    assert card["validation"]["largest"] == 4.0 and len(card["commit"]) > 6
+    headroom = card["headroom"]
+    assert headroom["pairs"] == 4 and headroom["refused"] == 0
+    assert 0 < headroom["largest_mean"] < 1 and 0 < headroom["largest_result"] < 1
+    assert headroom["largest_z"] > 1
+    assert f"largest |z| {headroom['largest_z']:g}" in result.output
+    # Exported again, with another last touch: what was measured stays true.
+    again = tmp_path / "again.safetensors"
+    assert export(out, "--octaves", "0.2", "--out", again).exit_code == 0
+    other = json.loads(again.with_suffix(".json").read_text())
+    assert other["headroom"] == headroom and other["octaves"] == 0.2
+    assert CkksEngine().load_network(again).octaves == 0.2
+
+
+@pytest.mark.usefixtures("few_pairs")
+def test_values_beyond_the_headroom_are_counted(pictures: list[str | Path], tmp_path: Path) -> None:
+    network = random_leveled(LEVELED)
+    last = network.content[-1]
+    loud = replace(network, content=(*network.content[:-1], replace(last, bias=last.bias + 30)))
+    out = tmp_path / "made.safetensors"
+    checkpoint = write(tmp_path / "loud.ckpt", leveled_state(loud))
+    result = export(checkpoint, "--out", out, *pictures)
+    assert result.exit_code == 0, result.output
+    headroom = json.loads(out.with_suffix(".json").read_text())["headroom"]
+    assert headroom["refused"] == 4 and headroom["largest_z"] > 25
+    assert headroom["largest_mean"] > 1
+    assert "4 of 4 held-out pairs beyond it" in result.output
+
+
+def test_leveled_networks_that_do_not_fit_are_refused(
+    network: IntegerNetwork, pictures: list[str | Path], tmp_path: Path
+) -> None:
+    out, other = tmp_path / "made.safetensors", write(tmp_path / "a.ckpt", state_of(network))
+    short = random_leveled(replace(LEVELED, stages=3))
+    checkpoint = write(tmp_path / "short.ckpt", leveled_state(short))
+    made_nothing(export(checkpoint, "--out", out, *pictures), out, "the network has 7 levels")
+    result = export(other, checkpoint, "--out", out, *pictures)
+    made_nothing(result, out, "of engines concrete and ckks")
+    unknown = write(tmp_path / "new.ckpt", {**leveled_state(short), "engine": "bfv"})
+    made_nothing(export(unknown, "--out", out, *pictures), out, "new.ckpt does not fit", "bfv")
+    made_nothing(export(checkpoint, "--out", out, *pictures[:2]), out, "give both --content-dir")

@@ -10,16 +10,34 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nst.engines import ENGINES
 from nst.network import levels
 from nst.network.levels import QualityLevel
+from nst.pictures.size import Size
 from tests.faults import injections
 from tests.faults.nst_batch import P_ERROR, WEIGHTS
-from tests.faults.site import Site
+from tests.faults.site import Outcome, Site
+from tests.leveled_toy import TOY_ENGINE, random_leveled
 from tests.toy import TOY_SIZE, toy_weights
 
 NAMES = ("grandmother-portrait", "passport-scan")
 
 pytestmark = pytest.mark.slow
+
+
+LEVELED_SIZE = Size(440, 800)
+"""So large that each pair has ciphertexts of its own, four parts of them."""
+LEVELED_FAULTS = (
+    "actor_killed",
+    "node_killed",
+    "driver_killed",
+    "store_killed",
+    "two_drivers",
+    "input_byte_corrupted",
+    "pair_poisoned",
+    "cancelled",
+)
+"""Those that depend on what an engine's tasks and ciphertexts are like."""
 
 
 def pairs_of_noise(folder: Path) -> Path:
@@ -50,8 +68,30 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             yield site
 
 
+@pytest.fixture(scope="module")
+def leveled_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("leveled-site")
+    weights = folder / "leveled.safetensors"
+    random_leveled().save(weights, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(levels.LEVELS, "toy", QualityLevel("toy", 64, weights))
+        patch.setitem(levels.ONE_FOR_ALL, "ckks", weights)
+        patch.setitem(ENGINES, "ckks", TOY_ENGINE)
+        with Site(folder, "toy", engine="ckks", size=LEVELED_SIZE) as site:
+            site.submit(pairs_of_noise(folder / "private"))
+            yield site
+
+
 @pytest.mark.parametrize("name", injections.FAULTS)
 def test_a_job_survives(site: Site, name: str) -> None:
-    outcome = injections.FAULTS[name](site)
+    assert_nothing_is_lost(injections.FAULTS[name](site))
+
+
+@pytest.mark.parametrize("name", LEVELED_FAULTS)
+def test_a_leveled_job_survives(leveled_site: Site, name: str) -> None:
+    assert_nothing_is_lost(injections.FAULTS[name](leveled_site))
+
+
+def assert_nothing_is_lost(outcome: Outcome) -> None:
     assert outcome.lost == 0
     assert outcome.bit_identical is not False

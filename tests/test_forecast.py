@@ -152,7 +152,7 @@ def test_a_pair_that_takes_longer_than_a_night() -> None:
 
 
 def test_pairs_repeat_with_pictures_of_their_own() -> None:
-    pairs = [PairRecord(pair_id=p, content=f"c{p}", style="s") for p in "ab"]
+    pairs = [PairRecord(pair_id=p, content=f"c{p}", style="s", result=p) for p in "ab"]
     out = repeated(pairs, 5)
     assert len({p.pair_id for p in out}) == len({p.content for p in out}) == 5
     # Two and two share a style as the originals did; the fifth begins a third turn.

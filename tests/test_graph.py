@@ -33,7 +33,7 @@ def test_a_style_is_computed_once_however_many_contents_it_meets(graph: TaskGrap
         stages = Counter(t.stage for t in graph.tasks if t.group == group)
         assert stages == {s.name: s.tasks for s in PLAN.stages if s.style}
     for pair in grid_of_pairs(3, 2):
-        stages = Counter(t.stage for t in graph.tasks if t.group == f"pair:{pair.pair_id}")
+        stages = Counter(t.stage for t in graph.tasks if t.group == f"result:{pair.pair_id}")
         assert stages == {s.name: s.tasks for s in PLAN.stages if not s.style}
 
 
@@ -49,7 +49,7 @@ def test_sources_come_before_readers(graph: TaskGraph) -> None:
 
 
 def test_a_row_reads_its_neighbours_and_the_border_itself(graph: TaskGraph) -> None:
-    stem = find(graph, "pair:p21", "stem")
+    stem = find(graph, "result:p21", "stem")
     (code,) = find(graph, "style:s1", "style_code")
     last = ROWS - 1
     expected = {0: (0, 0, 1), 5: (4, 5, 6), last: (last - 1, last, last)}
@@ -58,12 +58,12 @@ def test_a_row_reads_its_neighbours_and_the_border_itself(graph: TaskGraph) -> N
 
 
 def test_sources_keep_the_order_of_the_circuit_and_the_code_is_last(graph: TaskGraph) -> None:
-    stem, body1 = find(graph, "pair:p00", "stem"), find(graph, "pair:p00", "body1")
+    stem, body1 = find(graph, "result:p00", "stem"), find(graph, "result:p00", "body1")
     (code,) = find(graph, "style:s0", "style_code")
     circuit = next(c for c in PLAN.circuits if c.name == "body2")
     assert circuit.sources == ("body1", "stem", "content")
     near = (0, 0, 1)
-    assert find(graph, "pair:p00", "body2")[0].sources == (
+    assert find(graph, "result:p00", "body2")[0].sources == (
         *(body1[i].index for i in near),
         *(stem[i].index for i in near),
         *(InputPart("c0", i) for i in near),
@@ -91,7 +91,7 @@ def test_pools_read_one_row_or_all(graph: TaskGraph) -> None:
 def test_outputs_are_all_rows_of_the_last_stage(graph: TaskGraph) -> None:
     assert set(graph.outputs) == {p.pair_id for p in grid_of_pairs(3, 2)}
     for pair_id, rows in graph.outputs.items():
-        assert rows == tuple(t.index for t in find(graph, f"pair:{pair_id}", "up"))
+        assert rows == tuple(t.index for t in find(graph, f"result:{pair_id}", "up"))
         assert len(rows) == ROWS
 
 
@@ -109,7 +109,7 @@ def test_readers_are_the_inverse_of_sources(graph: TaskGraph) -> None:
 
 def test_a_pair_fails_alone_and_a_style_with_all_its_pairs(graph: TaskGraph) -> None:
     assert set(graph.pairs_of["style:s1"]) == {"p01", "p11", "p21"}
-    assert graph.pairs_of["pair:p11"] == ("p11",)
+    assert graph.pairs_of["result:p11"] == ("p11",)
 
 
 def test_tasks_say_where_they_stand_and_what_they_cost(graph: TaskGraph) -> None:

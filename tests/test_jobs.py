@@ -70,7 +70,14 @@ def local_job_of(home: Home, store: Store, job: JobRecord) -> LocalJob:
         key_id=job.key_id,
         model_id=job.model_id,
         pairs=[
-            LocalPair(pair_id=p.pair_id, name=f"name of {p.pair_id}", content=0, style=0, box=BOX)
+            LocalPair(
+                pair_id=p.pair_id,
+                result=p.result,
+                name=f"name of {p.pair_id}",
+                content=0,
+                style=0,
+                box=BOX,
+            )
             for p in job.pairs
         ],
         skipped=[],
@@ -269,8 +276,9 @@ def test_what_a_cluster_is_told(
     assert told == [{}]
     pin = drivers.pin_of(home, local)
     assert entrypoint == (
-        "'/opt/the python' -m jobs.execution.driver 's3://bucket/a?region=r' job --actors 0 "
-        f"--cluster --model {pin.model_id} --key key --plan {pin.plan} --bundle {pin.bundle}"
+        "'/opt/the python' -P -m nst_batch jobs.execution.driver 's3://bucket/a?region=r' job "
+        f"--actors 0 --cluster --model {pin.model_id} --key key --plan {pin.plan} "
+        f"--bundle {pin.bundle}"
     )
     saved = home.job("job")
     assert (saved.cluster, saved.cluster_python) == ("127.0.0.1:1", "/opt/the python")

@@ -20,6 +20,7 @@ from jobs.execution.loading import EvaluatorLoader
 from jobs.storage import layout
 from jobs.storage.records import read_job
 from jobs.storage.store import open_store
+from nst.engines.concrete import ConcreteEngine
 from nst.engines.concrete.plan import CircuitPlan
 from nst.engines.tasks import InputPart
 from nst.errors import CircuitError, InputError
@@ -28,7 +29,7 @@ from nst.network import levels
 from nst.network.architecture import COLUMNS, CONTENT, STYLE
 from nst.network.integers import IntegerStage, Ints, space_to_depth
 from nst.network.pixels import dither
-from nst.pictures.size import SMALLEST, TALLEST, WIDEST, Size
+from nst.pictures.size import LARGEST, SMALLEST, Size
 from nst.training.quality import psnr
 from tests.command_line import refused, run
 from tests.fakes import run_job
@@ -61,13 +62,19 @@ def test_what_is_no_size_is_named(text: str) -> None:
 
 @pytest.mark.parametrize(
     "size",
-    [(SMALLEST - 1, 64), (64, SMALLEST - 1), (WIDEST + 1, 64), (64, TALLEST + 1), (0, 0)],
+    [(SMALLEST - 1, 64), (64, SMALLEST - 1), (LARGEST + 1, 64), (64, LARGEST + 1), (0, 0)],
 )
 def test_sizes_end_somewhere(size: tuple[int, int]) -> None:
     with pytest.raises(InputError, match=f"the width must be {SMALLEST} to "):
         Size.parse("x".join(map(str, size)))
     with pytest.raises(InputError, match="the width must be"):
         nst.Stylizer("draft", size=size)
+
+
+def test_an_engine_says_how_wide_it_computes() -> None:
+    widest = ConcreteEngine.widest
+    with pytest.raises(InputError, match=f"the width must be {SMALLEST} to {widest:,} pixels"):
+        nst.Stylizer("draft", size=(widest + 1, 64))
 
 
 def test_commands_refuse_a_wrong_size_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,7 +124,7 @@ def test_a_killed_drivers_job_is_taken_up(
     again = Meddling(0, kill)
     assert run_job(store, job, again, 1).status == "succeeded"
     assert results(store, job) == undisturbed
-    groups = {t.group for t in again.tasks if t.group.startswith("pair:")}
+    groups = {t.group for t in again.tasks if t.group.startswith("result:")}
     assert len(groups) == PAIRS - done
 
 

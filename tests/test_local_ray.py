@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 import ray
 from ray._private.worker import global_worker
 
-from cluster.local import local_ray
+from cluster.local import local_ray, running_ray
 
 STRANGER = 65534
 JOIN = f"""
@@ -79,6 +80,19 @@ def test_another_user_cannot_join_it(running: Path) -> None:
     assert join(running, None).startswith("refused")
     assert join(running, "0" * 64).startswith("refused")
     assert join(running, os.environ["RAY_AUTH_TOKEN"]) == "joined\n"
+
+
+def test_a_cluster_with_an_address_of_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def connect(where: object, _: float) -> socket.socket:
+        asked.append(where)
+        return socket.socket()
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setattr(ray, "init", lambda address, **_: asked.append(address))
+    with running_ray("[::1]:6379"):
+        assert asked == [("::1", 6379), "[::1]:6379"]
 
 
 def join(folder: Path, token: str | None) -> str:

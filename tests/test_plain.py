@@ -44,7 +44,7 @@ def test_long_texts_are_cut_off_whatever_they_are_made_of() -> None:
 
 
 def shown_by_table() -> str:
-    pair = LocalPair(pair_id="1", name=EVIL, content=0, style=1, box=Box(0, 0, 1, 1))
+    pair = LocalPair(pair_id="1", result="1", name=EVIL, content=0, style=1, box=Box(0, 0, 1, 1))
     book = LocalJob(
         job_id="ab", created="", store=".", quality="low", width=8, height=8, engine="concrete",
         key_id="cd", model_id="ef", pairs=[pair], skipped=[],

@@ -39,7 +39,7 @@ JOB = JobRecord(
     height=64,
     model_id="c",
     key_id="k",
-    pairs=[PairRecord(pair_id=p, content=f"c{p}", style="s") for p in ("1", "2", "3")],
+    pairs=[PairRecord(pair_id=p, content=f"c{p}", style="s", result=p) for p in ("1", "2", "3")],
 )
 
 

@@ -149,9 +149,9 @@ class Notes(Callback[Box]):
     def on_attempt_failed(self, task: Task, reason: str) -> None:
         self.attempts_failed += 1
 
-    def on_result_part(self, pair_id: str, part: int, ciphertext: bytes) -> None:
-        assert pair_id not in self.failed
-        parts = self.parts.setdefault(pair_id, {})
+    def on_result_part(self, result: str, part: int, ciphertext: bytes) -> None:
+        assert result not in self.failed
+        parts = self.parts.setdefault(result, {})
         assert part not in parts
         parts[part] = int(ciphertext)
 
@@ -247,11 +247,11 @@ def test_pairs_finish_one_after_the_other_and_not_all_at_the_end() -> None:
     cluster, notes = walk(graph, slots=2)
     assert notes.done == [f"p{c}0" for c in range(6)]
     pair_of = [graph.tasks[i].group for i in cluster.started]
-    assert pair_of.index("pair:p50") > len(pair_of) * 0.7
+    assert pair_of.index("result:p50") > len(pair_of) * 0.7
 
 
 def needs_of_pairs(graph: TaskGraph) -> int:
-    return max(n for g, n in graph.bytes_by_group().items() if g.startswith("pair:"))
+    return max(n for g, n in graph.bytes_by_group().items() if g.startswith("result:"))
 
 
 @pytest.mark.parametrize("room", [0.0, 1.0, 2.5])
@@ -298,7 +298,7 @@ def test_reported_live_bytes_are_those_held() -> None:
 @pytest.mark.parametrize("stage", ["stem", "blur", "detail", "up"])
 @pytest.mark.parametrize("part", [0, 3, 7])
 def test_a_failing_task_takes_only_its_pair(slots: int, stage: str, part: int) -> None:
-    cluster, notes = walk(GRID, slots, seed=part, fails=at("pair:p01", stage, part))
+    cluster, notes = walk(GRID, slots, seed=part, fails=at("result:p01", stage, part))
     assert list(notes.failed) == ["p01"]
     assert cluster.idle == []
 
@@ -312,7 +312,7 @@ def test_a_failing_style_takes_all_its_pairs(slots: int, stage: str) -> None:
 
 
 def test_nothing_more_is_started_for_a_failed_pair() -> None:
-    cluster, _ = walk(ONE, slots=1, fails=at("pair:p00", "blur", 3))
+    cluster, _ = walk(ONE, slots=1, fails=at("result:p00", "blur", 3))
     failing = cluster.started[-1]
     assert (ONE.tasks[failing].stage, ONE.tasks[failing].part) == ("blur", 3)
 
@@ -451,7 +451,7 @@ def test_a_task_gets_another_chance() -> None:
     chances = {"left": MAX_ATTEMPTS - 1}
 
     def fails(task: Task) -> bool:
-        if (task.group, task.stage, task.part) != ("pair:p00", "blur", 3) or not chances["left"]:
+        if (task.group, task.stage, task.part) != ("result:p00", "blur", 3) or not chances["left"]:
             return False
         chances["left"] -= 1
         return True
@@ -462,10 +462,10 @@ def test_a_task_gets_another_chance() -> None:
 
 
 def test_a_poisoned_pair_has_so_many_chances_and_no_more() -> None:
-    cluster, notes = walk(GRID, slots=1, fails=at("pair:p11", "stem", 0))
+    cluster, notes = walk(GRID, slots=1, fails=at("result:p11", "stem", 0))
     assert notes.failed == {"p11": "boom"}
     (poisoned,) = (t.index for t in GRID.tasks if (t.group, t.stage, t.part)
-                   == ("pair:p11", "stem", 0))  # fmt: skip
+                   == ("result:p11", "stem", 0))  # fmt: skip
     assert cluster.started.count(poisoned) == MAX_ATTEMPTS
 
 
@@ -537,7 +537,7 @@ class Diary(Callback[Box]):
     def on_task_end(self, task: Task, completion: Completion[Box], live_bytes: int) -> None:
         self._write("task ended")
 
-    def on_result_part(self, pair_id: str, part: int, ciphertext: bytes) -> None:
+    def on_result_part(self, result: str, part: int, ciphertext: bytes) -> None:
         self._write("part")
 
     def on_pair_done(self, pair_id: str) -> None:
@@ -551,7 +551,9 @@ class Diary(Callback[Box]):
 def test_callbacks_are_told_in_their_order() -> None:
     """Of a graph with one pair that an earlier walk has finished, and one that it has not."""
     pages: list[str] = []
-    graph = TaskGraph(ONE.tasks, {"old": (), **ONE.outputs}, {"pair:old": ("old",), **ONE.pairs_of})
+    graph = TaskGraph(
+        ONE.tasks, {"old": (), **ONE.outputs}, {"result:old": ("old",), **ONE.pairs_of}
+    )
     cluster = FakeCluster(graph, 1, 0, nothing_fails)
     callbacks = [Diary(cluster, pages, name) for name in "ab"]
     run_graph(graph, cluster, input_parts, callbacks)
@@ -592,5 +594,5 @@ def test_the_policy_is_pairs_in_order_and_the_deepest_stage_first() -> None:
     def first(group: str, stage: str) -> tuple[int, int, int]:
         return priority(next(t for t in GRID.tasks if (t.group, t.stage) == (group, stage)))
 
-    assert first("pair:p00", "up") < first("pair:p00", "stem") < first("pair:p01", "up")
+    assert first("result:p00", "up") < first("result:p00", "stem") < first("result:p01", "up")
     assert first("style:s0", "look") < first("style:s1", "look")

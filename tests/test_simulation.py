@@ -32,7 +32,7 @@ def graph_of(sources: Sequence[Sequence[Source]], long: Sequence[int] = ()) -> T
         Task(
             index=index,
             stage="work",
-            group="pair:p",
+            group="result:p",
             part=index,
             sources=tuple(each),
             seconds=5.0 if index in long else 1.0,
@@ -42,7 +42,7 @@ def graph_of(sources: Sequence[Sequence[Source]], long: Sequence[int] = ()) -> T
         )
         for index, each in enumerate(sources)
     )
-    return TaskGraph(tasks, {"p": (len(tasks) - 1,)}, {"pair:p": ("p",)})
+    return TaskGraph(tasks, {"p": (len(tasks) - 1,)}, {"result:p": ("p",)})
 
 
 @pytest.mark.parametrize("cores", [1, 3, 50])

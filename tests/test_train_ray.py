@@ -26,15 +26,16 @@ from jobs.cli.train import _Follower
 from nst.errors import InputError
 from nst.network.architecture import Architecture
 from nst.training.checkpoint import Checkpoint, RunFolder
+from nst.training.engines import TRAINABLE
 from nst.training.network import StyleTransfer
 from nst.training.options import Workers
-from tests.command_line import refused, run
+from tests.command_line import namesakes, refused, run
 from tests.toy import TOY
 from tests.training_data import SIZE, make_run
 
 PATIENCE = 240.0
 """Seconds for what takes less than a minute, on machines that are busy otherwise."""
-PROGRAM = "from jobs.cli.main import main; main()"
+PROGRAM = "from nst_batch import main; main()"
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,11 @@ def test_help_has_an_example_and_is_fast() -> None:
         (["--architecture", '{"heads": 8}'], "no architecture"),
         (["--scales", "1.0,big"], "'--scales': '1.0,big' is no list of numbers"),
         (["--scales", "1.0,9"], "between 0.5 and 4"),
+        (["--mix", "64x8,36x4"], "multiples of 8"),
+        (["--mix", "64"], "no list of sides and pairs"),
+        (["--engine", "bfv"], "'bfv'"),
+        (["--engine", "ckks"], "no architecture"),
+        (["--engine", "ckks", "--architecture", '{"stages": 3}'], "network has 7 levels"),
         (["--warm-up", "6", "--max-iter", "6"], "--warm-up 6 leaves none of 6 steps quantized"),
         (["--cluster", "127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1"),
         (["--style-dir", "."], "training needs two"),
@@ -156,8 +162,10 @@ def two_cpus() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("two_cpus")
-def test_workers_train_one_network(folder: Path, tmp_path: Path) -> None:
-    run = make_run(folder, {"max_iter": 6}, out=tmp_path / "out", save_every=0.0)
+@pytest.mark.parametrize("engine", TRAINABLE)
+def test_workers_train_one_network(engine: str, folder: Path, tmp_path: Path) -> None:
+    options = {"engine": engine, "max_iter": 6}
+    run = make_run(folder, options, out=tmp_path / "out", save_every=0.0)
     TorchTrainer(
         train_and_keep,
         train_loop_config={"task": Task(run, 1), "folder": tmp_path},
@@ -167,6 +175,7 @@ def test_workers_train_one_network(folder: Path, tmp_path: Path) -> None:
 
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     checkpoint = Checkpoint.read(RunFolder(run.out).last)
+    assert checkpoint.engine == engine
     assert checkpoint.step == 6 and saved_steps(run.out) == [1, 2, 3, 4, 5, 6]
     for name, tensor in ranks[0]["network"].items():
         assert torch.equal(tensor, ranks[1]["network"][name]), name
@@ -200,13 +209,13 @@ def test_what_a_worker_cannot_do_is_one_line(folder: Path, tmp_path: Path) -> No
 class Command:
     """The command in a process of its own, far from the source tree."""
 
-    def __init__(self, log: Path, *arguments: str) -> None:
+    def __init__(self, log: Path, cwd: Path, *arguments: str) -> None:
         self.log = log
         environment = {**os.environ, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
         with log.open("wb") as output:
             self.process = psutil.Popen(
                 [sys.executable, "-c", PROGRAM, *arguments],
-                cwd=log.parent,
+                cwd=cwd,
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
@@ -248,8 +257,11 @@ class Command:
 @pytest.mark.slow
 def test_a_run_survives_its_driver_and_a_worker(folder: Path, tmp_path: Path) -> None:
     out, steps = tmp_path / "out", 60
-    common = arguments(folder, out, "--max-iter", str(steps), "--workers", "2", "--save-every", "1")
-    first = Command(tmp_path / "first.log", *common)
+    # A user's project, with packages of our names, and paths as they are typed there.
+    project = namesakes(tmp_path / "project")
+    here, there = (Path(os.path.relpath(path, project)) for path in (folder, out))
+    common = arguments(here, there, "--max-iter", str(steps), "--workers", "2", "--save-every", "1")
+    first = Command(tmp_path / "first.log", project, *common)
     try:
         first.wait_until(lambda: len(saved_steps(out)) > 0)
         first.process.send_signal(signal.SIGINT)
@@ -263,12 +275,12 @@ def test_a_run_survives_its_driver_and_a_worker(folder: Path, tmp_path: Path) ->
     assert 0 < reached < steps
 
     refused = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *common], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-c", PROGRAM, *common], capture_output=True, text=True, cwd=project
     )
     assert refused.returncode == 2 and "--resume" in refused.stderr
     assert refused.stderr.splitlines()[-1].startswith("error: ")
 
-    second = Command(tmp_path / "second.log", *common, "--resume")
+    second = Command(tmp_path / "second.log", project, *common, "--resume")
     try:
         second.wait_until(lambda: saved_steps(out)[-1] > reached)
         workers = second.workers()

@@ -14,10 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from nst.errors import InputError
+from jobs.fields import options_of
+from nst.engines.ckks.network import LeveledNetwork
+from nst.errors import CircuitError, InputError
 from nst.network.architecture import Architecture
 from nst.pictures import reading
-from nst.training import dataset, validation
+from nst.training import dataset, loop, validation
 from nst.training.calibration import accumulator_levels, factors, rescale_moments, rescale_stages
 from nst.training.checkpoint import Checkpoint, RunFolder, initial_network
 from nst.training.dataset import (
@@ -25,12 +27,15 @@ from nst.training.dataset import (
     Crop,
     Crops,
     Loader,
+    Mix,
     Targets,
     list_pictures,
     random_square,
     split,
 )
-from nst.training.loop import MOST_LOST, STYLE_STEPS, Losses, Run, Trainer, Worker, default_cache
+from nst.training.engines import TRAINABLE
+from nst.training.leveled import LeveledStyleTransfer
+from nst.training.loop import MOST_LOST, Losses, Run, Trainer, Worker, default_cache
 from nst.training.losses import (
     content_loss,
     contrastive_loss,
@@ -39,15 +44,34 @@ from nst.training.losses import (
     statistics,
     style_loss,
 )
-from nst.training.network import SAFE_LEVELS, Conditions, StyleTransfer
+from nst.training.network import SAFE_LEVELS, StyleTransfer
 from nst.training.options import TrainOptions
 from nst.training.pretraining import pretrain_style
+from nst.training.trainable import Conditions, Trainable
 from nst.training.validation import score
 from nst.training.vgg import VGG16
+from tests.leveled_toy import random_leveled
 from tests.toy import TOY, toy_level, toy_network, toy_weights
-from tests.training_data import SIZE, UNUSABLE, USABLE, make_pictures, make_run, picture
+from tests.training_data import (
+    LEVELED,
+    SIZE,
+    SIZES,
+    UNUSABLE,
+    USABLE,
+    make_pictures,
+    make_run,
+    picture,
+)
 
 CPU = torch.device("cpu")
+CONCRETE: dict[str, Any] = {"consistency_weight": 1.0}
+CKKS: dict[str, Any] = {
+    "engine": "ckks",
+    "mix": ((32, 2), (48, 3)),
+    "photo_styles": 3,
+    "widen": 0.5,
+}
+"""All that the first engine's runs are without: two sizes in turn, two learning rates."""
 VARIED = dataclasses.replace(TOY, latent=6, body=2, up=2, style_deep=5, code=8)
 
 
@@ -254,6 +278,39 @@ def test_a_loader_that_starts_later_gives_the_same_batches(folder: Path, cache: 
     assert not torch.equal(whole[0].content, other.content)
 
 
+def test_sizes_take_turns_and_scales_after_them(folder: Path) -> None:
+    small, large = make_loader(folder), make_loader(folder)
+    large.contents.size = large.styles.size = 40
+    large.batch_size, large.scales = 3, (1.0,)
+    mix = Mix([small, large, small])
+    whole = list(mix.batches("1/0", 0, 7, 2))
+    assert [len(b.style) for b in whole] == [2, 3, 2, 2, 3, 2, 2]
+    assert [b.content.shape[-1] for b in whole] == [32, 40, 32, 32, 40, 32, 32]
+    assert [b.scale for b in whole] == [1.0, 1.0, 1.0, 1.5, 1.0, 1.5, 1.0]
+    for a, b in zip(whole[4:], mix.batches("1/0", 4, 7, 3), strict=True):
+        assert_same(a, b)
+    # A picture that cannot be used is complained about once, not at every size.
+    assert len(mix.skipped) == len(set(mix.skipped)) > 0
+
+
+def test_styles_are_widened_as_often_as_they_should(folder: Path) -> None:
+    paths = [folder / "style" / f"c{i}.jpg" for i in range(8)]
+
+    def drawn(widen: float) -> list[Crop]:
+        crops = Crops(paths, SIZE, 0, widen)
+        return [crop for i in range(20) for crop in crops.draw(4, random.Random(i))]
+
+    plain, never = drawn(0.0), drawn(1e-9)
+    always, again = drawn(1.0), drawn(1.0)
+    assert all(torch.equal(a.rgb, b.rgb) for a, b in zip(always, again, strict=True))
+    assert not any(torch.equal(a.rgb, b.rgb) for a, b in zip(plain, always, strict=True))
+    assert all(
+        a.rgb.shape == (3, SIZE, SIZE) and 0 <= a.rgb.min() <= a.rgb.max() <= 1 for a in always
+    )
+    spread = [torch.stack([c.rgb.std() for c in some]).std() for some in (plain, never, always)]
+    assert spread[2] > spread[0] and spread[2] > spread[1]
+
+
 def test_targets_are_what_vgg_says(folder: Path) -> None:
     batch = make_loader(folder).batch("x", 1.0)
     vgg = VGG16(folder / "vgg.npz")
@@ -363,6 +420,41 @@ def test_a_run_starts_from_shipped_weights(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.skip, shipped.skip)
 
 
+def test_weights_of_the_second_engine_start_a_run_of_it(tmp_path: Path) -> None:
+    path, shipped = tmp_path / "leveled.safetensors", random_leveled(LEVELED)
+    shipped.save(path, {})
+    network = initial_network(path, {}, SIZE, 40, engine="ckks")
+    assert network.sizes == SIZES["ckks"]
+    again = network.weights(octaves=shipped.octaves)
+    assert isinstance(again, LeveledNetwork)
+    for name, array in shipped.arrays().items():
+        np.testing.assert_array_equal(again.arrays()[name], array)
+    with pytest.raises(CircuitError, match="are of engine ckks, not concrete"):
+        initial_network(path, {}, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"style": [4, "a"]}, "style cannot be"),
+        ({"style": 4}, "style cannot be 4"),
+        ({"channels": -1}, "channels cannot be -1"),
+        ({"heads": 8}, "heads"),
+    ],
+)
+def test_an_impossible_leveled_architecture_is_refused(sizes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"no architecture .*{message}") as caught:
+        initial_network(None, sizes, SIZE, engine="ckks")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_the_second_engine_could_not_compute_is_not_trained() -> None:
+    with pytest.raises(CircuitError, match="the network has 9 levels"):
+        initial_network(None, {"stages": 5}, SIZE, engine="ckks")
+    with pytest.raises(InputError, match="pictures of 24 pixels"):
+        initial_network(None, {}, 24, engine="ckks")
+
+
 def test_weights_of_one_resolution_start_another(tmp_path: Path) -> None:
     path = toy_weights(tmp_path / "toy.safetensors")
     network = initial_network(path, {"style_stride": 2}, 64)
@@ -421,15 +513,21 @@ def assert_equal_state(a: Checkpoint, b: Checkpoint) -> None:
         for name, value in state.items():
             assert torch.equal(value, b.optimizer["state"][key][name])
     assert (a.step, a.options, a.architecture) == (b.step, b.options, b.architecture)
+    assert a.engine == b.engine
     assert a.validation == b.validation
 
 
 @pytest.mark.usefixtures("few_pairs")
-@pytest.mark.parametrize(("cache", "stop"), [(0, 1), (0, 2), (0, 4), (20, 4)])
+@pytest.mark.parametrize(
+    ("cache", "stop", "options"),
+    [
+        *((cache, stop, CONCRETE) for cache, stop in [(0, 1), (0, 2), (0, 4), (20, 4)]),
+        *((cache, stop, CKKS) for cache, stop in [(0, 1), (0, 2), (20, 3)]),
+    ],
+)
 def test_a_resumed_run_is_the_run_that_was_not_stopped(
-    cache: int, stop: int, folder: Path, tmp_path: Path
+    cache: int, stop: int, options: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
-    options = {"consistency_weight": 1.0}
     run = make_run(folder, options, cache=cache, out=tmp_path / "whole")
     assert Trainer(run, Worker()).train() == 6
     broken = dataclasses.replace(run, out=tmp_path / "broken", save_every=0.0)
@@ -444,6 +542,7 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(
 
     states = [Checkpoint.read(RunFolder(r.out).last) for r in (run, resumed)]
     assert states[0].step == 6 and states[0].seconds > 0
+    assert states[0].engine == run.options.engine
     assert_equal_state(*states)
     # Nothing is recorded twice.
     steps = [line["step"] for line in lines_of(resumed) if "held_out" in line]
@@ -454,8 +553,11 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(
 
 
 @pytest.mark.usefixtures("few_pairs")
-def test_a_run_leaves_metrics_a_sheet_and_the_best_checkpoint(folder: Path, tmp_path: Path) -> None:
-    run = make_run(folder, out=tmp_path / "out", save_every=0.0)
+@pytest.mark.parametrize("engine", TRAINABLE)
+def test_a_run_leaves_metrics_a_sheet_and_the_best_checkpoint(
+    engine: str, folder: Path, tmp_path: Path
+) -> None:
+    run = make_run(folder, {"engine": engine}, out=tmp_path / "out", save_every=0.0)
     run.check()
     trainer = Trainer(run, Worker())
     trainer.train()
@@ -466,16 +568,20 @@ def test_a_run_leaves_metrics_a_sheet_and_the_best_checkpoint(folder: Path, tmp_
         "content", "style", "ssc", "grain", "overflow", "idle", "range", "consistency", "lattice",
         "total",
     }  # fmt: skip
-    assert set(saved[-1]["held_out"]) == {"content", "style", "grain", "overflow"}
+    measured = {"content", "style", "grain", "overflow"} | (
+        {"largest"} if engine == "ckks" else set()
+    )
+    assert set(saved[-1]["held_out"]) == measured
     assert saved[-1]["skipped"] == sum(len(line.get("skipped_now", [])) for line in (first, *lines))
-    # Float networks cannot be exported, so none of them is the best.
-    scores = {line["step"]: line["score"] for line in saved if line["step"] > 2}
+    # The first engine's float networks cannot be exported, so none of them is the best.
+    kind = TRAINABLE[engine]
+    least = 2 if kind.needs_quantization else 0
+    scores = {line["step"]: line["score"] for line in saved if line["step"] > least}
     best = Checkpoint.read(RunFolder(run.out).best)
     assert scores[best.step] == min(scores.values()) == score(best.validation)
     with Image.open(run.out / "sample.png") as sheet:
         assert sheet.width > 3 * SIZE
-    network = StyleTransfer(Architecture(**best.architecture))
-    network.load_state_dict(best.network)
+    kind.build({}, best.architecture).load_state_dict(best.network)
     assert not list(run.out.glob("*.partial"))
 
 
@@ -495,12 +601,80 @@ def test_a_used_folder_is_not_used_again_by_accident(folder: Path, tmp_path: Pat
 
 
 @pytest.mark.usefixtures("few_pairs")
+def test_a_run_of_the_other_engine_is_refused(folder: Path, tmp_path: Path) -> None:
+    run = make_run(folder, {"engine": "ckks", "max_iter": 1}, out=tmp_path / "out")
+    Trainer(run, Worker()).train()
+    other = make_run(folder, out=run.out, resume=True)
+    with pytest.raises(InputError, match=r"^the run in .* has engine ckks, not concrete: go on"):
+        other.check()
+    begun = make_run(folder, out=tmp_path / "other", init=RunFolder(run.out).last)
+    with pytest.raises(InputError, match=r"checkpoint\.ckpt is of engine ckks, not concrete: name"):
+        begun.check()
+    resumed = dataclasses.replace(run, resume=True)
+    options = dataclasses.replace(run.options, style_rate=1.0, max_iter=2)
+    with pytest.raises(InputError, match="with another --style-rate"):
+        Trainer(dataclasses.replace(resumed, options=options), Worker())
+    # Another rate of the style branch is that from now on.
+    options = dataclasses.replace(run.options, style_rate=0.5)
+    trainer = Trainer(dataclasses.replace(resumed, options=options), Worker())
+    assert [g["share"] for g in trainer.optimizer.param_groups] == [1.0, 0.5]
+
+
+def test_recipes_fill_in_what_a_run_does_not_say(folder: Path, tmp_path: Path) -> None:
+    ours, theirs = TrainOptions(), TrainOptions(engine="ckks")
+    assert (ours.content_weight, ours.mix, ours.batch_size) == (1.0, (), 8)
+    assert (theirs.content_weight, theirs.mix[1], theirs.consistency_weight) == (1.3, (64, 8), 0)
+    assert TrainOptions(engine="ckks", content_weight=2.0).content_weight == 2.0
+    # Pairs per step are pairs at the level's size.
+    assert TrainOptions(engine="ckks", batch_size=4).mix == ()
+    run = make_run(folder, {"engine": "ckks", "max_iter": 50, "style_steps": None, "warm_up": None})
+    assert (run.style_steps, run.warm_up, run.parts) == (1_800, 40, ((SIZE, 2),))
+    begun = dataclasses.replace(run, init=tmp_path / "some.ckpt")
+    assert (begun.style_steps, begun.warm_up) == (0, 0)
+    mixed = make_run(folder, {"engine": "ckks", "mix": ((64, 2), (36, 2))}, out=tmp_path / "out")
+    with pytest.raises(InputError, match="'36x2': sides must be multiples of 8"):
+        options_of(TrainOptions)["mix"].from_text("36x2")
+    assert options_of(TrainOptions)["mix"].from_text("64x2,40x3") == ((64, 2), (40, 3))
+    with pytest.raises(InputError, match="no list of sides and pairs"):
+        options_of(TrainOptions)["mix"].from_text("64")
+    mixed.check()
+
+
+@pytest.mark.parametrize(("megabytes", "kept"), [(150, [True, True]), (30, [True, False])])
+def test_a_mix_keeps_crops_only_where_there_is_room_for_all(
+    megabytes: int, kept: list[bool], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "CACHE_BYTES", megabytes * 10**6)
+    mix = {"engine": "ckks", "mix": ((32, 2), (128, 2)), "scales": (1.0, 1.5, 3.0)}
+    trainer = Trainer(make_run(folder, mix, cache=None, out=tmp_path / "out"), Worker())
+    assert [bool(loader.styles.cache) for loader in trainer.loader.loaders] == kept
+    # What a mix enlarges, it enlarges up to 256 pixels.
+    assert [loader.scales for loader in trainer.loader.loaders] == [(1.0, 1.5, 3.0), (1.0, 1.5)]
+
+
+@pytest.mark.usefixtures("few_pairs")
+def test_the_style_branch_learns_at_a_rate_of_its_own(folder: Path, tmp_path: Path) -> None:
+    moved = {}
+    for share in (1.0, 0.01):
+        options = {"engine": "ckks", "max_iter": 1, "style_rate": share, "photo_styles": 100}
+        trainer = Trainer(make_run(folder, options, out=tmp_path / f"{share}"), Worker())
+        assert len(trainer.styles) == 30
+        before = {n: p.clone() for n, p in trainer.network.named_parameters()}
+        trainer.train()
+        after = dict(trainer.network.named_parameters())
+        moved[share] = {n: float((after[n] - before[n]).abs().max()) for n in before}
+    for name in ("convs.0.weight", "style_convs.0.weight", "pool.weight"):
+        ratio = 0.01 if name.startswith(("style_", "pool")) else 1.0
+        assert moved[0.01][name] == pytest.approx(ratio * moved[1.0][name], rel=0.5), name
+
+
+@pytest.mark.usefixtures("few_pairs")
 def test_the_style_branch_and_the_warm_up_are_left_out_of_a_run_that_begins_with_weights(
     folder: Path, tmp_path: Path
 ) -> None:
     decided = {"max_iter": 20, "style_steps": None, "warm_up": None}
     run = make_run(folder, decided, out=tmp_path / "out")
-    assert (run.style_steps, run.warm_up) == (STYLE_STEPS, 2)
+    assert (run.style_steps, run.warm_up) == (2_500, 2)
     begun = dataclasses.replace(run, init=toy_weights(tmp_path / "toy.safetensors"))
     assert (begun.style_steps, begun.warm_up) == (0, 0)
     stopped = dataclasses.replace(begun, save_every=0.0)
@@ -521,6 +695,8 @@ def test_a_warm_up_that_leaves_no_quantized_step_is_refused(
         run.check()
     make_run(folder, {"warm_up": 5}, out=tmp_path / "out").check()
     make_run(folder, {"warm_up": None, "max_iter": 1}, out=tmp_path / "out").check()
+    # The second engine rounds float weights itself.
+    make_run(folder, {"warm_up": warm_up, "engine": "ckks"}, out=tmp_path / "out").check()
 
 
 def test_an_infinite_gradient_costs_a_step_and_no_more(
@@ -559,9 +735,13 @@ def metrics_of(run: Run) -> list[str]:
     return (run.out / "metrics.jsonl").read_text().splitlines()
 
 
-def test_the_losses_add_up_and_reach_every_parameter(folder: Path) -> None:
-    options = TrainOptions(consistency_weight=3.0, style_weight=0.5)
-    network = trained_like(VARIED)
+@pytest.mark.parametrize("engine", TRAINABLE)
+def test_the_losses_add_up_and_reach_every_parameter(engine: str, folder: Path) -> None:
+    options = TrainOptions(engine=engine, consistency_weight=3.0, style_weight=0.5)
+    network: Trainable = trained_like(VARIED)
+    if engine == "ckks":
+        torch.manual_seed(0)
+        network = LeveledStyleTransfer(LEVELED)
     losses = Losses(network, VGG16(folder / "vgg.npz").requires_grad_(False), options, 0.19)
     batch = make_loader(folder).batch("x", 1.5)
     for quantized in (False, True):
@@ -573,9 +753,10 @@ def test_the_losses_add_up_and_reach_every_parameter(folder: Path) -> None:
             if key != "total"
         )
         torch.testing.assert_close(out["total"], weighted)
-        assert (out["consistency"] > 0) == quantized
+        # The second engine has no noise: two passes are one.
+        assert (out["consistency"] > 0) == (quantized and engine == "concrete")
         out["total"].backward()
-        assert all(p.grad is not None for p in losses.parameters())
+        assert all(p.grad is not None for p in losses.parameters() if p.requires_grad)
         losses.zero_grad()
     # Nothing but the network is trained, or sent to other workers.
     assert {id(p) for p in losses.parameters()} == {id(p) for p in network.parameters()}
@@ -602,9 +783,14 @@ def test_held_out_pictures_that_cannot_be_used_are_passed_over(
         validation.Validation([tmp_path / "some" / "d-empty.jpg"], paths, vgg, SIZE, CPU)
 
 
-def test_the_style_branch_is_taught_before_the_first_step(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("engine", "branch"), [("concrete", ("stages.style_",)), ("ckks", ("style_", "pool"))]
+)
+def test_the_style_branch_is_taught_before_the_first_step(
+    engine: str, branch: tuple[str, ...], folder: Path, tmp_path: Path
+) -> None:
     def begin(steps: int, name: str) -> Trainer:
-        options = {"style_steps": steps, "max_iter": 1}
+        options = {"engine": engine, "style_steps": steps, "max_iter": 1}
         return Trainer(make_run(folder, options, out=tmp_path / name), Worker())
 
     trainer = begin(4, "taught")
@@ -614,7 +800,7 @@ def test_the_style_branch_is_taught_before_the_first_step(folder: Path, tmp_path
     untaught, again = begin(0, "untaught").network, begin(4, "again").network
     for name, parameter in trainer.network.named_parameters():
         same = torch.equal(parameter, dict(untaught.named_parameters())[name])
-        assert same != name.startswith("stages.style_"), name
+        assert same != (name.startswith(branch) and parameter.requires_grad), name
         assert torch.equal(parameter, dict(again.named_parameters())[name]), name
 
 

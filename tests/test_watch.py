@@ -70,7 +70,9 @@ def job(store: Store) -> JobRecord:
 def local(home: Home, store: Store, job: JobRecord) -> LocalJob:
     """The job as its client knows it: pairs are called n0, n1 ..."""
     pairs = [
-        LocalPair(pair_id=p.pair_id, name=f"n{i}", content=0, style=0, box=[0, 0, 1, 1])
+        LocalPair(
+            pair_id=p.pair_id, result=p.result, name=f"n{i}", content=0, style=0, box=[0, 0, 1, 1]
+        )
         for i, p in enumerate(job.pairs)
     ]
     local = LocalJob(

@@ -132,7 +132,7 @@ def noise_input(role: Role, seed: int = 0, size: Size = TOY_SQUARE) -> PreparedI
 
 def encrypt(cipher: Cipher, prepared: PreparedInput) -> Envelope:
     """One picture under a key set."""
-    (envelope,) = cipher.encrypt_all([prepared])
+    (envelope,) = cipher.encrypt_all([[prepared]])
     return envelope
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from nst.engines.ckks.network import LeveledArchitecture
 from nst.training.loop import Run
 from nst.training.options import TrainOptions
 from nst.training.vgg import LAYERS_16
@@ -49,11 +50,15 @@ def make_pictures(folder: Path, seed: int) -> Path:
     return folder
 
 
+LEVELED = LeveledArchitecture(channels=4, stages=6, up=1, style=(4, 4), code=4)
+"""Tiny, with as many levels as the parameters that ship have primes for."""
+SIZES = {"concrete": TOY.to_dict(), "ckks": {**dataclasses.asdict(LEVELED), "style": [4, 4]}}
+"""Of the networks that are trained here, by engine, as JSON holds them."""
 SHORT = {"max_iter": 6, "style_steps": 0, "warm_up": 2, "batch_size": 2}
 
 
 def make_run(folder: Path, options: dict[str, Any] | None = None, **changes: Any) -> Run:
-    """A run of the toy network on made-up pictures, with a VGG of random weights.
+    """A run of an engine's toy network on made-up pictures, with a VGG of random weights.
 
     Args:
         folder: Where everything is made, unless it is there already.
@@ -65,14 +70,15 @@ def make_run(folder: Path, options: dict[str, Any] | None = None, **changes: Any
         make_pictures(content, 100)
         make_pictures(style, 200)
         write_npz(vgg, random_arrays(LAYERS_16))
+    decided = TrainOptions(**{**SHORT, **(options or {})})
     run = Run(
         level=toy_level(side=SIZE),
-        options=TrainOptions(**{**SHORT, **(options or {})}),
+        options=decided,
         content_dir=content,
         style_dir=style,
         vgg=vgg,
         out=folder / "out",
-        sizes=TOY.to_dict(),
+        sizes=SIZES[decided.engine],
         save_every=1e9,
         cache=0,
         precision="fp32",

@@ -43,17 +43,18 @@ def circuits_inspect(options: InspectOptions) -> None:
         click.echo(json.dumps(summary, indent=2))
         return
     for key, value in summary.items():
-        if isinstance(value, list):
-            for row in value:
-                assert isinstance(row, dict)
-                name, *rest = row.items()
-                costs = ", ".join(f"{_figure(count)} {what}" for what, count in rest)
-                click.echo(f"  {name[1]!s:12} {costs}")
-        else:
+        rows = [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+        for row in rows:
+            name, *rest = row.items()
+            costs = ", ".join(f"{_figure(count)} {what}" for what, count in rest)
+            click.echo(f"  {name[1]!s:12} {costs}")
+        if not rows:
             click.echo(f"{key:24} {_figure(value)}")
 
 
 def _figure(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_figure, value))
     return (
         f"{value:,}"
         if isinstance(value, int)

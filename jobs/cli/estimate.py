@@ -56,6 +56,7 @@ def estimate(pairs: Path | None, options: EstimateOptions) -> None:
     from jobs.client.home import Home
     from jobs.client.run import best_level, load_model, named
     from jobs.execution.forecast import Forecaster, Offer
+    from jobs.execution.sharing import sharing
 
     home, auto = Home.default(), options.quality == AUTO
     if not auto and on_command_line("budget"):
@@ -76,6 +77,7 @@ def estimate(pairs: Path | None, options: EstimateOptions) -> None:
         options = replace(options, quality=choice.level.name)
     model = load_model(options, home)
     forecaster = Forecaster(model.plan, rates or model.engine.rates(), offer)
+    records = sharing(records, model.plan.pairs_per_result)
     forecast = forecaster.estimate(records, options.cores)
     source = forecaster.rates
     if options.as_json:

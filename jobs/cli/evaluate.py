@@ -83,6 +83,7 @@ def evaluate(pairs: Path | None, options: EvaluateOptions) -> None:
     )
     if options.record is not None:
         report = {
+            "engine": model.engine.name,
             "quality": model.level.name,
             "size": model.level.side,
             "width": model.size.width,
@@ -126,6 +127,8 @@ def _find(pairs: Path | None, options: EvaluateOptions) -> Found:
         "export runs/low/checkpoint.ckpt --quality low --out weights/low.safetensors \\\n"
         + '      --data "COCO-2014 and WikiArt, every 16th picture held out"',
         "export weights/high.safetensors --quality ultra --out weights/ultra.safetensors",
+        "export runs/ckks/checkpoint.ckpt --quality low --out weights/ckks.safetensors \\\n"
+        + '      --content-dir coco --style-dir wikiart --data "COCO-2014 and WikiArt"',
     )
 )
 @click.argument(
@@ -140,16 +143,22 @@ def export(checkpoints: tuple[Path, ...], options: ExportOptions) -> None:
     """Write the last CHECKPOINT's network as weights with a card.
 
     CHECKPOINTs are the training runs in order, or one .safetensors, of another level as well:
-    weights do not depend on the size of pictures. The circuits are compiled first:
-    weights whose circuits are over the budget, or whose accumulators are too wide, are refused.
+    weights do not depend on the size of pictures. What the engine computes is published first:
+    weights whose circuits are over the budget, whose accumulators are too wide, or that do not fit
+    the parameters are refused.
     """
     from rich.console import Console
 
     from jobs.client.home import Home
     from nst.network.levels import find_level
+    from nst.training.export import HeldOut
     from nst.training.export import export as export_weights
 
-    with Console(stderr=True).status("compiling circuits"):
+    contents, styles = options.content_dir, options.style_dir
+    if (contents is None) != (styles is None):
+        raise click.UsageError("give both --content-dir and --style-dir, or neither")
+    held_out = HeldOut(contents, styles) if contents and styles else None
+    with Console(stderr=True).status("publishing"):
         card = export_weights(
             list(checkpoints),
             find_level(options.quality),
@@ -160,10 +169,22 @@ def export(checkpoints: tuple[Path, ...], options: ExportOptions) -> None:
             options.strength,
             options.octaves,
             options.lattice,
+            held_out,
+        )
+    click.echo(f"{options.out}: {card['steps']} steps, {_summary(card)}")
+
+
+def _summary(card: dict[str, Any]) -> str:
+    """What a card says of costs, or of the largest values."""
+    if (values := card.get("headroom")) is not None:
+        return (
+            f"largest |z| {values['largest_z']:g}, largest result {values['largest_result']:.2g} "
+            f"and largest mean {values['largest_mean']:.2g} of the headroom, {values['refused']} "
+            f"of {values['pairs']} held-out pairs beyond it"
         )
     costs = card["circuits"]
-    click.echo(
-        f"{options.out}: {card['steps']} steps, {costs['pbs_per_pair']:,} PBS per pair "
+    return (
+        f"{costs['pbs_per_pair']:,} PBS per pair "
         f"({costs['pbs_per_pixel']:.2f} per pixel), {costs['mops_per_pbs']:.1f} million "
         f"operations per PBS, p_error {costs['p_error']:g}"
     )
@@ -172,22 +193,30 @@ def export(checkpoints: tuple[Path, ...], options: ExportOptions) -> None:
 def _load(options: EvaluateOptions) -> Model:
     """The level's model, or that of the weights named instead; raises if these do not fit."""
     from jobs.client.home import Home
+    from nst.engines import get_engine
     from nst.engines.cache import ModelCache
     from nst.model import Model
     from nst.network.architecture import grids
+    from nst.network.integers import IntegerNetwork
     from nst.network.levels import find_level, get_level
-    from nst.network.weights import load_weights
+    from nst.network.weight_files import engine_of
 
-    level = get_level(options.quality) if options.weights is None else find_level(options.quality)
+    # A file of weights says itself whose they are.
+    find = get_level if options.weights is None else find_level
+    level = find(options.quality, options.engine)
     weights = options.weights or level.weights
-    network = load_weights(weights)
-    try:
-        grids(network.architecture.stages(), level.side)
-    except ValueError as error:
-        raise CircuitError(f"weights {weights} do not fit {options.quality}: {error}") from error
+    engine = get_engine(engine_of(weights))
+    network = engine.load_network(weights)
+    if isinstance(network, IntegerNetwork):
+        try:
+            grids(network.architecture.stages(), level.side)
+        except ValueError as error:
+            raise CircuitError(
+                f"weights {weights} do not fit {options.quality}: {error}"
+            ) from error
     if options.p_error is not None:
         level = replace(level, p_error=options.p_error)
-    return Model(level, network, ModelCache(Home.default().models), options.size)
+    return Model(level, network, ModelCache(Home.default().models), options.size, engine)
 
 
 def _print(

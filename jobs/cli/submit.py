@@ -16,13 +16,16 @@ from jobs.cli.screen import Screen, complain, exit_if
 from jobs.client.wording import many
 from jobs.options import AUTO, STORE_FIELDS, DemoOptions, PreviewOptions, SubmitCommand
 from nst.errors import InputError
+from nst.pictures.size import Size
 
 if TYPE_CHECKING:
     from jobs.client.run import Batch
     from jobs.client.session import Session
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "pairs"
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "pairs"
 
+DEMO_SIDE = 256
+"""Pixels of the demo's larger pictures."""
 PAIRS = click.argument("pairs", type=click.Path(path_type=Path))
 
 
@@ -150,23 +153,33 @@ def preview(pairs: Path, options: PreviewOptions) -> None:
 @click.command(epilog=examples("demo", "demo --pairs 1 --out ./trial"))
 @takes(DemoOptions)
 def demo(options: DemoOptions) -> None:
-    """Stylize bundled pairs at draft quality, encrypted, on this machine."""
+    """Stylize bundled pairs, encrypted, on this machine: thumbnails, then pictures of a real size.
+
+    The thumbnails are computed by engine concrete at draft, the others by engine ckks.
+    """
     from jobs.client.home import Home
     from jobs.client.pairs import find_pairs
     from jobs.client.run import ready
     from jobs.client.session import Session
 
     home, screen = Home(options.out / "home"), Screen()
-    out = options.out / "results"
-    chosen = SubmitCommand(quality="draft", actors=options.actors, out=out)
-    url = str(home.store)
-    with screen.working("finding pairs") as working:
-        batch = ready(find_pairs(EXAMPLES)[0][: options.count], chosen, home, url, working)
-    _say_what_is_left(batch)
-    size = batch.model.size
-    screen.say(
-        f"{many(len(batch.pairs), 'pair')} of {size} pixels: encrypted here, stylized by "
-        f"{many(chosen.target.actors(chosen.actors), 'Ray actor')}, which cannot decrypt, and "
-        "decrypted here."
+    url, pairs = str(home.store), find_pairs(EXAMPLES)[0][: options.count]
+    thumbnails = SubmitCommand(quality="draft", actors=options.actors, out=options.out / "results")
+    large = replace(
+        thumbnails,
+        quality="mid",
+        size=Size.square(DEMO_SIDE),
+        engine="ckks",
+        out=options.out / f"results-{DEMO_SIDE}",
     )
-    _submit(batch, chosen, Session.open(home, url, screen.passphrase, create=True), screen)
+    for chosen in (thumbnails, large):
+        with screen.working("finding pairs") as working:
+            batch = ready(pairs, chosen, home, url, working)
+        _say_what_is_left(batch)
+        screen.say(
+            f"{many(len(batch.pairs), 'pair')} of {batch.model.size} pixels, engine "
+            f"{chosen.engine}: encrypted here, stylized by "
+            f"{many(chosen.target.actors(chosen.actors), 'Ray actor')}, which cannot decrypt, and "
+            "decrypted here."
+        )
+        _submit(batch, chosen, Session.open(home, url, screen.passphrase, create=True), screen)

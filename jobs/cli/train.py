@@ -54,7 +54,8 @@ def train(options: TrainCommand) -> None:
         return {each.name: getattr(options, each.name) for each in fields(kind)}
 
     # Workers may run in another folder.
-    places = {**part(RunOptions), "out": options.out.resolve()}
+    given = part(RunOptions).items()
+    places: dict[str, Any] = {k: v.resolve() if isinstance(v, Path) else v for k, v in given}
     run = Run(level=level, options=TrainOptions(**part(TrainOptions)), sizes=sizes, **places)
     workers = Workers(**part(Workers))
     run.check()

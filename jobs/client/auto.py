@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from jobs.client.wording import many
 from jobs.execution.forecast import Forecaster, Offer
+from jobs.execution.sharing import sharing
 from jobs.storage.records import PairRecord
 from nst.engines.rates import Rates
 from nst.errors import InputError
 from nst.model import Model
-from nst.network.levels import LEVELS, QualityLevel
+from nst.network.levels import QualityLevel
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Choice:
 
 def choose(
     pairs: Sequence[PairRecord],
+    levels: Sequence[QualityLevel],
     cores: int,
     budget: float,
     offer: Offer,
@@ -55,6 +57,7 @@ def choose(
 
     Args:
         pairs: What is to be done.
+        levels: Those of an engine.
         cores: Workers, one core each.
         budget: Seconds there are.
         offer: What the cores are like, and the wire to the store.
@@ -66,13 +69,14 @@ def choose(
         InputError: if no level fits.
     """
     better: tuple[QualityLevel, float] | None = None
-    levels = [level for level in LEVELS.values() if level.trained]
-    for level in sorted(levels, key=lambda level: level.side, reverse=True):
+    trained = [level for level in levels if level.trained]
+    for level in sorted(trained, key=lambda level: level.side, reverse=True):
         model = model_of(level)
         forecaster = Forecaster(model.plan, rates or model.engine.rates(), offer)
-        seconds = forecaster.wall_s(pairs, cores)
+        shared = sharing(pairs, model.plan.pairs_per_result)
+        seconds = forecaster.wall_s(shared, cores)
         if uploads:
-            wire = forecaster.wire(pairs)
+            wire = forecaster.wire(shared)
             seconds += (wire.up + wire.down) / offer.uplink
         if seconds <= budget:
             return Choice(level, seconds, better, budget, cores)

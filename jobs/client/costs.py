@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from jobs.client.home import LocalPair
 from jobs.storage.records import TaskTrace
 from nst.engines.base import Plan
-from nst.engines.tasks import pair_group
+from nst.engines.tasks import result_group
 
 
 @dataclass(frozen=True)
 class PairCost:
-    """What one pair took, its style left out: pairs may share it.
+    """What one pair took, its style left out: any pairs may share it.
 
     Attributes:
         seconds: From the start of its first task to the end of its last.
-        core_seconds: Sum over its tasks.
+        core_seconds: Sum over its tasks, divided by the pairs that share them.
     """
 
     seconds: float
@@ -39,12 +39,12 @@ def pair_costs(trace: list[TaskTrace], plan: Plan, pairs: list[LocalPair]) -> di
     for task in trace:
         tasks[task.group].append(task)
     whole = sum(stage.tasks for stage in plan.stages if not stage.style)
-    costs = {}
+    costs, sharing = {}, Counter(pair.result for pair in pairs)
     for pair in pairs:
-        own = tasks[pair_group(pair.pair_id)]
+        own = tasks[result_group(pair.result)]
         if len({(task.stage, task.part) for task in own}) >= whole:
             costs[pair.pair_id] = PairCost(
                 seconds=max(t.end for t in own) - min(t.start for t in own),
-                core_seconds=sum(t.end - t.start for t in own),
+                core_seconds=sum(t.end - t.start for t in own) / sharing[pair.result],
             )
     return costs

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from nst.cpu import require_features
 from nst.engines import get_engine
 from nst.engines.base import Needs
 from nst.engines.cache import ModelCache
-from nst.errors import CircuitError, ClusterError, NstBatchError, StoreError, first_line
+from nst.errors import CircuitError, ClusterError, InputError, NstBatchError, StoreError, first_line
 from nst.folders import HOME_VARIABLE
 from nst.keyring import CARD_FILE, EVALUATION_FILE, SECRET_FILE, KeyCard
 from nst.machine import available_memory
@@ -49,6 +50,8 @@ RAY_BYTES = 300_000_000
 MEMORY_MARGIN = 1.2
 HOME_BYTES = 100_000_000
 """Keys and model of a level, and what is remembered of jobs."""
+TEMPORARY_BYTES = 200_000_000
+"""Ray's logs and the circuits of actors."""
 FEW_PAIRS = 10
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -95,6 +98,7 @@ def diagnose(
     if cluster:
         yield check_cluster(cluster)
     yield from check_keys(home)
+    yield from check_jobs(home)
     try:
         model = Model.load(quality, home.models, size)
         needs = needs_of(model)
@@ -105,6 +109,8 @@ def diagnose(
         each = RAY_BYTES + model.engine.rates().actor_bytes_of(needs.call)
         yield check_memory(available_memory(), actors, each, needs.result)
         yield check_space("disk of the data directory", home.root, HOME_BYTES, HOME_VARIABLE)
+        temporary = Path(tempfile.gettempdir())
+        yield check_space("disk of temporary files", temporary, TEMPORARY_BYTES, "TMPDIR")
         for url in stores:
             folder = address_of(url).folder
             if folder is not None:
@@ -173,6 +179,24 @@ def check_keys(home: Home) -> Iterator[Check]:
             "ok", "keys", f"{len(folders)} in {home.keys}, readable by you alone",
             "back this folder up: a result without its key is lost",
         )  # fmt: skip
+
+
+def check_jobs(home: Home) -> Iterator[Check]:
+    """What this machine knows of jobs: without it a job cannot be watched or fetched."""
+    count = 0
+    try:
+        for job_id, local in home.inspect():
+            count += 1
+            try:
+                if isinstance(local, InputError):
+                    raise local
+                home.pictures(job_id)
+            except InputError as error:
+                yield _failed(f"job {job_id}", error, status="warn")
+    except InputError as error:
+        yield _failed("jobs", error)
+    else:
+        yield Check("ok", "jobs", f"{count} in {home.root / 'jobs'}")
 
 
 def _folder_faults(home: Home) -> Iterator[Check]:
@@ -311,12 +335,15 @@ def _probe(store: Store, what: str) -> Check:
     fresh = not store.exists(layout.STORE)
     if not fresh:
         check_format(store)
-    key, blob = layout.probe(secrets.token_hex(8)), os.urandom(PROBE_BYTES)
+    token, blob = secrets.token_hex(8), os.urandom(PROBE_BYTES)
+    key = layout.probe(token)
     begun = time.monotonic()
     try:
         store.write(key, blob)
         if store.read(key, len(blob)) != blob or store.list(key) != [key]:
             raise StoreError(f"{what} gives other bytes than it was given; use another --store")
+        # As `nst-batch delete` does, which not every server takes that deletes one by one.
+        store.delete_prefix(layout.probes(token))
     finally:
         store.delete(key)
     if store.exists(key):
@@ -327,11 +354,12 @@ def _probe(store: Store, what: str) -> Check:
 
 
 def _conditional(store: Store, what: str) -> Check:
-    key = layout.probe(secrets.token_hex(8))
+    token = secrets.token_hex(8)
+    key = layout.probe(token)
     try:
         first, second = store.create(key, b"1"), store.create(key, b"2")
     finally:
-        store.delete(key)
+        store.delete_prefix(layout.probes(token))
     what = f"{what}: conditional writes"
     if first and not second:
         return Check("ok", what, "the second of two is refused")
@@ -355,10 +383,8 @@ def needs_of(model: Model) -> Needs:
     plan = model.built
     if plan is None:
         return model.engine.typical_needs(model.size)
-    graph, stored = (
-        plan.graph(distinct_pairs(1), model.engine.rates().seconds(plan.stages)),
-        plan.stored,
-    )
+    seconds, stored = model.engine.rates().seconds(plan.stages), plan.stored
+    graph = plan.graph(distinct_pairs(1, plan.pairs_per_result), seconds)
     return Needs(
         call=largest_call(graph),
         result=sum(graph.tasks[i].output_bytes for parts in graph.outputs.values() for i in parts),
@@ -373,10 +399,15 @@ def _free_disk(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _failed(what: str, error: NstBatchError, unreachable: bool = False) -> Check:
+def _failed(
+    what: str, error: NstBatchError, unreachable: bool = False, status: Status = "FAIL"
+) -> Check:
     """A named error as a check; such errors say what to do after the last semicolon."""
     detail, _, advice = str(error).rpartition("; ")
-    return Check("FAIL", what, detail or advice, advice if detail else "", unreachable)
+    # This is what that advice asks for.
+    if advice.startswith("run: nst-batch doctor"):
+        advice = "see the server's log"
+    return Check(status, what, detail or advice, advice if detail else "", unreachable)
 
 
 def _gb(size: int) -> str:

@@ -25,6 +25,7 @@ from jobs.client.session import Session
 from jobs.execution.loading import ModelPin
 from jobs.execution.notify import URL_VARIABLE
 from jobs.options import Target
+from jobs.proxies import proxy_hint
 from jobs.storage import layout
 from jobs.storage.records import JobState, write_record
 from jobs.storage.store import address_of
@@ -34,6 +35,8 @@ from nst.errors import CircuitError, ClusterError, InputError, first_line
 from nst.folders import PASSPHRASE_VARIABLE
 
 MODULE = "jobs.execution.driver"
+ENTRY = Path(__file__).resolve().parents[2] / "nst_batch.py"
+"""What runs it, whatever the working directory or PYTHONPATH has of the same name."""
 CONNECT_SECONDS = 10.0
 NO_AGENT = "No available agent"
 """What the Jobs API says until a cluster that has just started knows of its nodes."""
@@ -116,15 +119,15 @@ def start_here(
     with log.open("ab") as output:
         process = subprocess.Popen(
             [
-                sys.executable, "-m", MODULE, local.store, local.job_id, "--actors", str(actors),
-                *pin.options, "--folder", pin.folder,
+                sys.executable, "-P", ENTRY, MODULE, local.store, local.job_id,
+                "--actors", str(actors), *pin.options, "--folder", pin.folder,
             ],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
             env=environment | _told(notify_url),
-            cwd=Path(__file__).resolve().parent.parent.parent,
+            cwd=ENTRY.parent,
         )  # fmt: skip
     changed = {"driver_pid": process.pid, "cluster": "", "cluster_python": "", "submission": ""}
     home.save_job(local.model_copy(update=changed))
@@ -229,7 +232,8 @@ def _start_on_cluster(
     extra = {"runtime_env": {"env_vars": variables}} if variables else {}
     entrypoint = shlex.join(
         [
-            target.python, "-m", MODULE, address_of(local.store).portable().url, local.job_id,
+            target.python, "-P", "-m", ENTRY.stem, MODULE,
+            address_of(local.store).portable().url, local.job_id,
             "--actors", str(actors), "--cluster", *pin_of(home, local).options,
         ]
     )  # fmt: skip
@@ -264,9 +268,11 @@ def _jobs_api(address: str) -> Iterator[Any]:
         raise InputError(
             f"cluster {address}: no address of a Jobs API; give http://host:8265"
         ) from error
+    hint = proxy_hint(url)
     try:
-        # Ray itself would go on trying for long.
-        socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
+        if not hint:
+            # Ray itself would go on trying for long.
+            socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
         from ray.exceptions import RayError
         from ray.job_submission import JobSubmissionClient
 
@@ -277,6 +283,6 @@ def _jobs_api(address: str) -> Iterator[Any]:
     except (OSError, RuntimeError, ValueError) as error:
         # What follows the first line are stack traces of the cluster's.
         raise ClusterError(
-            f"cluster {address}: {first_line(error)}; check --cluster (http://host:8265), its "
-            "token, and that it runs"
+            f"cluster {address}: {first_line(error)}{hint}; check --cluster (http://host:8265), "
+            "its token, and that it runs"
         ) from error

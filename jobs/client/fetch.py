@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -38,7 +39,7 @@ from jobs.storage.records import (
 )
 from jobs.storage.store import Store
 from nst.ciphertext import Envelope, most_bytes
-from nst.engines.base import Features, Plan
+from nst.engines.base import Cipher, Features, Plan
 from nst.errors import CircuitError, InputError, NstBatchError, StoreError
 from nst.model import Model
 from nst.pictures.picture import Picture
@@ -182,6 +183,7 @@ def decrypted(session: Session, local: LocalJob) -> tuple[JobState, Iterator[Ent
     states = pair_states([pair.pair_id for pair in local.pairs], state, ended)
     costs = pair_costs(_trace(store, local, model.plan), model.plan, local.pairs)
     pictures = home.pictures(local.job_id)
+    results = _Results(store, local, model, cipher)
 
     def entry_of(pair: LocalPair) -> Entry:
         try:
@@ -194,7 +196,7 @@ def decrypted(session: Session, local: LocalJob) -> tuple[JobState, Iterator[Ent
             note = waiting_note(local, states[pair.pair_id])
             return Entry(pair.name, "waiting", *shown, None, note)
         try:
-            features = cipher.decrypt_result(_parts(store, local, pair, end, model), pair.name)
+            features = results.features(pair, end)
             result = model.finish(content, style, features)
         except NstBatchError as error:
             return Entry(pair.name, "failed", *shown, None, str(error))
@@ -250,25 +252,50 @@ def _trace(store: Store, local: LocalJob, plan: Plan) -> list[TaskTrace]:
         return []
 
 
-def _parts(
-    store: Store, local: LocalJob, pair: LocalPair, end: PairEnd, model: Model
-) -> Iterator[bytes]:
-    """The packed parts of a pair's result; raises InputError or CircuitError if there is none."""
-    if end.status == "failed":
-        raise InputError(end.reason)
-    wanted = model.plan.stored.result_parts
-    if end.parts != wanted:
-        raise CircuitError(
-            f"result of {pair.name} has {end.parts} parts, not {wanted}; submit the pair again"
-        )
-    for part in range(wanted):
-        what = f"part {part} of {pair.name}"
-        key = layout.result_part(local.job_id, end.attempt, pair.pair_id, part)
-        blob = store.read(key, most_bytes(1, model.plan.stored.result_part))
-        envelope = Envelope.unpack(blob, what)
-        envelope.require_place(layout.result_place(local.job_id, pair.pair_id, part), what)
-        model.plan.require_result(envelope, what)
-        yield blob
+class _Results:
+    """Reads and decrypts every result once, and keeps it while pairs that share it are to come."""
+
+    def __init__(self, store: Store, local: LocalJob, model: Model, cipher: Cipher) -> None:
+        self._store, self._local, self._model, self._cipher = store, local, model, cipher
+        self._left = Counter(pair.result for pair in local.pairs)
+        self._kept: dict[tuple[str, str], list[Features]] = {}
+
+    def features(self, pair: LocalPair, end: PairEnd) -> Features:
+        """Of a pair that has ended.
+
+        Raises:
+            InputError: if it has failed.
+            CircuitError: if its result cannot be decrypted.
+            StoreError: if the store does not give it.
+        """
+        key = pair.result, end.attempt
+        if key not in self._kept:
+            lanes = self._cipher.decrypt_result(self._parts(pair, end), pair.name)
+            self._kept[key] = lanes
+        lanes = self._kept[key]
+        self._left[pair.result] -= 1
+        if not self._left[pair.result]:
+            self._kept = {k: v for k, v in self._kept.items() if k[0] != pair.result}
+        return lanes[pair.lane]
+
+    def _parts(self, pair: LocalPair, end: PairEnd) -> Iterator[bytes]:
+        """The packed parts of a pair's result."""
+        if end.status == "failed":
+            raise InputError(end.reason)
+        plan, job_id = self._model.plan, self._local.job_id
+        wanted = plan.stored.result_parts
+        if end.parts != wanted:
+            raise CircuitError(
+                f"result of {pair.name} has {end.parts} parts, not {wanted}; submit the pair again"
+            )
+        for part in range(wanted):
+            what = f"part {part} of {pair.name}"
+            key = layout.result_part(job_id, end.attempt, pair.result, part)
+            blob = self._store.read(key, most_bytes(1, plan.stored.result_part))
+            envelope = Envelope.unpack(blob, what)
+            envelope.require_place(layout.result_place(job_id, pair.result, part), what)
+            plan.require_result(envelope, what)
+            yield blob
 
 
 def make_folder(out: Path) -> None:

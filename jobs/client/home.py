@@ -37,9 +37,14 @@ class DamagedJobError(InputError):
 
 
 class LocalPair(BaseModel):
-    """A pair as the user knows it; pictures by their position in the job's picture file."""
+    """A pair as the user knows it; pictures by their position in the job's picture file.
+
+    Its result may hold those of other pairs as well, each in a lane of its own.
+    """
 
     pair_id: str
+    result: str
+    lane: int = 0
     name: str
     content: int
     style: int
@@ -175,12 +180,24 @@ class Home(Folders):
         """
         found = []
         self._sweep()
+        for _, local in self.inspect():
+            if isinstance(local, InputError):
+                log.warning("%s", local)
+            else:
+                found.append(local)
+        return sorted(found, key=lambda local: local.created)
+
+    def inspect(self) -> Iterator[tuple[str, LocalJob | InputError]]:
+        """Every job's id, and the job or why its file cannot be used.
+
+        Raises:
+            InputError: if the folder cannot be read.
+        """
         for folder in subfolders(self.root / "jobs"):
             try:
-                found.append(self._read_job(folder / JOB_FILE))
+                yield folder.name, self._read_job(folder / JOB_FILE)
             except InputError as error:
-                log.warning("%s", error)
-        return sorted(found, key=lambda local: local.created)
+                yield folder.name, error
 
     def job(self, job_id: str) -> LocalJob:
         """One job.

@@ -13,7 +13,7 @@ from jobs.client.home import LocalJob, LocalPair
 from jobs.client.pairs import composed
 from jobs.client.wording import many
 from jobs.storage.records import JobRecord, TaskTrace
-from nst.engines.tasks import pair_group, style_group
+from nst.engines.tasks import result_group, style_group
 from nst.errors import InputError
 from nst.plain import plain_lines
 
@@ -95,10 +95,14 @@ def stages_of(trace: list[TaskTrace], job: JobRecord, pair_id: str) -> Iterator[
         job: What was submitted.
         pair_id: One of its pairs.
     """
-    style = next((pair.style for pair in job.pairs if pair.pair_id == pair_id), "")
     sharing = {
-        pair_group(pair_id): 1,
-        style_group(style): sum(pair.style == style for pair in job.pairs),
+        group: count
+        for own in job.pairs
+        if own.pair_id == pair_id
+        for group, count in (
+            (result_group(own.result), sum(p.result == own.result for p in job.pairs)),
+            (style_group(own.style), sum(p.style == own.style for p in job.pairs)),
+        )
     }
     by_stage: defaultdict[str, list[TaskTrace]] = defaultdict(list)
     for task in sorted(trace, key=lambda task: task.start):

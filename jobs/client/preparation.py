@@ -70,7 +70,7 @@ class _Reader:
     def _style(self, path: Path) -> PreparedStyle:
         if path not in self._styles:
             # A style is texture: its central square is as good as any, and letterbox bars are not.
-            rgb, _ = read_picture(path, self.model.level.square, "crop")
+            rgb, _ = read_picture(path, self.model.style_size, "crop")
             with _named(path):
                 self._styles[path] = self.model.prepare_style(Picture(rgb))
         return self._styles[path]

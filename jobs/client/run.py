@@ -33,7 +33,7 @@ from jobs.storage.store import address_of
 from nst.engines.rates import Rates
 from nst.errors import InputError
 from nst.model import Model
-from nst.network.levels import SECURITY, QualityLevel
+from nst.network.levels import DEFAULT_ENGINE, SECURITY, QualityLevel, levels_of
 
 Working = Callable[[str], None]
 """Told what is being done."""
@@ -62,7 +62,7 @@ class Batch:
     @property
     def records(self) -> list[PairRecord]:
         """The pairs as the job will have them."""
-        return records_of_pictures(self.pairs)
+        return records_of_pictures(self.pairs, self.model.plan.pairs_per_result)
 
     def require_pairs(self) -> None:
         """Raise InputError if no pair can be used."""
@@ -170,14 +170,15 @@ def load_model(options: ModelOptions, home: Home) -> Model:
     security = options.security if isinstance(options, BuildOptions) else SECURITY
     publishable = isinstance(options, SubmitOptions) and options.publishable
     return Model.load(
-        options.quality, home.models, options.size, security=security, publishable=publishable
+        options.quality, home.models, options.size, options.engine, security, publishable
     )
 
 
 def named(model: Model) -> str:
-    """A model's level, with the size of its results unless it is the level's own."""
-    own = model.size == model.level.square
-    return model.level.name if own else f"{model.level.name}, {model.size} pixels"
+    """A model's level, with its size unless that is the level's own, and engine unless default."""
+    size = "" if model.size == model.level.square else f", {model.size} pixels"
+    engine = "" if model.engine.name == DEFAULT_ENGINE else f", {model.engine.name}"
+    return model.level.name + size + engine
 
 
 def cores_of(options: SubmitOptions) -> int:
@@ -209,4 +210,5 @@ def best_level(
         working(f"building the model of {level.name}")
         return load_model(replace(options, quality=level.name), home)
 
-    return choose(pairs, cores, options.budget, offer, model_of, uploads, rates)
+    levels = levels_of(options.engine)
+    return choose(pairs, levels, cores, options.budget, offer, model_of, uploads, rates)

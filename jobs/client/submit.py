@@ -14,8 +14,9 @@ from jobs.client.home import LocalJob, LocalPair, SkippedPair
 from jobs.client.pairs import Skipped
 from jobs.client.preparation import PreparedPair
 from jobs.client.session import Session
+from jobs.execution.sharing import share
 from jobs.storage import layout
-from jobs.storage.records import JobRecord, PairRecord, write_record
+from jobs.storage.records import JobRecord, write_record
 from jobs.storage.store import Store
 from nst.engines.base import PLAN_FILE, SERVER_FILE, PreparedInput
 from nst.errors import CircuitError, InputError, NstBatchError, StoreError
@@ -23,7 +24,7 @@ from nst.model import Model
 from nst.pictures.picture import Picture
 
 Progress = Callable[[int, int], None]
-"""Told how many of how many pictures are encrypted."""
+"""Told how many of how many inputs, of one picture or more, are encrypted."""
 
 
 def new_id() -> str:
@@ -62,21 +63,28 @@ def submit(
     own = job_id if fresh_key or model.level.exact else ""
     card = model.key_set(session.ring, own, session.ask)
     cipher = model.cipher(session.ring, card.key_id, session.ask)
-    inputs = _Inputs()
-    records, known = [], []
-    for pair in prepared:
-        content, style = pair.content.input, pair.style.input
-        record = PairRecord(pair_id=new_id(), content=inputs.add(content), style=inputs.add(style))
-        records.append(record)
-        known.append(
-            LocalPair(
-                pair_id=record.pair_id,
-                name=pair.name,
-                content=inputs.position(content.picture),
-                style=inputs.position(style.picture),
-                box=pair.box,
-            )
+    pictures = _Pictures()
+    laid_out = share(
+        [(pictures.key(pair.content.input), pictures.key(pair.style.input)) for pair in prepared],
+        plan.pairs_per_result,
+        new_id,
+    )
+    known = [
+        LocalPair(
+            pair_id=record.pair_id,
+            result=record.result,
+            lane=lane,
+            name=pair.name,
+            content=pictures.position(pair.content.input.picture),
+            style=pictures.position(pair.style.input.picture),
+            box=pair.box,
         )
+        for pair, record, lane in zip(prepared, laid_out.records, laid_out.lanes, strict=True)
+    ]
+    wanted = {
+        **{i: [prepared[k].content.input for k in of] for i, of in laid_out.contents.items()},
+        **{i: [prepared[k].style.input for k in of] for i, of in laid_out.styles.items()},
+    }
     job = JobRecord(
         job_id=job_id,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -85,7 +93,7 @@ def submit(
         height=plan.size.height,
         model_id=plan.model_id,
         key_id=card.key_id,
-        pairs=records,
+        pairs=laid_out.records,
     )
     local = LocalJob(
         job_id=job.job_id,
@@ -102,14 +110,14 @@ def submit(
         publishable=model.level.exact,
     )
     try:
-        home.add_job(local, inputs.pictures)
+        home.add_job(local, pictures.all)
         upload_shared(session, local)
-        progress(0, len(inputs.wanted))
+        progress(0, len(wanted))
         # The next ones are encrypted while one is uploaded.
-        with closing(cipher.encrypt_all(inputs.wanted.values())) as envelopes:
-            for done, (input_id, envelope) in enumerate(zip(inputs.wanted, envelopes, strict=True)):
+        with closing(cipher.encrypt_all(wanted.values())) as envelopes:
+            for done, (input_id, envelope) in enumerate(zip(wanted, envelopes, strict=True)):
                 store.write(layout.encrypted_input(job.job_id, input_id), envelope.pack())
-                progress(done + 1, len(inputs.wanted))
+                progress(done + 1, len(wanted))
         write_record(store, layout.job(job.job_id), job)
         # The last other job that used them may have been deleted before this one could be seen.
         upload_shared(session, local)
@@ -125,29 +133,23 @@ def submit(
     return local
 
 
-class _Inputs:
-    """The encrypted pictures a job needs: each picture once in each role and contrast."""
+class _Pictures:
+    """The pictures of a job, each once."""
 
     def __init__(self) -> None:
-        self.pictures: list[Picture] = []
-        self.wanted: dict[str, PreparedInput] = {}
+        self.all: list[Picture] = []
         self._positions: dict[int, int] = {}
-        self._ids: dict[tuple[int, str, float], str] = {}
 
     def position(self, picture: Picture) -> int:
         """Where a picture stands in the job's list of pictures."""
         if id(picture) not in self._positions:
-            self._positions[id(picture)] = len(self.pictures)
-            self.pictures.append(picture)
+            self._positions[id(picture)] = len(self.all)
+            self.all.append(picture)
         return self._positions[id(picture)]
 
-    def add(self, prepared: PreparedInput) -> str:
-        """The id of an encrypted picture."""
-        key = (self.position(prepared.picture), prepared.role, prepared.contrast)
-        if key not in self._ids:
-            self._ids[key] = new_id()
-            self.wanted[self._ids[key]] = prepared
-        return self._ids[key]
+    def key(self, prepared: PreparedInput) -> tuple[int, float]:
+        """Equal for what is encrypted once in its role."""
+        return self.position(prepared.picture), prepared.contrast
 
 
 def upload_shared(session: Session, local: LocalJob, mend: bool = False) -> None:

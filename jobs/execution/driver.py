@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from cluster.reasons import why
 from cluster.types import Callback, Executor, Handle
 from jobs.execution.checkpoints import Checkpoints
 from jobs.execution.loading import EvaluatorLoader, ModelPin
@@ -30,7 +30,7 @@ from jobs.storage.store import open_store
 from nst.ciphertext import Envelope, most_bytes
 from nst.engines import get_engine
 from nst.engines.base import Plan
-from nst.errors import CircuitError, NstBatchError, StoreError, last_line
+from nst.errors import CircuitError, NstBatchError, StoreError
 from nst.sealing import seal
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ def walk_job(
     try:
         seconds = get_engine(plan.engine).rates().seconds(plan.stages)
         whole = plan.graph(recorder.left, seconds)
-        pairs = {pair.pair_id for pair in recorder.left}
-        there = copy_results(store, job, plan, recorder.attempt, pairs, recorder.keep_alive)
+        results = {pair.result for pair in recorder.left}
+        there = copy_results(store, job, plan, recorder.attempt, results, recorder.keep_alive)
         graph = without_done(whole, checkpoints.stored(whole), there)
         told = [*callbacks, checkpoints, Tracer(store, job.job_id), recorder]
         run_graph(graph, executor, read_input, told, recorder.control)
@@ -109,11 +109,9 @@ def drive(
         with connect(recorder, pin) as (executor, callbacks):
             return walk_job(recorder, plan, executor, callbacks)
     except Exception as error:
-        # Of an actor's stack trace the last line says what happened, after the error's name.
-        reason = re.sub(r"^nst\.errors\.\w+: ", "", last_line(error))
         # A store that does not take the reason must not hide it.
         with suppress(StoreError):
-            recorder.could_not_go_on(reason)
+            recorder.could_not_go_on(why(error))
         raise
 
 

@@ -147,8 +147,12 @@ class Forecaster:
     def __init__(self, plan: Plan, rates: Rates, offer: Offer) -> None:
         self.plan, self.rates, self.offer = plan, rates, offer
         self.seconds = rates.seconds(plan.stages)
-        self.single = self.graph(distinct_pairs(1))
+        self.single = self.graph(self.distinct_pairs(1))
         self.actor_bytes = rates.actor_bytes_of(largest_call(self.single))
+
+    def distinct_pairs(self, count: int) -> list[PairRecord]:
+        """Pairs of pictures of their own each, as many to a ciphertext as it takes."""
+        return distinct_pairs(count, self.plan.pairs_per_result)
 
     def graph(self, pairs: Sequence[PairRecord]) -> TaskGraph:
         """The task graph of pairs, costed at the rates."""
@@ -199,12 +203,12 @@ class Forecaster:
         return simulate(graph, machines, self.plan.stored)
 
     def wire(self, pairs: Sequence[PairRecord]) -> Wire:
-        """Bytes between client and store; every distinct picture goes up once."""
+        """Bytes between client and store; every distinct encrypted picture goes up once."""
         contents, styles = {pair.content for pair in pairs}, {pair.style for pair in pairs}
         stored = self.plan.stored
         return Wire(
             up=len(contents) * stored.content + len(styles) * stored.style,
-            down=len(pairs) * stored.result,
+            down=len({pair.result for pair in pairs}) * stored.result,
         )
 
     def one_pair(self) -> OnePair:
@@ -224,7 +228,7 @@ class Forecaster:
             tasks=counted,
             useful_cores=next(n for n in counts if took[n] <= USEFUL * fastest),
             longest=longest,
-            halved_s=critical_path(self.plan.graph(distinct_pairs(1), halved)).seconds,
+            halved_s=critical_path(self.plan.graph(self.distinct_pairs(1), halved)).seconds,
         )
 
     def pairs_a_night(self, pairs: Sequence[PairRecord], cores: int) -> int:
@@ -235,8 +239,9 @@ class Forecaster:
         """
         alone = self.simulate(self.single, cores).wall_s
         in_flight = cores * alone / self.single.seconds
+        together = self.plan.pairs_per_result
         most = NIGHT_TASKS // len(self.single.tasks)
-        few = max(min(math.ceil(5 * in_flight) + 8, most // 3), 1)
+        few = together * max(min(math.ceil(5 * in_flight) + 8, most // 3), 1)
         first = self.simulate(self.graph(repeated(pairs, few)), cores)
         if first.wall_s >= NIGHT_S:
             return bisect_right(first.pair_done_s, NIGHT_S)
@@ -248,7 +253,7 @@ class Forecaster:
         alone = self.simulate(self.single, cores)
         job = self.simulate(graph, cores)
         core_hours = cores * job.wall_s / 3600
-        wire = self.wire(distinct_pairs(1))
+        wire = self.wire(self.distinct_pairs(1))
         return OnCores(
             cores=cores,
             pair_s=alone.wall_s,
@@ -264,9 +269,12 @@ class Forecaster:
         )
 
 
-def distinct_pairs(count: int) -> list[PairRecord]:
-    """Pairs with a content and a style of their own each."""
-    return [PairRecord(pair_id=f"p{i}", content=f"c{i}", style=f"s{i}") for i in range(count)]
+def distinct_pairs(count: int, together: int = 1) -> list[PairRecord]:
+    """Pairs with a content and a style of their own each; so many share ciphertexts."""
+    return [
+        PairRecord(pair_id=f"p{i}", content=f"c{n}", style=f"s{n}", result=f"r{n}")
+        for i, n in ((i, i // together) for i in range(count))
+    ]
 
 
 def repeated(pairs: Sequence[PairRecord], count: int) -> list[PairRecord]:
@@ -274,9 +282,7 @@ def repeated(pairs: Sequence[PairRecord], count: int) -> list[PairRecord]:
     out = []
     for i in range(count):
         turn, pair = i // len(pairs), pairs[i % len(pairs)]
-        ids = (pair.pair_id, pair.content, pair.style)
-        pair_id, content, style = (f"{each}-{turn}" for each in ids)
-        out.append(PairRecord(pair_id=pair_id, content=content, style=style))
+        out.append(PairRecord(**{k: f"{v}-{turn}" for k, v in pair.model_dump().items()}))
     return out
 
 

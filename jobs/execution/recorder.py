@@ -30,7 +30,7 @@ from jobs.storage.records import (
 )
 from jobs.storage.store import Store
 from nst.engines.base import Plan
-from nst.engines.tasks import Task, TaskGraph, pair_group
+from nst.engines.tasks import Task, TaskGraph, is_style_group
 from nst.errors import StoreError
 from nst.plain import plain
 
@@ -59,6 +59,7 @@ class Recorder(Callback[Handle]):
         self.ended, self.cancelled = marks.ended, marks.cancelled
         self._clock_ahead = store.clock() - time.time()
         self._written = self._looked = 0.0
+        self._result_of = {pair.pair_id: pair.result for pair in job.pairs}
         self._started: set[str] = set()
         self._counted: set[int] = set()
         self._depth: dict[str, int] = {}
@@ -124,8 +125,8 @@ class Recorder(Callback[Handle]):
     def on_task_start(self, task: Task) -> None:
         """See `Callback`."""
         self.state.status = "running"
-        for pair_id in self.graph.pairs_of[task.group]:
-            if task.group == pair_group(pair_id) and pair_id not in self._started:
+        for pair_id in self._pairs_alone(task):
+            if pair_id not in self._started:
                 self._started.add(pair_id)
                 log.info("pair %s: running", pair_id)
 
@@ -141,19 +142,23 @@ class Recorder(Callback[Handle]):
         if task.index not in self._counted:
             self._counted.add(task.index)
             state.seconds_done += task.seconds
-        for pair_id in self.graph.pairs_of[task.group]:
-            if task.group == pair_group(pair_id) and task.depth > self._depth.get(pair_id, -1):
+        for pair_id in self._pairs_alone(task):
+            if task.depth > self._depth.get(pair_id, -1):
                 self._depth[pair_id] = task.depth
                 state.stages[pair_id] = task.stage
         state.first_task = min(state.first_task or completion.start, completion.start)
         state.last_task = max(state.last_task, completion.end)
         state.peak_live_bytes = max(state.peak_live_bytes, live_bytes)
 
-    def on_result_part(self, pair_id: str, part: int, ciphertext: bytes) -> None:
+    def _pairs_alone(self, task: Task) -> tuple[str, ...]:
+        """Pairs whose result a task is for; none of a style, which any pair may wait for."""
+        return () if is_style_group(task.group) else self.graph.pairs_of[task.group]
+
+    def on_result_part(self, result: str, part: int, ciphertext: bytes) -> None:
         """See `Callback`."""
-        place = layout.result_place(self.job.job_id, pair_id, part)
+        place = layout.result_place(self.job.job_id, result, part)
         envelope = replace(self._plan.pack_result(self.job.key_id, ciphertext), place=place)
-        key = layout.result_part(self.job.job_id, self.attempt, pair_id, part)
+        key = layout.result_part(self.job.job_id, self.attempt, result, part)
         self.store.write(key, envelope.pack())
 
     def on_pair_done(self, pair_id: str) -> None:
@@ -247,13 +252,18 @@ class Recorder(Callback[Handle]):
             del self.state.stages[pair_id]
 
     def _delete_parts(self, pair_id: str) -> None:
-        self.store.delete_prefix(layout.attempt_pair(self.job.job_id, self.attempt, pair_id))
+        """Delete this driver's parts of a pair's result, unless another pair may need them."""
+        result = self._result_of[pair_id]
+        sharing = {p for p, other in self._result_of.items() if other == result} - {pair_id}
+        ends = [self.ended.get(other) for other in sharing]
+        if all(end and end.attempt != self.attempt for end in ends):
+            self.store.delete_prefix(layout.attempt_result(self.job.job_id, self.attempt, result))
 
     def _delete_unpublished(self) -> None:
         """Delete this driver's parts that no pair needs; when all is done, those of dead ones."""
         job_id = self.job.job_id
         published = tuple(
-            layout.attempt_pair(job_id, end.attempt, end.pair_id)
+            layout.attempt_result(job_id, end.attempt, self._result_of[end.pair_id])
             for end in self.ended.values()
             if end.status == "succeeded"
         )

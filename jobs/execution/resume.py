@@ -22,7 +22,7 @@ from nst.errors import NstBatchError
 
 @dataclass(frozen=True)
 class StoredResult:
-    """A task's result that is in the store: of a pair or of a style, see `Task.group`."""
+    """A task's output that is in the store: of a result or of a style, see `Task.group`."""
 
     group: str
     stage: str
@@ -37,16 +37,16 @@ def without_done(
     Args:
         graph: All of a job's tasks.
         stored: Results that need not be computed, and the input ids that name them from now on.
-        results: By pair id, the parts of its result that are there.
+        results: By result, the parts of it that are there.
 
     Returns:
         A graph without the tasks that no task reads any more, in which `outputs` has the missing
         parts only.
     """
-    there = {pair: set(parts) for pair, parts in results.items()}
+    there = {result: set(parts) for result, parts in results.items()}
     missing = {
-        pair: [i for i in tasks if graph.tasks[i].part not in there.get(pair, ())]
-        for pair, tasks in graph.outputs.items()
+        result: [i for i in tasks if graph.tasks[i].part not in there.get(result, ())]
+        for result, tasks in graph.outputs.items()
     }
 
     def input_of(index: int) -> str | None:
@@ -76,7 +76,7 @@ def without_done(
 
     return TaskGraph(
         tasks=tuple(moved(graph.tasks[old]) for old in sorted(needed)),
-        outputs={pair: tuple(renumbered[i] for i in tasks) for pair, tasks in missing.items()},
+        outputs={made: tuple(renumbered[i] for i in tasks) for made, tasks in missing.items()},
         pairs_of=graph.pairs_of,
     )
 
@@ -86,7 +86,7 @@ def copy_results(
     job: JobRecord,
     plan: Plan,
     attempt: str,
-    pairs: set[str],
+    results: set[str],
     keep_alive: Callable[[], None],
 ) -> dict[str, set[int]]:
     """Copy the parts of unfinished results that other drivers have left, as one's own.
@@ -98,15 +98,15 @@ def copy_results(
         job: Its record.
         plan: Its model.
         attempt: This driver's.
-        pairs: Pairs that have not ended.
+        results: Those of pairs that have not ended.
         keep_alive: Called after every part: copying a large job takes minutes.
 
     Returns:
-        By pair id, the parts that are there now. Damaged ones are not.
+        By result, the parts that are there now. Damaged ones are not.
     """
     wanted = {
-        layout.part_in_attempt(pair, part): (pair, part)
-        for pair in pairs
+        layout.part_in_attempt(result, part): (result, part)
+        for result in results
         for part in range(plan.stored.result_parts)
     }
     there: dict[str, set[int]] = {}
@@ -115,16 +115,16 @@ def copy_results(
         other, _, name = key.removeprefix(prefix).partition("/")
         if other == attempt or name not in wanted:
             continue
-        pair, part = wanted[name]
-        if part in there.get(pair, ()):
+        result, part = wanted[name]
+        if part in there.get(result, ()):
             continue
         with contextlib.suppress(NstBatchError):
             blob = store.read(key, most_bytes(1, plan.stored.result_part))
             envelope = Envelope.unpack(blob, key)
             envelope.require(job.key_id, job.model_id, key)
-            envelope.require_place(layout.result_place(job.job_id, pair, part), key)
+            envelope.require_place(layout.result_place(job.job_id, result, part), key)
             plan.require_result(envelope, key)
-            store.write(layout.result_part(job.job_id, attempt, pair, part), blob)
-            there.setdefault(pair, set()).add(part)
+            store.write(layout.result_part(job.job_id, attempt, result, part), blob)
+            there.setdefault(result, set()).add(part)
         keep_alive()
     return there

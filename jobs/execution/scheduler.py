@@ -68,7 +68,7 @@ def run_graph(
     """Walk a graph to its end; a failed pair takes nothing but its own tasks with it.
 
     Args:
-        graph: What to run; pairs without missing outputs are done at once.
+        graph: What to run; results without missing parts are done at once.
         executor: What runs it; closed before the callbacks are told of the end.
         read_input: Parts of an encrypted picture by id; called when its first part is needed, and
             again if that happens after its last reader was done. An exception of it fails the
@@ -95,9 +95,9 @@ class _Walk(Generic[Handle]):
         # A task's result is wanted by its readers and, in the last stage, by the callbacks.
         self.wanted = [len(r) for r in self.readers]
         self.part_of = {
-            i: (pair, graph.tasks[i].part) for pair, parts in graph.outputs.items() for i in parts
+            i: (made, graph.tasks[i].part) for made, parts in graph.outputs.items() for i in parts
         }
-        self.parts_left = {pair: len(parts) for pair, parts in graph.outputs.items()}
+        self.parts_left = {result: len(parts) for result, parts in graph.outputs.items()}
         self.handles: dict[int, Handle] = {}
         self.inputs: dict[str, list[Handle]] = {}
         self.input_readers: dict[str, int] = {}
@@ -133,8 +133,8 @@ class _Walk(Generic[Handle]):
     def run(self, control: Callable[[], Control]) -> None:
         for callback in self.callbacks:
             callback.on_start(self.graph)
-        for pair_id in [pair for pair, parts in self.parts_left.items() if not parts]:
-            self._finish(pair_id)
+        for result in [result for result, parts in self.parts_left.items() if not parts]:
+            self._finish(result)
         self._walk(control)
         self.executor.close()
         for callback in self.callbacks:
@@ -240,18 +240,20 @@ class _Walk(Generic[Handle]):
                 self.missing[reader].remove(task.index)
                 self._offer(reader)
 
-    def _deliver(self, pair_id: str, part: int, handle: Handle) -> None:
+    def _deliver(self, result: str, part: int, handle: Handle) -> None:
         ciphertext = self.executor.get(handle)
         for callback in self.callbacks:
-            callback.on_result_part(pair_id, part, ciphertext)
-        self.parts_left[pair_id] -= 1
-        if not self.parts_left[pair_id]:
-            self._finish(pair_id)
+            callback.on_result_part(result, part, ciphertext)
+        self.parts_left[result] -= 1
+        if not self.parts_left[result]:
+            self._finish(result)
 
-    def _finish(self, pair_id: str) -> None:
-        for callback in self.callbacks:
-            callback.on_pair_done(pair_id)
-        self._close(pair_id)
+    def _finish(self, result: str) -> None:
+        for pair_id in self.graph.pairs(result):
+            if pair_id not in self.over:
+                for callback in self.callbacks:
+                    callback.on_pair_done(pair_id)
+                self._close(pair_id)
 
     def _failed_attempt(
         self, task: Task, completion: Completion[Handle], given: Sequence[Handle]

@@ -186,7 +186,7 @@ class VirtualCluster(Callback[_Blob]):
         """See `Callback`."""
         self.report.peak_live_bytes = max(self.report.peak_live_bytes, live_bytes)
 
-    def on_result_part(self, pair_id: str, part: int, ciphertext: bytes) -> None:
+    def on_result_part(self, result: str, part: int, ciphertext: bytes) -> None:
         """See `Callback`; the driver writes the part to the store."""
         self.report.bytes_written += self.stored.result_part
         self._drive(self.stored.result_part / self.machines.bandwidth)

@@ -78,24 +78,24 @@ def attempt_results(job_id: str, attempt: str) -> str:
     return f"{results(job_id)}{attempt}/"
 
 
-def attempt_pair(job_id: str, attempt: str, pair_id: str) -> str:
-    """Prefix of the parts of a pair that one driver has made."""
-    return f"{attempt_results(job_id, attempt)}{pair_id}/"
+def attempt_result(job_id: str, attempt: str, result: str) -> str:
+    """Prefix of the parts of a result that one driver has made."""
+    return f"{attempt_results(job_id, attempt)}{result}/"
 
 
-def result_part(job_id: str, attempt: str, pair_id: str, part: int) -> str:
+def result_part(job_id: str, attempt: str, result: str, part: int) -> str:
     """One encrypted part of a result."""
-    return f"{attempt_results(job_id, attempt)}{part_in_attempt(pair_id, part)}"
+    return f"{attempt_results(job_id, attempt)}{part_in_attempt(result, part)}"
 
 
-def part_in_attempt(pair_id: str, part: int) -> str:
+def part_in_attempt(result: str, part: int) -> str:
     """The end of the key of such a part, below the prefix of its attempt."""
-    return f"{pair_id}/{part:03d}.ct"
+    return f"{result}/{part:03d}.ct"
 
 
-def result_place(job_id: str, pair_id: str, part: int) -> str:
+def result_place(job_id: str, result: str, part: int) -> str:
     """What a part of a result says of itself, whichever driver made it."""
-    return f"{job_id}/{part_in_attempt(pair_id, part)}"
+    return f"{job_id}/{part_in_attempt(result, part)}"
 
 
 def checkpoints(job_id: str) -> str:
@@ -104,7 +104,7 @@ def checkpoints(job_id: str) -> str:
 
 
 def checkpoint(job_id: str, group: str, stage: str, part: int) -> str:
-    """One of them, of the pair or the style that a group is."""
+    """One of them, of the result or the style that a group is."""
     return f"{checkpoints(job_id)}{group.replace(':', '-')}/{stage}/{part:03d}.ct"
 
 
@@ -128,9 +128,14 @@ def cancellation(job_id: str) -> str:
     return f"{marks(job_id)}cancel.json"
 
 
+def probes(token: str) -> str:
+    """Prefix of what `doctor` writes and deletes again, as a job is deleted."""
+    return f"probe-{token}/"
+
+
 def probe(token: str) -> str:
-    """What `doctor` writes and deletes again."""
-    return f"probe-{token}"
+    """The blob of such a prefix."""
+    return f"{probes(token)}blob"
 
 
 def require_key(store: str, key: str) -> None:

@@ -173,6 +173,9 @@ class LocalStore:
         found = list(self._below(prefix[:-1]))
         for key, _ in found:
             self.delete(key)
+        parts = self._parts(prefix[:-1])
+        with contextlib.suppress(OSError, StoreContentError), self._folder(parts[:-1]) as folder:
+            os.rmdir(parts[-1], dir_fd=folder)
         return sum(is_blob for _, is_blob in found)
 
     def clock(self) -> float:

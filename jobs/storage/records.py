@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from jobs.storage import layout
 from jobs.storage.bounds import JOB_BYTES, MARKS, PAIR_BYTES, SMALL_BYTES, TASK_BYTES, TRACE_BYTES
@@ -55,11 +63,12 @@ Record = TypeVar("Record", bound=StoreRecord)
 
 
 class PairRecord(BaseModel):
-    """A pair by the ids of its encrypted pictures."""
+    """A pair by the ids of its encrypted pictures and of its result; pairs may share all three."""
 
     pair_id: Id
     content: Id
     style: Id
+    result: Id
 
 
 class JobRecord(StoreRecord):
@@ -76,6 +85,15 @@ class JobRecord(StoreRecord):
     model_id: Id
     key_id: Id
     pairs: list[PairRecord]
+
+    @model_validator(mode="after")
+    def _results_are_of_the_same_pictures(self) -> Self:
+        made: dict[str, tuple[str, str]] = {}
+        for pair in self.pairs:
+            pictures = pair.content, pair.style
+            if made.setdefault(pair.result, pictures) != pictures:
+                raise ValueError(f"pairs of result {pair.result} have other pictures")
+        return self
 
 
 class JobState(StoreRecord):

@@ -84,9 +84,14 @@ class S3Address:
     def _check_options(self) -> None:
         options = self.options
         for name, value in options.in_url().items():
-            if not value or not value.isprintable():
+            if not value:
                 raise StoreAddressError(
                     f"store {self.name}: {name} is empty; leave it out or give one"
+                )
+            if not value.isprintable():
+                raise StoreAddressError(
+                    f"store {self.name}: {name} holds a character that is not printed, perhaps the "
+                    "line end of a file from Windows; write it again"
                 )
         if options.endpoint_url is not None:
             _check_endpoint(self.name, options.endpoint_url)
@@ -185,6 +190,11 @@ def _check_endpoint(name: str, endpoint: str) -> None:
     if "@" in endpoint:
         raise StoreAddressError(
             f"store {name}: credentials do not belong into an endpoint; {advice}"
+        )
+    if right and parts.path not in ("", "/"):
+        raise StoreAddressError(
+            f"store {name}: {without_secrets(endpoint)!r} is no endpoint of a server: leave out "
+            f"{parts.path}; a bucket belongs into s3://bucket/prefix"
         )
     if not right or parts.query or parts.fragment:
         raise StoreAddressError(

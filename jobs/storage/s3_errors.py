@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import Any
 
 import botocore.exceptions as boto
 from boto3.exceptions import Boto3Error, RetriesExceededError
+from botocore.parsers import ResponseParserError
 
+from jobs.proxies import proxy_hint
 from jobs.storage.s3_address import S3Address
 from nst.errors import StoreError
 
-REQUEST_ERRORS = (boto.BotoCoreError, boto.ClientError, Boto3Error)
-"""What a request raises, one of these."""
+REQUEST_ERRORS = (
+    boto.BotoCoreError,
+    boto.ClientError,
+    Boto3Error,
+    ResponseParserError,
+    RecursionError,
+)
+"""What a request raises, one of these. botocore follows a redirect that leads back for ever."""
+_WRITES = frozenset({"PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"})
 _TRANSIENT_CODES = frozenset(
     {
         "ConditionalRequestConflict",
@@ -31,7 +41,11 @@ _CREDENTIAL_CODES = frozenset(
     {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthFailure"}
 )
 _EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
+_UNKNOWN_CODES = frozenset({"InvalidArgument", "InvalidRequest", "NotImplemented", "BadRequest"})
 _FULL_STATUS, _UNSUPPORTED_STATUS = 507, 501
+_REDIRECTED = (
+    "the server redirects to another address; check --endpoint-url: https or http, host and port"
+)
 
 
 def status_of(error: BaseException) -> int:
@@ -52,13 +66,18 @@ def is_transient(error: BaseException) -> bool:
         status = status_of(error)
         lasting = code_of(error) in _FULL_CODES or status in (_FULL_STATUS, _UNSUPPORTED_STATUS)
         return not lasting and (status >= 500 or code_of(error) in _TRANSIENT_CODES)
-    if isinstance(error, boto.SSLError):
+    if isinstance(error, boto.SSLError) or _of_a_header(error):
         return False
     return isinstance(
         error,
         boto.ConnectionError | boto.HTTPClientError | boto.IncompleteReadError
         | RetriesExceededError,
     )  # fmt: skip
+
+
+def _of_a_header(error: BaseException) -> bool:
+    """Whether a request could not be sent since a credential holds what no header may."""
+    return isinstance(error, boto.HTTPClientError) and "nvalid header value" in str(error)
 
 
 def explain(error: Exception, address: S3Address, doing: str) -> StoreError:
@@ -78,14 +97,16 @@ def explain(error: Exception, address: S3Address, doing: str) -> StoreError:
 
 def _reason(error: Exception, address: S3Address, code: str, status: int) -> str:
     if isinstance(error, boto.ClientError):
-        return _refusal(address, code, status)
+        return _refusal(address, code, status, error.operation_name in _WRITES)
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
         return (
             "there are no complete credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
             "or name a profile with --profile"
         )
     if isinstance(error, boto.ProfileNotFound):
-        return f"no profile {address.options.profile or ''}; see ~/.aws/config or change --profile"
+        # Without the option, boto3 takes one from the environment.
+        named = address.options.profile or os.environ.get("AWS_PROFILE", "")
+        return f"no profile {named or 'default'}; see ~/.aws/config or change --profile"
     if isinstance(error, boto.CredentialRetrievalError | boto.TokenRetrievalError):
         return "credentials could not be fetched; renew them, as with: aws sso login"
     if isinstance(error, boto.SSLError):
@@ -95,9 +116,22 @@ def _reason(error: Exception, address: S3Address, code: str, status: int) -> str
         )
     if isinstance(error, boto.FlexibleChecksumError | boto.ChecksumError):
         return "the bytes received do not match their checksum; try again, or submit the job again"
+    if isinstance(error, RecursionError):
+        return _REDIRECTED
+    if isinstance(error, ResponseParserError):
+        return "what answers is no S3 server; check --endpoint-url, and that no proxy is between"
+    if _of_a_header(error):
+        return (
+            "a credential holds a character that no request can carry, perhaps the line end of a "
+            "file from Windows; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY again"
+        )
     if is_transient(error):
-        where = address.options.endpoint_url or "the server"
-        return f"{where} does not answer; check --endpoint-url, the network, and that it runs"
+        where = address.options.endpoint_url or "https://s3.amazonaws.com"
+        shown = address.options.endpoint_url or "the server"
+        return (
+            f"{shown} does not answer{proxy_hint(where)}; check --endpoint-url, the network, and "
+            "that it runs"
+        )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "no space left; free some space"
     if isinstance(error, ValueError):
@@ -105,7 +139,7 @@ def _reason(error: Exception, address: S3Address, code: str, status: int) -> str
     return f"{type(error).__name__}; run: nst-batch doctor --store {address.name}"
 
 
-def _refusal(address: S3Address, code: str, status: int) -> str:
+def _refusal(address: S3Address, code: str, status: int, writing: bool) -> str:
     if code == "NoSuchBucket":
         server = address.options.endpoint_url
         return (
@@ -123,6 +157,8 @@ def _refusal(address: S3Address, code: str, status: int) -> str:
         return "this machine's clock is wrong; set it (timedatectl set-ntp true)"
     if code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraint"):
         return "the bucket is in another region; give --region"
+    if 300 <= status < 400:
+        return _REDIRECTED
     if code in _FULL_CODES or status == _FULL_STATUS:
         return f"the store is full ({code}); free some space or choose another --store"
     if code.startswith("KMS") or "Encryption" in code:
@@ -134,6 +170,11 @@ def _refusal(address: S3Address, code: str, status: int) -> str:
             f"access is denied ({code}); give these credentials s3:GetObject, s3:PutObject, "
             "s3:DeleteObject, s3:AbortMultipartUpload, s3:ListBucket and "
             "s3:ListBucketMultipartUploads"
+        )
+    if status == _UNSUPPORTED_STATUS or (writing and code in _UNKNOWN_CODES):
+        return (
+            f"the server does not know this kind of request ({code}, HTTP {status}); it must take "
+            "x-amz-checksum-sha256 and If-None-Match, as Amazon S3 or SeaweedFS 4.48 does"
         )
     if status >= 500:
         return f"the server fails ({code}, HTTP {status}); see its log and its free space"

@@ -8,6 +8,7 @@ import hashlib
 import io
 import re
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from boto3.s3.transfer import TransferConfig, create_transfer_manager
 from botocore.config import Config
 from botocore.exceptions import ClientError
 from botocore.loaders import create_loader
+from botocore.parsers import ResponseParserError
 from botocore.session import Session
 from tenacity import (
     Retrying,
@@ -55,6 +57,10 @@ DELETE_BATCH = 1000
 """Keys a request, S3's limit."""
 SENSELESS = (ValueError, LookupError, TypeError, OverflowError, RecursionError)
 """What reading an answer raises that no S3 server gives."""
+UNSUPPORTED = frozenset({405, 501})
+"""What servers answer to requests that they do not know."""
+LISTING = frozenset({"Name", "IsTruncated", "MaxKeys"})
+"""What S3's listings say, and pages to sign in at do not."""
 SHA256, WRITER = "sha256", "writer"
 """Metadata of every object; of those made by `create`, who made it."""
 
@@ -244,8 +250,14 @@ class S3Store:
         """See `Store`; to the second."""
 
         def dated() -> float:
-            headers = self._list_one()["ResponseMetadata"]["HTTPHeaders"]
-            return parsedate_to_datetime(headers["date"]).timestamp()
+            date = self._list_one()["ResponseMetadata"]["HTTPHeaders"].get("date", "")
+            try:
+                return parsedate_to_datetime(date).timestamp()
+            except SENSELESS as error:
+                raise self._error(
+                    "the server does not say the time (no header Date), by which a job is known to "
+                    "be alive; take away the proxy before it, or use another --store"
+                ) from error
 
         return self._request("cannot read its clock", dated)
 
@@ -317,6 +329,8 @@ class S3Store:
         answer: dict[str, Any] = self.client.list_objects_v2(
             Bucket=self.address.bucket, Prefix=self.address.key(""), MaxKeys=1
         )
+        if LISTING.isdisjoint(answer):
+            raise ResponseParserError("no listing")
         return answer
 
     def _download(self, key: str, limit: int | None) -> tuple[bytes, str | None]:
@@ -378,12 +392,24 @@ class S3Store:
 
     def _delete_batch(self, prefix: str, keys: Sequence[str]) -> None:
         objects = [{"Key": self.address.key(key)} for key in keys]
-        answer = self._request(
-            f"cannot delete {prefix}",
-            lambda: self.client.delete_objects(
-                Bucket=self.address.bucket, Delete={"Objects": objects, "Quiet": True}
-            ),
-        )
+
+        def delete() -> dict[str, Any] | None:
+            try:
+                answer: dict[str, Any] = self.client.delete_objects(
+                    Bucket=self.address.bucket, Delete={"Objects": objects, "Quiet": True}
+                )
+                return answer
+            except ClientError as error:
+                if status_of(error) not in {400, 411, *UNSUPPORTED}:
+                    raise
+                return None
+
+        answer = self._request(f"cannot delete {prefix}", delete)
+        if answer is None:
+            # Older servers want Content-MD5, which boto3 does not send, or delete one by one only.
+            with ThreadPoolExecutor(PARALLEL) as threads:
+                deque(threads.map(self.delete, keys), maxlen=0)
+            return
         for refused in answer.get("Errors", []):
             raise self._error(
                 f"cannot delete {prefix}: {refused.get('Code')}; give these credentials "
@@ -397,7 +423,13 @@ class S3Store:
             Bucket=bucket, Prefix=self.address.key(prefix)
         )
         begun = (u for page in islice(pages, MOST_PAGES) for u in page.get("Uploads", []))
-        for upload in (u for u in begun if u["Key"].startswith(self.address.key(prefix))):
+        try:
+            uploads = [u for u in begun if u["Key"].startswith(self.address.key(prefix))]
+        except ClientError as error:
+            if status_of(error) not in UNSUPPORTED:
+                raise
+            return  # A server that cannot list them must give them up by itself.
+        for upload in uploads:
             try:
                 self.client.abort_multipart_upload(
                     Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]

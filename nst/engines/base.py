@@ -131,8 +131,13 @@ class Plan(Protocol):
         ...
 
     @property
+    def pairs_per_result(self) -> int:
+        """How many pairs may share ciphertexts, each in a lane of its own."""
+        ...
+
+    @property
     def stored(self) -> StoredBytes:
-        """Sizes of a pair's pictures in the store."""
+        """Sizes of encrypted pictures and results in the store, however many pairs share them."""
         ...
 
     @property
@@ -149,7 +154,7 @@ class Plan(Protocol):
         ...
 
     def graph(self, pairs: Sequence[PairIds], seconds: Seconds) -> TaskGraph:
-        """Lay out the tasks of a job's pairs, whose order is their rank.
+        """Lay out the tasks of a job's pairs, in the order of their results.
 
         Args:
             pairs: What is to be done.
@@ -228,12 +233,19 @@ class KeyPair:
 class Cipher(Protocol):
     """Encrypts pictures and decrypts results under one key set."""
 
-    def encrypt_all(self, inputs: Iterable[PreparedInput]) -> Generator[Envelope, None, None]:
-        """Encrypt pictures, in order; each is given as soon as it is there."""
+    def encrypt_all(
+        self, inputs: Iterable[Sequence[PreparedInput]]
+    ) -> Generator[Envelope, None, None]:
+        """Encrypt pictures, in order; each envelope is given as soon as it is there.
+
+        Args:
+            inputs: For each envelope, the pictures of one role that share it, in order of their
+                lanes: at most `Plan.pairs_per_result`. One style by itself serves all lanes.
+        """
         ...
 
-    def decrypt_result(self, parts: Iterable[bytes], what: str) -> Features:
-        """Features out of the packed parts of a result, in order.
+    def decrypt_result(self, parts: Iterable[bytes], what: str) -> list[Features]:
+        """Features of every lane out of the packed parts of a result, in order.
 
         Args:
             parts: They are taken one after the other: a large result has more bytes than memory.
@@ -280,6 +292,8 @@ class Engine(Protocol):
     """What has to be installed for it; without it, the others work."""
     client_modules: tuple[str, ...]
     """Modules that a server process must not be able to import."""
+    widest: int
+    """Pixels of a row of the largest content that it computes."""
 
     @property
     def runtime(self) -> str:
@@ -292,6 +306,10 @@ class Engine(Protocol):
 
     def model_id(self, network: Network, level: QualityLevel, size: Size) -> str:
         """Identity of the model of a network at a size."""
+        ...
+
+    def style_size(self, level: QualityLevel) -> Size:
+        """Of the styles that a level's networks take."""
         ...
 
     def load_network(self, path: Path) -> Network:

@@ -1,20 +1,23 @@
 """The task graph of a job as plain data: built and costed by an engine before anything runs.
 
-A task is one call of a stage on ciphertexts; it belongs to a group, which is a pair or a style
-that several pairs share. What walks a graph (`jobs.execution.scheduler`) knows sources, seconds
+A task is one call of a stage on ciphertexts; it belongs to a group, which is a result or a style
+that several results share. What walks a graph (`jobs.execution.scheduler`) knows sources, seconds
 and bytes, and nothing of what a stage computes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 
 class PairIds(Protocol):
-    """A pair by the opaque ids of its encrypted pictures."""
+    """A pair by the opaque ids of its encrypted pictures, and of the result that it has a part in.
+
+    Pairs of one result have the same encrypted pictures: they share ciphertexts.
+    """
 
     @property
     def pair_id(self) -> str: ...
@@ -24,6 +27,39 @@ class PairIds(Protocol):
 
     @property
     def style(self) -> str: ...
+
+    @property
+    def result(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class ResultIds:
+    """A result by its opaque ids.
+
+    Attributes:
+        result: Its own.
+        content: Of the encrypted contents.
+        style: Of the encrypted styles.
+        pairs: Whose it is.
+    """
+
+    result: str
+    content: str
+    style: str
+    pairs: tuple[str, ...]
+
+
+def results_of(pairs: Iterable[PairIds]) -> list[ResultIds]:
+    """The results of pairs, in order of their first pairs."""
+    first: dict[str, PairIds] = {}
+    members: dict[str, list[str]] = {}
+    for pair in pairs:
+        first.setdefault(pair.result, pair)
+        members.setdefault(pair.result, []).append(pair.pair_id)
+    return [
+        ResultIds(result, pair.content, pair.style, tuple(members[result]))
+        for result, pair in first.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -45,12 +81,12 @@ class Task:
     Attributes:
         index: Position in the graph.
         stage: Function to call.
-        group: The pair or style it belongs to.
+        group: The result or style it belongs to.
         part: Which part of the stage's output it makes.
         sources: Its arguments in order.
         seconds: Of one core, at the rates that the graph was built with.
         output_bytes: Size of its result.
-        rank: Of its pair in the job; a style has that of its first pair.
+        rank: Of its result in the job; a style has that of its first result.
         depth: Of its stage in the network.
         checkpoint: Whether its result is worth storing for a driver that resumes the job.
     """
@@ -73,8 +109,8 @@ class TaskGraph:
 
     Attributes:
         tasks: In an order in which sources come before readers.
-        outputs: By pair id, the tasks that make the parts of its result, in order; of a job
-            that is resumed, those that are missing.
+        outputs: By result, the tasks that make its parts, in order; of a job that is resumed,
+            those that are missing.
         pairs_of: By group, the pairs that fail with it.
     """
 
@@ -86,6 +122,10 @@ class TaskGraph:
     def seconds(self) -> float:
         """Core-seconds of all tasks: divided by the cores, no job is faster."""
         return math.fsum(task.seconds for task in self.tasks)
+
+    def pairs(self, result: str) -> tuple[str, ...]:
+        """Whose a result is."""
+        return self.pairs_of[result_group(result)]
 
     def bytes_by_group(self) -> dict[str, int]:
         """By group, the bytes of all results that its tasks read: the most it can ever hold."""
@@ -110,7 +150,7 @@ class StageShape:
 
     Attributes:
         name: Of the stage.
-        tasks: Per pair, or per style in the style branch.
+        tasks: Per result, or per style in the style branch.
         work: Of one task, in the engine's own unit.
         style: Whether it belongs to the style branch, which is computed once per style.
     """
@@ -125,13 +165,13 @@ Seconds = Mapping[str, float]
 """By stage, core-seconds of one task."""
 
 
-def pair_group(pair_id: str) -> str:
-    """The group of a pair's own tasks."""
-    return f"pair:{pair_id}"
+def result_group(result: str) -> str:
+    """The group of the tasks of a result alone."""
+    return f"result:{result}"
 
 
 def style_group(style_id: str) -> str:
-    """The group of the tasks of a style, which pairs may share."""
+    """The group of the tasks of a style, which results may share."""
     return f"style:{style_id}"
 
 

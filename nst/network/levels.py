@@ -11,7 +11,10 @@ from typing import Any
 from nst.errors import CircuitError, InputError
 from nst.pictures.size import Size
 
-WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+DEFAULT_ENGINE = "concrete"
+ONE_FOR_ALL = {"ckks": WEIGHTS / "ckks.safetensors"}
+"""By engine, the weights of all levels, of one whose network is the same at all."""
 P_ERROR = 0.01
 """Probability that the noise of one PBS exceeds half an activation level.
 
@@ -92,27 +95,33 @@ LEVELS = {
 }
 
 
-def find_level(name: str) -> QualityLevel:
-    """The level of that name, whether its weights are installed or not.
+def levels_of(engine: str = DEFAULT_ENGINE) -> list[QualityLevel]:
+    """All levels with an engine's weights, whether they are installed or not."""
+    return [find_level(name, engine) for name in LEVELS]
+
+
+def find_level(name: str, engine: str = DEFAULT_ENGINE) -> QualityLevel:
+    """The level of that name with an engine's weights, whether they are installed or not.
 
     Raises:
         InputError: if there is none.
     """
     if name not in LEVELS:
         raise InputError(f"no quality level {name!r}; choose one of {', '.join(LEVELS)}")
-    return LEVELS[name]
+    level = LEVELS[name]
+    return replace(level, weights=ONE_FOR_ALL[engine]) if engine in ONE_FOR_ALL else level
 
 
-def get_level(name: str) -> QualityLevel:
+def get_level(name: str, engine: str = DEFAULT_ENGINE) -> QualityLevel:
     """The level of that name, ready to be used.
 
     Raises:
         InputError: if there is none.
         CircuitError: if its weights are not installed.
     """
-    level = find_level(name)
+    level = find_level(name, engine)
     if not level.trained:
-        ready = ", ".join(n for n, other in LEVELS.items() if other.trained)
+        ready = ", ".join(other.name for other in levels_of(engine) if other.trained)
         raise CircuitError(
             f"quality level {name!r} has no weights at {level.weights}; trained levels: {ready}"
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,10 @@ def read_weights(path: Path, engine: str, format: int) -> tuple[Arrays, dict[str
             that the card beside it describes. Without a card it is taken as it is.
     """
     _check_card(path)
-    try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CircuitError(f"weights {path} cannot be read ({error}); reinstall them") from error
-    # Files of the first engine are older than the second.
-    if (made_for := metadata.get("engine", "concrete")) != engine:
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if (made_for := _engine(metadata)) != engine:
         raise CircuitError(
             f"weights {path} are of engine {made_for}, not {engine}; name that engine, or other "
             "weights"
@@ -69,6 +66,26 @@ def read_weights(path: Path, engine: str, format: int) -> tuple[Arrays, dict[str
             "export them again"
         )
     return arrays, metadata
+
+
+def engine_of(path: Path) -> str:
+    """Name of the engine whose weights a file holds; raises CircuitError if it cannot be read."""
+    with _opened(path) as file:
+        return _engine(file.metadata() or {})
+
+
+def _engine(metadata: Mapping[str, str]) -> str:
+    # Files of the first engine are older than the second.
+    return metadata.get("engine", "concrete")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="np") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise CircuitError(f"weights {path} cannot be read ({error}); reinstall them") from error
 
 
 def tensor(arrays: Arrays, name: str, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -15,9 +15,8 @@ from nst.errors import InputError
 GRID = 8
 """Pixels: the coarsest cells that the network works on. Other sides are padded to a multiple of it
 before encryption."""
-SMALLEST, WIDEST, TALLEST = 16, 1024, 4096
-"""Pixels. A row is one task, which has to hold three rows of everything that it reads: what limits
-the width is a worker's memory (see docs/architecture.md), and nothing does the height but time."""
+SMALLEST, LARGEST = 16, 4096
+"""Pixels of a side, whatever the engine."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,16 @@ class Size:
         width, height = found[1], found[2] or found[1]
         return Size(int(width), int(height)).checked()
 
-    def checked(self) -> Size:
-        """The same; raises InputError if it is too small or too large to be computed."""
-        if not (SMALLEST <= self.width <= WIDEST and SMALLEST <= self.height <= TALLEST):
+    def checked(self, widest: int = LARGEST) -> Size:
+        """The same; raises InputError if it is too small or too large to be computed.
+
+        Args:
+            widest: Width that an engine computes, see `nst.engines.base.Engine.widest`.
+        """
+        if not (SMALLEST <= self.width <= widest and SMALLEST <= self.height <= LARGEST):
             raise InputError(
-                f"size {self}: the width must be {SMALLEST} to {WIDEST:,} pixels and the height "
-                f"{SMALLEST} to {TALLEST:,}; give another"
+                f"size {self}: the width must be {SMALLEST} to {widest:,} pixels and the height "
+                f"{SMALLEST} to {LARGEST:,}; give another"
             )
         return self
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from nst.network.architecture import LEVEL, OUTPUT, STYLE_CODE, WEIGHT_MAX
 from nst.training.dataset import Batch
-from nst.training.network import SAFE_LEVELS, TIE, Conditions, StageLayer, StyleTransfer
+from nst.training.network import SAFE_LEVELS, TIE, StageLayer, StyleTransfer
+from nst.training.trainable import Conditions
 
 ACCUMULATOR_QUANTILE = 0.9999
 """Share of a stage's accumulators that must fit into `SAFE_LEVELS`; the loss sees to the rest."""

@@ -10,25 +10,33 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from nst.errors import InputError
-from nst.network.architecture import LEVEL, Architecture, grids
-from nst.network.weights import load_weights
-from nst.training.network import StyleTransfer
+from nst.training.engines import TRAINABLE
+from nst.training.trainable import Trainable
 from nst.training.validation import score
 
 NETWORK, OPTIMIZER = "network", "optimizer"
 """How names of tensors in a checkpoint begin."""
-RECORD, PLAIN = "checkpoint", ("step", "seconds", "options", "architecture", "validation")
+RECORD, PLAIN = (
+    "checkpoint",
+    (
+        "engine",
+        "step",
+        "seconds",
+        "options",
+        "architecture",
+        "validation",
+    ),
+)
 """The metadata's key, and the fields that are JSON below it."""
 
 
@@ -37,13 +45,14 @@ class Checkpoint:
     """Everything a run goes on from, and what an export reads.
 
     Attributes:
-        network: `StyleTransfer.state_dict()`.
+        network: `Trainable.state_dict()`.
         optimizer: Adam's state.
         step: Steps done.
         seconds: Time they took.
-        options: `nst.training.loop.Options` as a dictionary.
-        architecture: `Architecture` as a dictionary.
+        options: `nst.training.loop.Run.record`.
+        architecture: `Trainable.sizes`.
         validation: Figures of `nst.training.validation.Validation.measure`.
+        engine: Whose network it is.
     """
 
     network: dict[str, Tensor]
@@ -53,6 +62,8 @@ class Checkpoint:
     options: dict[str, Any]
     architecture: dict[str, Any]
     validation: dict[str, float]
+    # Checkpoints of the first engine are older than the second.
+    engine: str = "concrete"
 
     @staticmethod
     def read(path: Path) -> Checkpoint:
@@ -156,59 +167,48 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def initial_network(start: Path | None, sizes: dict[str, Any], size: int) -> StyleTransfer:
+def initial_network(
+    start: Path | None, sizes: dict[str, Any], *sides: int, engine: str = "concrete"
+) -> Trainable:
     """A network to begin with: random, or with the weights of another run.
 
     Args:
-        start: A checkpoint (`.ckpt`), or shipped integer weights (`.safetensors`); None for random
-            weights from PyTorch's generator.
-        sizes: Fields of `Architecture` that differ from the file's, or from the defaults. Weights
-            do not depend on the size of pictures, and strides do not change their shapes.
-        size: Side of the pictures in pixels.
+        start: A checkpoint (`.ckpt`), or shipped weights (`.safetensors`); None for random weights
+            from PyTorch's generator.
+        sizes: Fields of the architecture that differ from the file's, or from the defaults.
+            Weights do not depend on the size of pictures, and strides do not change their shapes.
+        sides: Of the pictures in pixels.
+        engine: Whose network.
 
     Raises:
-        InputError: if there is no such architecture, or the weights do not fit it.
+        InputError: if there is no such architecture, or the weights do not fit it or are of another
+            engine.
+        CircuitError: if shipped weights cannot be read, or no engine could compute the network.
     """
-    if start is None:
-        return StyleTransfer(_architecture(Architecture(), sizes, size))
-    if start.suffix == ".safetensors":
-        integers = load_weights(start)
-        network = StyleTransfer(_architecture(integers.architecture, sizes, size))
-        state: dict[str, Tensor] = {
-            "head.weight": torch.from_numpy(integers.head_weight),
-            "head.bias": torch.from_numpy(integers.head_bias),
-            "skip": torch.from_numpy(integers.skip),
-        }
-        for name, stage in integers.stages.items():
-            prefix = f"stages.{name}"
-            state[f"{prefix}.conv.weight"] = torch.from_numpy(stage.weight).float() / LEVEL
-            state[f"{prefix}.bias"] = torch.from_numpy(stage.bias).float() / LEVEL
-            if stage.modulation is not None:
-                state[f"{prefix}.modulation.weight"] = (
-                    torch.from_numpy(stage.modulation).float() / LEVEL
-                )
-    else:
+    kind = TRAINABLE[engine]
+    known: dict[str, Any] = {}
+    state: dict[str, Tensor] | None = None
+    if start is not None and start.suffix == ".safetensors":
+        known, state = kind.read_weights(start)
+    elif start is not None:
         checkpoint = Checkpoint.read(start)
-        known = _architecture(Architecture(), checkpoint.architecture, size=None)
-        network = StyleTransfer(_architecture(known, sizes, size))
-        state = checkpoint.network
+        if checkpoint.engine != engine:
+            raise InputError(
+                f"{start} is of engine {checkpoint.engine}, not {engine}: name that --engine, or "
+                "start from another file"
+            )
+        known, state = checkpoint.architecture, checkpoint.network
     try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(f"the weights of {start} do not fit the architecture {sizes}") from error
-    return network
-
-
-def _architecture(base: Architecture, sizes: dict[str, Any], size: int | None) -> Architecture:
-    """`base` with other sizes, checked for pictures of `size` pixels if that is given."""
-    try:
-        for name, value in sizes.items():
-            if type(value) is not type(getattr(base, name, value)) or value < 0:
-                raise ValueError(f"{name} cannot be {value!r}")
-        architecture = Architecture.from_dict({**asdict(base), **sizes})
-        stages = architecture.stages()
-        if size is not None:
-            grids(stages, size)
+        network = kind.build(sizes, known)
+        for side in sides:
+            network.check(side)
     except (TypeError, ValueError) as error:
-        raise InputError(f"no architecture {sizes}: {error}") from error
-    return architecture
+        raise InputError(f"no architecture {sizes or known}: {error}") from error
+    if state is not None:
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            raise InputError(
+                f"the weights of {start} do not fit the architecture {sizes}"
+            ) from error
+    return network

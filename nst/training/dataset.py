@@ -37,6 +37,13 @@ VALIDATION_EVERY = 16
 """Every 16th picture of a folder, in name order, is never trained on."""
 SMALLEST_CROP = 0.6
 """Smallest crop side, as a share of the picture's short side."""
+WIDE_CROP = 0.3
+"""The same of a style that is widened."""
+BLENDED, CONTRASTED = 0.3, 0.5
+"""Shares of those that are blended with another one, or get another contrast."""
+LEAST_CONTRAST, MOST_CONTRAST = 0.6, 1.6
+MOST_ENLARGED = 256
+"""Pixels beyond which nothing is enlarged in a mix: VGG takes its time by area."""
 MIN_SIDE = 16
 """Pictures with a shorter side in pixels are of no use: enlarged they show nothing."""
 MOST_MISSES = 200
@@ -152,16 +159,20 @@ def center_square(path: Path, size: int) -> Floats:
     return _resize(rgb, (left, top, left + side, top + side), size)
 
 
-def random_square(path: Path, size: int, rng: random.Random) -> Floats:
+def random_square(
+    path: Path, size: int, rng: random.Random, smallest: float = SMALLEST_CROP
+) -> Floats:
     """A random square crop, perhaps mirrored, as `[3, size, size]` in [0, 1].
+
+    Its side is at least `smallest` of the picture's short side.
 
     Raises:
         InputError: if the file cannot be used; nothing has been drawn from `rng` then.
     """
-    rgb = _decode(path, math.ceil(size / SMALLEST_CROP))
+    rgb = _decode(path, math.ceil(size / smallest))
     width, height = rgb.size
     short = min(width, height)
-    side = int(short * rng.uniform(SMALLEST_CROP, 1.0))
+    side = int(short * rng.uniform(smallest, 1.0))
     left, top = rng.randint(0, width - side), rng.randint(0, height - side)
     out = _resize(rgb, (left, top, left + side, top + side), size)
     return np.ascontiguousarray(out[:, :, ::-1]) if rng.random() < 0.5 else out
@@ -187,7 +198,7 @@ class Crops:
         skipped: Pictures that could not be used so far, with the reason.
     """
 
-    def __init__(self, paths: list[Path], size: int, cache: int) -> None:
+    def __init__(self, paths: list[Path], size: int, cache: int, widen: float = 0.0) -> None:
         """Read nothing yet.
 
         Args:
@@ -195,8 +206,10 @@ class Crops:
             size: Side of a crop in pixels.
             cache: How many crops to keep. The crops of a picture are then always the same few;
                 with 0 every crop is another.
+            widen: Share of crops that are turned, perhaps blended with another picture and of
+                another contrast: more styles than there are paintings.
         """
-        self.paths, self.size, self.cache = paths, size, cache
+        self.paths, self.size, self.cache, self.widen = paths, size, cache, widen
         self.variants = max(1, cache // len(paths)) if cache else 0
         self.skipped: dict[Path, str] = {}
         self._kept: dict[tuple[int, int], Crop] = {}
@@ -242,11 +255,24 @@ class Crops:
         if path in self.skipped:
             raise InputError(self.skipped[path])
         try:
-            return Crop.of(random_square(path, self.size, rng))
+            wide = self.widen > 0 and rng.random() < self.widen
+            return Crop.of(self._wide(path, rng) if wide else random_square(path, self.size, rng))
         except InputError as error:
             self.skipped[path] = str(error)
             _log.warning("skipped: %s", error)
             raise
+
+    def _wide(self, path: Path, rng: random.Random) -> Floats:
+        picture = np.rot90(random_square(path, self.size, rng, WIDE_CROP), rng.randrange(4), (1, 2))
+        if rng.random() < BLENDED:
+            with suppress(InputError):
+                other = random_square(rng.choice(self.paths), self.size, rng, WIDE_CROP)
+                picture = picture + np.float32(rng.uniform(0.3, 0.7)) * (other - picture)
+        if rng.random() < CONTRASTED:
+            mean = picture.mean((1, 2), keepdims=True)
+            contrast = np.float32(rng.uniform(LEAST_CONTRAST, MOST_CONTRAST))
+            picture = np.clip(mean + contrast * (picture - mean), 0, 1)
+        return np.ascontiguousarray(picture)
 
 
 class Targets:
@@ -301,11 +327,7 @@ def rescale(picture: Tensor, scale: float) -> Tensor:
 
 
 class Loader:
-    """Batches of one worker, read ahead in threads.
-
-    Batch k of a worker is a function of its seed, k and the files: a resumed run sees what an
-    uninterrupted one would have seen.
-    """
+    """Batches of one worker, of one size."""
 
     def __init__(
         self,
@@ -325,22 +347,8 @@ class Loader:
         return [*self.contents.skipped.values(), *self.styles.skipped.values()]
 
     def batches(self, seed: str, start: int, stop: int, threads: int) -> Generator[Batch]:
-        """Batches `start` to `stop`, each read by one of so many threads.
-
-        Raises:
-            InputError: see `Crops.draw`.
-        """
-        with ThreadPoolExecutor(threads, "reader") as pool:
-            ahead: deque[Future[tuple[list[Crop], list[Crop]]]] = deque()
-            try:
-                for step in range(start, stop):
-                    while len(ahead) <= threads and step + len(ahead) < stop:
-                        ahead.append(pool.submit(self._draw, f"{seed}/{step + len(ahead)}"))
-                    contents, styles = ahead.popleft().result()
-                    yield self._batch(contents, styles, self.scales[step % len(self.scales)])
-            finally:
-                for future in ahead:
-                    future.cancel()
+        """See `Mix.batches`."""
+        return Mix([self]).batches(seed, start, stop, threads)
 
     def batch(self, seed: str, scale: float) -> Batch:
         """One batch, read now."""
@@ -365,3 +373,43 @@ class Loader:
             content_target=self.targets.contents(contents, scale),
             style_target=self.targets.styles(styles, scale),
         )
+
+
+class Mix:
+    """Batches of one worker, of several sizes in turn, read ahead in threads.
+
+    Batch k of a worker is a function of its seed, k and the files: a resumed run sees what an
+    uninterrupted one would have seen.
+    """
+
+    def __init__(self, loaders: list[Loader]) -> None:
+        """Read nothing yet; a loader may have several turns."""
+        self.loaders = loaders
+
+    @property
+    def skipped(self) -> list[str]:
+        """Reasons why pictures could not be used, so far, each once."""
+        return list(dict.fromkeys(reason for each in self.loaders for reason in each.skipped))
+
+    def batches(self, seed: str, start: int, stop: int, threads: int) -> Generator[Batch]:
+        """Batches `start` to `stop`, each read by one of so many threads.
+
+        Raises:
+            InputError: see `Crops.draw`.
+        """
+        turns = len(self.loaders)
+        with ThreadPoolExecutor(threads, "reader") as pool:
+            ahead: deque[Future[tuple[list[Crop], list[Crop]]]] = deque()
+            try:
+                for step in range(start, stop):
+                    while len(ahead) <= threads and step + len(ahead) < stop:
+                        later = step + len(ahead)
+                        draw = self.loaders[later % turns]._draw
+                        ahead.append(pool.submit(draw, f"{seed}/{later}"))
+                    contents, styles = ahead.popleft().result()
+                    loader = self.loaders[step % turns]
+                    scale = loader.scales[step // turns % len(loader.scales)]
+                    yield loader._batch(contents, styles, scale)
+            finally:
+                for future in ahead:
+                    future.cancel()

@@ -1,6 +1,7 @@
-"""Turn checkpoints into shipped weights, if their circuits keep to the budget.
+"""Turn checkpoints into shipped weights, if what computes them keeps to its bounds.
 
-A level's weights can be carried over to another level, too.
+Of the first engine that is the budget of PBS; of the second the headroom of its parameters, which
+unseen pictures show. A level's weights can be carried over to another level, too.
 """
 
 from __future__ import annotations
@@ -14,16 +15,32 @@ from typing import Any
 
 import numpy as np
 
+from nst.engines import get_engine
+from nst.engines.base import Engine, Plan
 from nst.engines.cache import ModelCache
-from nst.engines.concrete import ConcreteEngine
+from nst.engines.ckks import CkksEngine
+from nst.engines.ckks.network import LeveledNetwork
 from nst.engines.concrete.plan import CircuitPlan
 from nst.errors import CircuitError, InputError
 from nst.network.architecture import Architecture, grids
 from nst.network.integers import IntegerNetwork
 from nst.network.levels import QualityLevel
-from nst.network.weights import load_weights, save_weights
+from nst.network.weight_files import engine_of
+from nst.network.weights import load_weights
 from nst.training.checkpoint import Checkpoint
-from nst.training.network import StyleTransfer
+from nst.training.dataset import list_pictures, split
+from nst.training.engines import TRAINABLE
+from nst.training.headroom import measure_headroom
+
+Exported = IntegerNetwork | LeveledNetwork
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The folders of a training, whose held-out pictures nobody has trained on."""
+
+    contents: Path
+    styles: Path
 
 
 def export(
@@ -36,13 +53,14 @@ def export(
     strength: float = 1.0,
     octaves: float | None = None,
     lattice: float | None = None,
+    held_out: HeldOut | None = None,
 ) -> dict[str, Any]:
-    """Compile the last checkpoint's network and write it as weights with a card.
+    """Publish the last checkpoint's network and write it as weights with a card.
 
     In place of checkpoints may stand weights (`.safetensors`), of another level as well: a network
     does not depend on the size of pictures, and strides, in which levels differ, change no weight.
 
-    The compiled circuits stay in the cache, where a client that uses these weights finds them.
+    What is published stays in the cache, where a client that uses these weights finds it.
 
     Args:
         checkpoints: The runs that led to it, in order; their times and steps are summed. Or one
@@ -50,22 +68,25 @@ def export(
         level: Size and `p_error` to compile for.
         out: Destination `.safetensors`; replaced, with its `.json`, if it exists.
         data: What it was trained on, for the card; None takes it from the card of the weights.
-        cache: Folder of compiled circuits.
-        budget: Most PBS per pixel of output, style branch included.
+        cache: Folder of published models.
+        budget: Most PBS per pixel of output, style branch included; of engine concrete.
         strength: What the client's last layer adds to the content is multiplied by this: less
             than 1 gives back content for style, at no cost.
         octaves: See `nst.pictures.octaves.match_octaves`; None keeps that of weights, or of the
             training run.
         lattice: See `nst.pictures.lattice.without_lattice`; None keeps that of weights, 0 of a
             training run.
+        held_out: What the largest values are measured on; of engine ckks, which needs it unless the
+            card of the weights has them.
 
     Returns:
         The card, without the checksum of the weights.
 
     Raises:
-        InputError: if a checkpoint cannot be read, `data` is missing, or `out` cannot be written.
+        InputError: if a checkpoint cannot be read, `data` or `held_out` is missing, or `out` cannot
+            be written.
         CircuitError: if weights cannot be read, or the network does not fit the level, its
-            accumulators or the budget; nothing is written then.
+            accumulators, parameters or the budget; nothing is written then.
     """
     if out.suffix != ".safetensors" or not out.parent.is_dir():
         raise InputError(f"cannot export to {out}: name a .safetensors file in an existing folder")
@@ -82,46 +103,96 @@ def export(
         octaves=network.octaves if octaves is None else octaves,
         lattice=network.lattice if lattice is None else lattice,
     )
-    try:
-        grids(network.architecture.stages(), level.side)
-    except ValueError as error:
-        raise CircuitError(f"{checkpoints[-1]} does not fit level {level.name}: {error}") from error
-    plan = ModelCache(cache).publish(ConcreteEngine(), network, level, level.square).plan
-    assert isinstance(plan, CircuitPlan)
-    costs = circuit_costs(plan)
-    if costs["pbs_per_pixel"] > budget:
-        raise CircuitError(
-            f"{checkpoints[-1]} costs {costs['pbs_per_pixel']:.2f} PBS per pixel at {level.name}, "
-            f"over the budget of {budget:g}; train a smaller network or raise --budget-pbs"
-        )
+    engine = get_engine(source.engine)
+    about: dict[str, Any]
+    if isinstance(network, LeveledNetwork):
+        about = {"headroom": _headroom(network, level, held_out, source, checkpoints[-1])}
+        _publish(network, level, cache, engine)
+    else:
+        _require_grid(network, level, checkpoints[-1])
+        plan = _publish(network, level, cache, engine)
+        about = {"circuits": _within(budget, plan, level, checkpoints[-1])}
     card = {
+        "engine": engine.name,
         "size": level.side,
-        "architecture": network.architecture.to_dict(),
+        "architecture": asdict(network.architecture),
         **history,
         "strength": round(history.get("strength", 1.0) * strength, 6),
         "octaves": network.octaves,
         "lattice": network.lattice,
-        "circuits": costs,
+        **about,
         "data": data,
         "commit": _commit(),
     }
     try:
-        save_weights(network, out, card)
+        engine.save_network(network, out, card)
     except OSError as error:
         raise InputError(f"cannot write {out} ({error.strerror}); choose another --out") from error
     return card
+
+
+def _publish(network: Exported, level: QualityLevel, cache: Path, engine: Engine) -> Plan:
+    return ModelCache(cache).publish(engine, network, level, level.square).plan
+
+
+def _require_grid(network: IntegerNetwork, level: QualityLevel, path: Path) -> None:
+    try:
+        grids(network.architecture.stages(), level.side)
+    except ValueError as error:
+        raise CircuitError(f"{path} does not fit level {level.name}: {error}") from error
+
+
+def _within(budget: float, plan: Plan, level: QualityLevel, path: Path) -> dict[str, float]:
+    """What the circuits cost; raises CircuitError if that is more than the budget."""
+    assert isinstance(plan, CircuitPlan)
+    costs = circuit_costs(plan)
+    if costs["pbs_per_pixel"] > budget:
+        raise CircuitError(
+            f"{path} costs {costs['pbs_per_pixel']:.2f} PBS per pixel at {level.name}, "
+            f"over the budget of {budget:g}; train a smaller network or raise --budget-pbs"
+        )
+    return costs
+
+
+def _headroom(
+    network: LeveledNetwork,
+    level: QualityLevel,
+    held_out: HeldOut | None,
+    source: _Source,
+    path: Path,
+) -> dict[str, Any]:
+    """The largest values on held-out pairs, measured or as the card of the weights has them."""
+    if held_out is None:
+        measured: dict[str, Any] | None = source.history.get("headroom")
+        if measured is None:
+            raise InputError(
+                f"{path} needs --content-dir and --style-dir: their held-out pictures show whether "
+                "its values keep within the modulus"
+            )
+        return measured
+    engine = get_engine(source.engine)
+    assert isinstance(engine, CkksEngine)
+    (_, contents), (_, styles) = (
+        split(list_pictures(folder)) for folder in (held_out.contents, held_out.styles)
+    )
+    return measure_headroom(network, engine.parameters, level.side, contents, styles)
 
 
 @dataclass(frozen=True)
 class _Source:
     """A network, and what a card says of how it came to be."""
 
-    network: IntegerNetwork
+    network: Exported
     history: dict[str, Any]
+    engine: str
 
 
 def _of_runs(checkpoints: list[Path]) -> _Source:
     runs = [Checkpoint.read(path) for path in checkpoints]
+    if len(engines := dict.fromkeys(run.engine for run in runs)) > 1:
+        raise InputError(
+            f"these checkpoints are of engines {' and '.join(engines)}: give those of one network"
+        )
     history = {
         "steps": sum(run.step for run in runs),
         "training_minutes": round(sum(run.seconds for run in runs) / 60, 1),
@@ -131,7 +202,7 @@ def _of_runs(checkpoints: list[Path]) -> _Source:
         "validation": runs[-1].validation,
         "checkpoint_sha256": hashlib.sha256(checkpoints[-1].read_bytes()).hexdigest(),
     }
-    return _Source(_integers(runs[-1], checkpoints[-1]), history)
+    return _Source(_network(runs[-1], checkpoints[-1]), history, runs[-1].engine)
 
 
 def _of_weights(paths: list[Path], level: QualityLevel) -> _Source | None:
@@ -141,22 +212,12 @@ def _of_weights(paths: list[Path], level: QualityLevel) -> _Source | None:
     if len(paths) > 1:
         raise InputError("give one .safetensors alone: its card tells of the runs before it")
     (path,) = paths
+    if (engine := engine_of(path)) == CkksEngine.name:
+        leveled = CkksEngine().load_network(path)
+        history = _history(path, level)
+        return _Source(leveled, history, engine)
     network = load_weights(path)
-    try:
-        card = json.loads(path.with_suffix(".json").read_text())
-        kept = ["steps", "training_minutes", "runs", "strength", "data", "checkpoint_sha256"]
-        carried: dict[str, Any] = {}
-        if card["size"] != level.side:
-            # What was measured was measured at the other size.
-            carried = {"weights": path.name, "size": card["size"], "sha256": card["sha256"]}
-            carried = {"validation": None, "carried_over_from": carried}
-        else:
-            kept += ["validation", "start", "note", "carried_over_from"]
-        history = {key: card[key] for key in kept if key in card}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} has no card that can be read ({error!r}); export it from its checkpoint"
-        ) from error
+    history = _history(path, level)
     architecture = Architecture.from_dict({**asdict(network.architecture), **level.sizes})
     if [s.name for s in architecture.stages()] != list(network.stages) or any(
         replace(stage, stride=1) != replace(network.stages[stage.name].stage, stride=1)
@@ -167,7 +228,26 @@ def _of_weights(paths: list[Path], level: QualityLevel) -> _Source | None:
         )
     stages = {s.name: replace(network.stages[s.name], stage=s) for s in architecture.stages()}
     network = replace(network, architecture=architecture, stages=stages)
-    return _Source(network, {**history, **carried})
+    return _Source(network, history, engine)
+
+
+def _history(path: Path, level: QualityLevel) -> dict[str, Any]:
+    """What the card of weights says that is true of them at this level as well."""
+    try:
+        card = json.loads(path.with_suffix(".json").read_text())
+        kept = ["steps", "training_minutes", "runs", "strength", "data", "checkpoint_sha256"]
+        carried: dict[str, Any] = {}
+        if card["size"] != level.side:
+            # What was measured was measured at the other size.
+            carried = {"weights": path.name, "size": card["size"], "sha256": card["sha256"]}
+            carried = {"validation": None, "carried_over_from": carried}
+        else:
+            kept += ["validation", "start", "note", "carried_over_from", "headroom"]
+        return {**{key: card[key] for key in kept if key in card}, **carried}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} has no card that can be read ({error!r}); export it from its checkpoint"
+        ) from error
 
 
 def circuit_costs(plan: CircuitPlan) -> dict[str, float]:
@@ -182,16 +262,15 @@ def circuit_costs(plan: CircuitPlan) -> dict[str, float]:
     }
 
 
-def _integers(checkpoint: Checkpoint, path: Path) -> IntegerNetwork:
-    """The integers of a checkpoint; raises CircuitError if this version's network is another."""
+def _network(checkpoint: Checkpoint, path: Path) -> Exported:
+    """What a checkpoint's engine computes; raises CircuitError if this version's is another."""
     try:
-        network = StyleTransfer(Architecture.from_dict(checkpoint.architecture))
+        network = TRAINABLE[checkpoint.engine].build({}, checkpoint.architecture)
         network.load_state_dict(checkpoint.network)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         detail = " ".join(str(error).split())[:200]
         raise CircuitError(f"{path} does not fit this version's network ({detail})") from error
-    octaves = float(checkpoint.options.get("octaves", 0))
-    return replace(network.integers(), octaves=octaves)
+    return network.weights(float(checkpoint.options.get("octaves", 0)))
 
 
 def _commit() -> str:

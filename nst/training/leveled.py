@@ -12,21 +12,41 @@ filled with copies of the style.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
 import torch
 import torch.nn.functional as F
+from brevitas.core.function_wrapper import TensorClampSte
+from brevitas.core.quant import IntQuant
 from torch import Tensor, nn
 
-from nst.engines.ckks.network import LEAST_CURVATURE, LeveledArchitecture
+from nst.engines.ckks.integers import WEIGHT_MAX, weight_steps
+from nst.engines.ckks.network import (
+    LARGEST_PIXEL,
+    LEAST_CURVATURE,
+    LeveledArchitecture,
+    LeveledNetwork,
+    array_name,
+    from_torch,
+    load_network,
+)
+from nst.engines.ckks.packing import style_side
+from nst.engines.ckks.parameters import Parameters
 from nst.network.architecture import CELL, CELL_CHANNELS, UPSAMPLE
 from nst.network.integers import RESULT_FLOOR
+from nst.network.levels import QualityLevel
 from nst.training.finishing import standardized
+from nst.training.trainable import Conditions, Trainable, checked_sizes
 
 BOUND = 4.0
 """Of |z| in training: values beyond it cost, so that they keep within a modulus."""
 
 
 class Square(nn.Module):
-    """`a z^2 + z`, channel by channel; collects how far `z` leaves its bound."""
+    """`a z^2 + z`, channel by channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -34,19 +54,32 @@ class Square(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """`z` is `[N, C, ...]`."""
+        return self.curvatures().view(1, -1, *[1] * (z.dim() - 2)) * z * z + z
+
+    def curvatures(self) -> Tensor:
+        """`a`, `[C]`, of a size that an engine can compute."""
         sign = torch.where(self.curvature < 0, -1.0, 1.0)
-        curvature = sign * self.curvature.abs().clamp(min=LEAST_CURVATURE)
-        return curvature.view(1, -1, *[1] * (z.dim() - 2)) * z * z + z
+        return sign * self.curvature.abs().clamp(min=LEAST_CURVATURE)
 
 
-class LeveledStyleTransfer(nn.Module):
-    """Content path, style branch and the client's last linear layer, of squares only.
+class LeveledStyleTransfer(Trainable):
+    """Content path, style branch and the client's last linear layer of engine ckks.
 
-    Inputs and outputs live in whitened colour space (`nst.pictures.color`).
+    Quantized, 3 x 3 weights and modulations are the integers that the engine makes of them
+    (`nst.engines.ckks.integers`), with gradients straight through: which real number an integer
+    stands for depends on the primes and on the square behind it, five to seven bits in all.
     """
 
-    def __init__(self, architecture: LeveledArchitecture) -> None:
+    engine: ClassVar[str] = "ckks"
+    needs_quantization: ClassVar[bool] = False
+    architecture: LeveledArchitecture
+
+    def __init__(
+        self, architecture: LeveledArchitecture, parameters: Parameters | None = None
+    ) -> None:
+        """Random weights; quantization rounds as for these parameters, or for those that ship."""
         super().__init__()
+        self.ckks_parameters = parameters or Parameters()
         self.architecture = a = architecture
         before = CELL_CHANNELS
         self.style_convs, self.style_squares = nn.ModuleList(), nn.ModuleList()
@@ -54,6 +87,8 @@ class LeveledStyleTransfer(nn.Module):
             self.style_convs.append(_conv(before, channels))
             self.style_squares.append(Square(channels))
             before = channels
+        # Of the last stage its `z` alone is read; what gets no gradient stops several workers.
+        self.style_squares[-1].curvature.requires_grad_(False)
         self.pool = nn.Linear(sum(a.style), a.code)
         self.pool_square = Square(a.code)
         self.convs, self.modulations = nn.ModuleList(), nn.ModuleList()
@@ -73,34 +108,119 @@ class LeveledStyleTransfer(nn.Module):
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
         self.skip = nn.Parameter(torch.eye(3) * 0.7)
         self.register_buffer("blur", torch.tensor([1.0, 2.0, 1.0]) / 4, persistent=False)
-        self.excess: list[Tensor] = []
-        self.largest = 0.0
+        self._quantized = False
+        self._round = IntQuant(signed=True, narrow_range=True, tensor_clamp_impl=TensorClampSte())
+        self._bits = torch.tensor(float(WEIGHT_MAX.bit_length() + 1))
 
-    def style_code(self, style: Tensor) -> Tensor:
-        """Style code `[N, code]` of whitened styles `[N, 3, S, S]`."""
-        x = F.pixel_unshuffle(style, CELL)
+    @classmethod
+    def build(cls, sizes: Mapping[str, Any], base: Mapping[str, Any]) -> Self:
+        """See `Trainable`."""
+        known = LeveledArchitecture(**checked_sizes(LeveledArchitecture(), base))
+        return cls(LeveledArchitecture(**checked_sizes(known, sizes)))
+
+    @classmethod
+    def sizes_of(cls, level: QualityLevel) -> Mapping[str, Any]:
+        """See `Trainable`; one network is trained for all levels."""
+        return {}
+
+    @classmethod
+    def read_weights(cls, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """See `Trainable`."""
+        network = load_network(path)
+        return asdict(network.architecture), cls.of(network).state_dict()
+
+    @classmethod
+    def of(cls, network: LeveledNetwork, parameters: Parameters | None = None) -> Self:
+        """The trained network that these weights came from."""
+        trained, arrays = cls(network.architecture, parameters), network.arrays()
+        names = trained.state_dict().keys()
+        trained.load_state_dict({n: torch.from_numpy(arrays[array_name(n)]) for n in names})
+        return trained
+
+    def check(self, side: int) -> None:
+        """See `Trainable`."""
+        self.ckks_parameters.require(self.architecture.levels)
+        least = CELL * (self.architecture.reach + 1)
+        if side % CELL or side < least:
+            raise ValueError(f"pictures of {side} pixels are no whole cells, or less than {least}")
+
+    @property
+    def quantized(self) -> bool:
+        """See `Trainable`."""
+        return self._quantized
+
+    def quantize(self, on: bool) -> None:
+        """See `Trainable`."""
+        self._quantized = on
+
+    def style_parameters(self) -> Iterator[nn.Parameter]:
+        """See `Trainable`."""
+        for part in (self.style_convs, self.style_squares, self.pool, self.pool_square):
+            yield from part.parameters()
+
+    def weights(self, octaves: float) -> LeveledNetwork:
+        """See `Trainable`."""
+        state = {name: value.detach().cpu().numpy() for name, value in self.state_dict().items()}
+        return from_torch(self.architecture, state, octaves)
+
+    def style_code(self, style: Tensor, conditions: Conditions) -> Tensor:
+        """See `Trainable`."""
+        x = F.pixel_unshuffle(style.clamp(-LARGEST_PIXEL, LARGEST_PIXEL), CELL)
+        steps = self._steps(style_side(x.shape[-1]))
         taps = []
-        for conv, square in zip(self.style_convs, self.style_squares, strict=True):
-            z = self._bounded(conv(F.pad(x, (1, 1, 1, 1), mode="circular")))
+        for index, (conv, square) in enumerate(
+            zip(self.style_convs, self.style_squares, strict=True)
+        ):
+            weight = self._rounded(conv.weight, f"style{index}.weight", steps)
+            around = F.pad(x, (1, 1, 1, 1), mode="circular")
+            z = _bounded(F.conv2d(around, weight, conv.bias), conditions)
             taps.append(z.pow(2).mean((2, 3)))
             x = square(z)
-        return self.pool_square(self._bounded(self.pool(torch.cat(taps, 1))))
+        code: Tensor = self.pool_square(_bounded(self.pool(torch.cat(taps, 1)), conditions))
+        return code
 
-    def forward(self, content: Tensor, code: Tensor) -> Tensor:
-        """Whitened content `[N, 3, H, W]` and style code to a standardized result."""
+    def forward(self, content: Tensor, code: Tensor, conditions: Conditions) -> Tensor:
+        """See `Trainable`; of contents `[N, 3, H, W]` of any size."""
         around = CELL * self.architecture.reach
-        padded = F.pad(content, (around,) * 4, mode="reflect")
-        return self.finish(content, self.features(F.pixel_unshuffle(padded, CELL), code))
+        bounded = content.clamp(-LARGEST_PIXEL, LARGEST_PIXEL)
+        padded = F.pad(bounded, (around,) * 4, mode="reflect")
+        cells = F.pixel_unshuffle(padded, CELL)
+        return self.finish(content, self.features(cells, code, conditions))
 
-    def features(self, x: Tensor, code: Tensor) -> Tensor:
+    def features(self, x: Tensor, code: Tensor, conditions: Conditions) -> Tensor:
         """Features of cells `[N, 48, h + 2 reach, w + 2 reach]`: `[N, 4 up, h, w]`."""
-        known = x
-        for conv, modulation, square in zip(
-            self.convs, self.modulations, self.squares, strict=True
+        known, steps = x, self._steps(1)
+        for index, (conv, modulation, square) in enumerate(
+            zip(self.convs, self.modulations, self.squares, strict=True)
         ):
-            z = self._bounded(conv(known) + modulation(code)[:, :, None, None])
+            weight = self._rounded(conv.weight, f"content{index}.weight", steps)
+            by_code = self._rounded(modulation.weight, f"content{index}.modulation", steps)
+            moved = F.linear(code, by_code)[:, :, None, None]
+            z = _bounded(F.conv2d(known, weight, conv.bias) + moved, conditions)
             known = torch.cat([known[:, :, 1:-1, 1:-1], y := square(z)], 1)
         return y
+
+    def _steps(self, style_cells: int) -> dict[str, Tensor]:
+        """By array, what a unit of its integers stands for; nothing unless quantized."""
+        if not self.quantized:
+            return {}
+        curvatures = {
+            f"{name}{index}": square.curvatures().detach().double().cpu().numpy()
+            for name, squares in (("style", self.style_squares), ("content", self.squares))
+            for index, square in enumerate(squares)
+        }
+        steps = weight_steps(curvatures, self.ckks_parameters, style_cells)
+        like = self.skip
+        return {
+            n: torch.as_tensor(s, dtype=like.dtype, device=like.device) for n, s in steps.items()
+        }
+
+    def _rounded(self, weight: Tensor, name: str, steps: dict[str, Tensor]) -> Tensor:
+        if name not in steps:
+            return weight
+        zero = weight.new_zeros(())
+        rounded: Tensor = self._round(steps[name], zero, self._bits.to(weight.device), weight)
+        return rounded
 
     def finish(self, content: Tensor, up: Tensor) -> Tensor:
         """The client's part: last linear layer, smooth upsampling, colour-mixing skip."""
@@ -111,18 +231,15 @@ class LeveledStyleTransfer(nn.Module):
         result = torch.einsum("ij,njhw->nihw", self.skip, content) + smooth
         return standardized(result, RESULT_FLOOR)
 
-    def take_excess(self) -> Tensor:
-        """Mean squared excess of all values since the last call over their bound."""
-        total = torch.stack(self.excess).sum()
-        self.excess = []
-        return total
 
-    def _bounded(self, z: Tensor) -> Tensor:
-        beyond = F.relu(z.abs() - BOUND)
-        self.excess.append(beyond.pow(2).mean())
-        with torch.no_grad():
-            self.largest = max(self.largest, float(z.abs().max()))
-        return z
+def _bounded(z: Tensor, conditions: Conditions) -> Tensor:
+    """`z`, noting how far it leaves its bound: the mean square of that, summed over stages."""
+    excess = F.relu(z.abs() - BOUND).pow(2).mean()
+    conditions.overflow = conditions.overflow + excess
+    if not torch.is_grad_enabled():
+        # In training it would be one more pass over all values.
+        conditions.largest = max(conditions.largest, float(z.abs().max()))
+    return z
 
 
 def _conv(inside: int, out: int) -> nn.Conv2d:

@@ -1,8 +1,9 @@
 """The training loop, the same for one process and for several that share their gradients.
 
-Float warm-up, calibration of the integers' ranges, then quantization-aware training with the
-circuit's rounding noise in it. Every step is a function of (seed, rank, step) and the state before
-it, so a run that goes on from a checkpoint is the run that was never stopped.
+Float warm-up, calibration of the integers' ranges where the network has any, then
+quantization-aware training with what noise the engine's rounding makes. Every step is a function of
+(seed, rank, step) and the state before it, so a run that goes on from a checkpoint is the run that
+was never stopped.
 """
 
 from __future__ import annotations
@@ -22,9 +23,19 @@ from torch import Tensor, nn
 
 from nst.errors import InputError
 from nst.network.levels import QualityLevel, noise_levels
-from nst.training.calibration import accumulator_levels, factors, rescale_moments, rescale_stages
 from nst.training.checkpoint import Checkpoint, RunFolder, initial_network
-from nst.training.dataset import Batch, Crops, Loader, Targets, list_pictures, rescale, split
+from nst.training.dataset import (
+    MOST_ENLARGED,
+    Batch,
+    Crops,
+    Loader,
+    Mix,
+    Targets,
+    list_pictures,
+    rescale,
+    split,
+)
+from nst.training.engines import TRAINABLE
 from nst.training.finishing import finished
 from nst.training.losses import (
     content_loss,
@@ -34,20 +45,20 @@ from nst.training.losses import (
     statistics,
     style_loss,
 )
-from nst.training.network import Conditions, StyleTransfer
-from nst.training.options import RunOptions, TrainOptions
+from nst.training.options import BATCH_SIZE, Part, RunOptions, TrainOptions
 from nst.training.pretraining import pretrain_style
+from nst.training.trainable import Conditions, Trainable
 from nst.training.validation import Validation, score
 from nst.training.vgg import VGG16
 
 CPU = torch.device("cpu")
-STYLE_STEPS = 2_500
-"""Steps of the style branch alone, of a run that starts from random weights."""
 GRAIN_FREE = 0.6
 """Grain up to which nothing is lost, in terms of the inputs' grain."""
 LARGEST_GRADIENT = 5.0
 """Norm to which gradients are clipped."""
 CALIBRATION_BATCHES = 4
+SHARE = "share"
+"""Of the learning rate: a key of the optimizer's groups, and so of checkpoints."""
 MOST_LOST = 20
 """So many steps in a row whose gradient is not finite end a run: one is chance, all are a fault."""
 LOG_EVERY = 50
@@ -80,14 +91,20 @@ class Run(RunOptions):
     @property
     def warm_up(self) -> int:
         """Steps before quantization."""
-        usual = 0 if self.init else self.options.max_iter // 10
+        share = 0.0 if self.init else self.options.recipe.float_share
+        usual = int(self.options.max_iter * share)
         return usual if self.options.warm_up is None else self.options.warm_up
 
     @property
     def style_steps(self) -> int:
         """Steps of the style branch alone before the first (see `nst.training.pretraining`)."""
-        usual = 0 if self.init else STYLE_STEPS
+        usual = 0 if self.init else self.options.recipe.lesson.steps
         return usual if self.options.style_steps is None else self.options.style_steps
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Sides of the pictures and pairs per worker, in turn."""
+        return self.options.mix or ((self.level.side, self.options.batch_size),)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -101,10 +118,13 @@ class Run(RunOptions):
 
         Raises:
             InputError: if a folder or file is missing or unfit, there is no such architecture, no
-                step would be quantized, or `out` holds a run and `resume` is not set, or is of
-                another size or architecture.
+                step would be quantized where that is needed, or `out` holds a run and `resume` is
+                not set, or is of another engine, size or architecture.
+            CircuitError: if the weights to begin with cannot be read, or no engine could compute
+                the network.
         """
-        if self.warm_up >= self.options.max_iter:
+        kind = TRAINABLE[self.options.engine]
+        if kind.needs_quantization and self.warm_up >= self.options.max_iter:
             raise InputError(
                 f"--warm-up {self.warm_up} leaves none of {self.options.max_iter} steps quantized, "
                 "and a float network is of no use: lower it, or raise --max-iter"
@@ -121,17 +141,35 @@ class Run(RunOptions):
             self.network()
             return
         checkpoint = Checkpoint.read(folder.last)
-        known = {"size": checkpoint.options["size"], **checkpoint.architecture}
-        for name, value in {"size": self.level.side, **self.level.sizes, **self.sizes}.items():
+        known = {
+            "engine": checkpoint.engine,
+            "size": checkpoint.options["size"],
+            **checkpoint.architecture,
+        }
+        asked = {
+            "engine": kind.engine,
+            "size": self.level.side,
+            **kind.sizes_of(self.level),
+            **self.sizes,
+        }
+        for name, value in asked.items():
             if known.get(name) != value:
                 raise InputError(
                     f"the run in {self.out} has {name} {known.get(name)}, not {value}: "
                     "go on with the same, or use another --out"
                 )
 
-    def network(self) -> StyleTransfer:
-        """The network to begin with; see `nst.training.checkpoint.initial_network` for errors."""
-        return initial_network(self.init, {**self.level.sizes, **self.sizes}, self.level.side)
+    def network(self, start: Path | None = None) -> Trainable:
+        """The network to begin with, or that of a checkpoint of this run to go on from.
+
+        Raises:
+            InputError, CircuitError: see `nst.training.checkpoint.initial_network`.
+        """
+        engine, sides = self.options.engine, {self.level.side, *(side for side, _ in self.parts)}
+        if start is not None:
+            return initial_network(start, {}, *sides, engine=engine)
+        sizes = {**TRAINABLE[engine].sizes_of(self.level), **self.sizes}
+        return initial_network(self.init, sizes, *sides, engine=engine)
 
 
 @dataclass(frozen=True)
@@ -169,9 +207,7 @@ class Worker:
 class Losses(nn.Module):
     """Network and all losses in one forward pass, so that it can be wrapped as a whole."""
 
-    def __init__(
-        self, network: StyleTransfer, vgg: VGG16, options: TrainOptions, noise: float
-    ) -> None:
+    def __init__(self, network: Trainable, vgg: VGG16, options: TrainOptions, noise: float) -> None:
         """Keep all four; `vgg` has no parameters that are trained, `noise` is in levels."""
         super().__init__()
         self.network, self.options, self.noise = network, options, noise
@@ -192,10 +228,14 @@ class Losses(nn.Module):
         rgb, *again = (self._finished(picture, batch) for picture in (result, *others))
         shown = rgb.clamp(0, 1)
         features = self._vgg[0](rescale(shown, batch.scale))
+        ssc = contrastive_loss(signal, code).mean()
+        if o.mix:
+            # It falls as 1 / (N - 1), and batches of a mix should weigh alike.
+            ssc = ssc * (len(batch.style) - 1) / (BATCH_SIZE - 1)
         out = {
             "content": content_loss(features[-1], batch.content_target).mean(),
             "style": style_loss(statistics(features), batch.style_target).mean(),
-            "ssc": contrastive_loss(signal, code).mean(),
+            "ssc": ssc,
             "grain": F.relu(grain(shown, batch.content, batch.style) - GRAIN_FREE).mean(),
             "overflow": zero + conditions.overflow,
             "idle": zero + conditions.idle,
@@ -240,16 +280,10 @@ class Trainer:
         vgg = VGG16(run.vgg, dtype).eval().requires_grad_(False).to(worker.device)
         contents, contents_held = split(list_pictures(run.content_dir))
         styles, styles_held = split(list_pictures(run.style_dir))
-        size, cache = run.level.side, run.cache
-        if cache is None:
-            cache = default_cache(size, self.options.scales) if worker.device.type == "cpu" else 0
-        self.loader = Loader(
-            Crops(contents, size, cache),
-            Crops(styles, size, cache),
-            Targets(vgg, worker.device, together=cache == 0),
-            self.options.batch_size,
-            self.options.scales,
-        )
+        photographs = random.Random(f"{self.options.seed}/photographs")
+        styles += photographs.sample(contents, min(self.options.photo_styles, len(contents)))
+        self.styles = styles
+        self.loader = self._mix(contents, styles, vgg)
         start = worker.start
         if start is None and run.resume and self.folder.last.exists():
             start = self.folder.last
@@ -281,28 +315,79 @@ class Trainer:
             # In float32 everywhere: figures of all runs can be compared.
             exact = VGG16(run.vgg).eval().requires_grad_(False).to(worker.device)
             self.validation = Validation(
-                contents_held, styles_held, exact, size, worker.device, self.options.octaves
+                contents_held,
+                styles_held,
+                exact,
+                run.level.side,
+                worker.device,
+                self.options.octaves,
             )
+
+    def _mix(self, contents: list[Path], styles: list[Path], vgg: VGG16) -> Mix:
+        """A loader for each size, and their turns."""
+        options, device, parts = self.options, self.worker.device, self.run.parts
+        loaders = {}
+        for side, pairs in dict.fromkeys(parts):
+            scales = options.scales
+            if options.mix:
+                scales = tuple(s for s in scales if s * side <= MOST_ENLARGED) or (1.0,)
+            cache = self.run.cache
+            if cache is None:
+                cache = default_cache(side, scales) // len(set(parts))
+                # A cache too small for a crop of each would save little, and show each just so.
+                if device.type != "cpu" or (
+                    options.mix and cache < max(len(contents), len(styles))
+                ):
+                    cache = 0
+            loaders[side, pairs] = Loader(
+                Crops(contents, side, cache),
+                Crops(styles, side, cache, options.widen),
+                Targets(vgg, device, together=cache == 0),
+                pairs,
+                scales,
+            )
+        return Mix([loaders[part] for part in parts])
 
     def _begin(self, vgg: VGG16, start: Path | None, checkpoint: Checkpoint | None) -> None:
         """Network and optimizer, as they were at the checkpoint if there is one to go on from."""
         torch.manual_seed(self.options.seed)
         run = self.run
-        network = run.network() if start is None else initial_network(start, {}, run.level.side)
-        self.network = network.to(self.worker.device)
+        self.network = run.network(start).to(self.worker.device)
         self.network.quantize(False)
         if checkpoint is None and run.style_steps and self.worker.rank == 0:
             # Wrapping sends rank 0's parameters to the others.
             self._pretrain_style(vgg)
         self.losses = self.worker.wrap(Losses(self.network, vgg, self.options, self.noise))
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.options.lr)
+        self.optimizer = self._make_optimizer()
         if checkpoint is not None:
+            groups = self.optimizer.param_groups
+            if len(checkpoint.optimizer["param_groups"]) != len(groups):
+                raise InputError(
+                    f"the run in {run.out} trained with another --style-rate: go on with the same, "
+                    "or use another --out"
+                )
+            shares = [group[SHARE] for group in groups]
             self.optimizer.load_state_dict(checkpoint.optimizer)
+            for group, share in zip(self.optimizer.param_groups, shares, strict=True):
+                group[SHARE] = share
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        """Adam; the style branch has a group of its own if it has a rate of its own."""
+        share, everything = self.options.style_rate, list(self.network.parameters())
+        groups: list[dict[str, Any]] = [{"params": everything, SHARE: 1.0}]
+        if share != 1:
+            style = list(self.network.style_parameters())
+            known = {id(parameter) for parameter in style}
+            rest = [p for p in everything if id(p) not in known]
+            groups = [{"params": rest, SHARE: 1.0}, {"params": style, SHARE: share}]
+        return torch.optim.Adam(groups, lr=self.options.lr)
 
     def _pretrain_style(self, vgg: VGG16) -> None:
+        side = self.options.recipe.lesson.side
+        crops = Crops(self.styles, side, 0) if side else self.loader.loaders[0].styles
         told = pretrain_style(
             self.network,
-            self.loader.styles,
+            crops,
             vgg,
             self.worker.device,
             self.run.style_steps,
@@ -340,7 +425,7 @@ class Trainer:
     def _train_on(self, batch: Batch, seed: str) -> None:
         torch.manual_seed(random.Random(seed).getrandbits(63))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.options.learning_rate(self.step)
+            group["lr"] = self.options.learning_rate(self.step) * group[SHARE]
         losses = self.losses(batch)
         self.optimizer.zero_grad(set_to_none=True)
         losses["total"].backward()
@@ -358,15 +443,15 @@ class Trainer:
             self.recent.append({key: value.detach() for key, value in losses.items()})
 
     def _calibrate(self) -> None:
-        """Fit the ranges of the integers, see `nst.training.calibration`, on all workers alike."""
-        seed, scale = f"{self.options.seed}/calibration", self.options.scales[0]
-        batches = [self.loader.batch(f"{seed}/{k}", scale) for k in range(CALIBRATION_BATCHES)]
-        found = factors(self.network, accumulator_levels(self.network, batches))
-        # Workers on different machines may differ in the last bit.
-        agreed = {name: self.worker.from_first(factor) for name, factor in found.items()}
-        moved = rescale_stages(self.network, agreed)
-        rescale_moments(self.network, self.optimizer, moved)
-        self._log({"calibration": {name: round(f, 3) for name, f in agreed.items()}})
+        """See `Trainable.calibrate`; on all workers alike."""
+        loader = self.loader.loaders[0]
+        seed, scale = f"{self.options.seed}/calibration", loader.scales[0]
+
+        def batches() -> list[Batch]:
+            return [loader.batch(f"{seed}/{k}", scale) for k in range(CALIBRATION_BATCHES)]
+
+        done = self.network.calibrate(self.optimizer, batches, self.worker.from_first)
+        self._log({"calibration": {name: round(f, 3) for name, f in done.items()}})
 
     def _save(self) -> None:
         figures: dict[str, float] = {"step": self.step}
@@ -378,10 +463,12 @@ class Trainer:
                 step=self.step,
                 seconds=self._elapsed(),
                 options=self.run.record,
-                architecture=self.network.architecture.to_dict(),
+                architecture=self.network.sizes,
                 validation=held_out,
+                engine=self.network.engine,
             )
-            self.folder.save(checkpoint, self.validation.sheet(results), self.network.quantized)
+            usable = self.network.quantized or not self.network.needs_quantization
+            self.folder.save(checkpoint, self.validation.sheet(results), usable)
             self._log({"held_out": held_out, "score": score(held_out)})
             figures |= {**held_out, "score": score(held_out)}
         self.worker.report(figures, self.folder.last if self.worker.rank == 0 else None)

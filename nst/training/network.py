@@ -9,7 +9,10 @@ would cost two PBS per element and a shift costs none.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import brevitas.nn as qnn
 import numpy as np
@@ -39,10 +42,15 @@ from nst.network.architecture import (
     Architecture,
     Branch,
     Stage,
+    grids,
 )
 from nst.network.integers import RESULT_FLOOR, IntegerNetwork, IntegerStage, Ints
+from nst.network.levels import QualityLevel
 from nst.network.pixels import PIXEL_STEPS, dither
+from nst.network.weights import load_weights
+from nst.training.dataset import Batch
 from nst.training.finishing import standardized
+from nst.training.trainable import Conditions, Trainable, checked_sizes
 
 TIE = 0.5 / LEVEL
 """Half an accumulator unit: the circuit rounds halves up, PyTorch to even; with it none are met."""
@@ -77,18 +85,6 @@ class SignedLevels(Int8ActPerTensorFloat):  # type: ignore[misc]
     bit_width = KEPT_BITS
     scaling_impl_type = ScalingImplType.CONST
     scaling_init = float(-SIGNED_MIN)
-
-
-@dataclass
-class Conditions:
-    """What a training step does to every accumulator, and what it learns of them."""
-
-    noise: float = 0.0
-    """Standard deviation, in levels, of the noise the circuit's PBS sees before rounding."""
-    overflow: Tensor | float = 0.0
-    """Sum over stages of the excess over `SAFE_LEVELS`, in levels per channel and picture."""
-    idle: Tensor | float = 0.0
-    """Sum over stages of how far channels are from using their levels, see `idleness`."""
 
 
 class StageLayer(nn.Module):
@@ -178,12 +174,12 @@ class StageLayer(nn.Module):
         )
 
 
-class StyleTransfer(nn.Module):
-    """Content path, style branch and the client's last linear layer.
+class StyleTransfer(Trainable):
+    """Content path, style branch and the client's last linear layer of engine concrete."""
 
-    Inputs and outputs live in whitened colour space (`nst.pictures.color`); `forward` maps content
-    and style pictures `[N, 3, S, S]` to a standardized result `[N, 3, S, S]`.
-    """
+    engine: ClassVar[str] = "concrete"
+    needs_quantization: ClassVar[bool] = True
+    architecture: Architecture
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -197,6 +193,40 @@ class StyleTransfer(nn.Module):
         nn.init.zeros_(self.head.bias)
         self.skip = nn.Parameter(torch.eye(3) * 0.7)
         self.register_buffer("blur", torch.tensor([1.0, 2.0, 1.0]) / 4, persistent=False)
+
+    @classmethod
+    def build(cls, sizes: Mapping[str, Any], base: Mapping[str, Any]) -> Self:
+        """See `Trainable`."""
+        known = Architecture(**checked_sizes(Architecture(), base))
+        return cls(Architecture(**checked_sizes(known, sizes)))
+
+    @classmethod
+    def sizes_of(cls, level: QualityLevel) -> Mapping[str, Any]:
+        """See `Trainable`."""
+        return level.sizes
+
+    @classmethod
+    def read_weights(cls, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """See `Trainable`."""
+        integers = load_weights(path)
+        state: dict[str, Tensor] = {
+            "head.weight": torch.from_numpy(integers.head_weight),
+            "head.bias": torch.from_numpy(integers.head_bias),
+            "skip": torch.from_numpy(integers.skip),
+        }
+        for name, stage in integers.stages.items():
+            prefix = f"stages.{name}"
+            state[f"{prefix}.conv.weight"] = torch.from_numpy(stage.weight).float() / LEVEL
+            state[f"{prefix}.bias"] = torch.from_numpy(stage.bias).float() / LEVEL
+            if stage.modulation is not None:
+                state[f"{prefix}.modulation.weight"] = (
+                    torch.from_numpy(stage.modulation).float() / LEVEL
+                )
+        return integers.architecture.to_dict(), state
+
+    def check(self, side: int) -> None:
+        """See `Trainable`."""
+        grids(self.architecture.stages(), side)
 
     def quantize(self, on: bool) -> None:
         """Switch every stage between the float warm-up and quantization."""
@@ -241,6 +271,31 @@ class StyleTransfer(nn.Module):
     def quantized(self) -> bool:
         """Whether the network computes with integers."""
         return all(layer.quantized for layer in self.stages.values())
+
+    def style_parameters(self) -> Iterator[nn.Parameter]:
+        """See `Trainable`."""
+        for layer in self.branch(STYLE).values():
+            yield from layer.parameters()
+
+    def calibrate(
+        self,
+        optimizer: torch.optim.Optimizer,
+        batches: Callable[[], list[Batch]],
+        agree: Callable[[float], float],
+    ) -> dict[str, float]:
+        """See `Trainable` and `nst.training.calibration`."""
+        from nst.training import calibration
+
+        found = calibration.factors(self, calibration.accumulator_levels(self, batches()))
+        # Workers on different machines may differ in the last bit.
+        agreed = {name: agree(factor) for name, factor in found.items()}
+        moved = calibration.rescale_stages(self, agreed)
+        calibration.rescale_moments(self, optimizer, moved)
+        return agreed
+
+    def weights(self, octaves: float) -> IntegerNetwork:
+        """See `Trainable`."""
+        return replace(self.integers(), octaves=octaves)
 
     def integers(self) -> IntegerNetwork:
         """The trained network as integers and the client's float32 last layer."""

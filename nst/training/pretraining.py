@@ -16,36 +16,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nst.network.architecture import STYLE
 from nst.training.dataset import Crops
 from nst.training.losses import statistics
-from nst.training.network import Conditions, StyleTransfer
+from nst.training.options import RECIPES
+from nst.training.trainable import Conditions, Trainable
 from nst.training.vgg import VGG16
 
 CROPS_EACH = 3
 """Crops of every painting."""
-MOST_CROPS = 6_000
 PASS = 16
 """Crops that go through VGG together."""
 COMPONENTS = 96
 """Principal components of the statistics that the code is to tell: 80 % of their variance."""
-BATCH = 64
-RATE, LAST_RATE = 4e-3, 0.02
-"""Adam's learning rate, and the share of it at the end of a cosine."""
-RAMP = 50
+LAST_RATE, RAMP = 0.02, 50
+"""Share of the learning rate at the end of a cosine, and steps that it takes to rise."""
 HELD_OUT = 0.1
 """Share of the crops that tell how much of a new style the code tells."""
-OVERFLOW_WEIGHT, IDLE_WEIGHT = 0.03, 0.03
-"""Beside the error as a share of the variance."""
-CODE_LEVELS = 4.0
-"""Typical level of a style code."""
 GREY, CONTRAST = 0.45, 0.22
 """Mean and deviation of the pictures that VGG sees: colours are the client's part of a style."""
 Log = Callable[[dict[str, Any]], None]
 
 
 def pretrain_style(
-    network: StyleTransfer,
+    network: Trainable,
     styles: Crops,
     vgg: VGG16,
     device: torch.device,
@@ -56,15 +49,15 @@ def pretrain_style(
 ) -> float:
     """Train the style branch so that a linear map of the code gives VGG's style statistics.
 
-    The first half of the steps is float, the second quantized with the circuits' noise; the
-    network is left in float.
+    How is the `Lesson` of the engine's recipe (`nst.training.options`). Where it says so, the
+    second half of the steps is quantized with the circuits' noise; the network is left in float.
 
     Args:
         network: Its style branch is changed in place.
         styles: Paintings.
         vgg: What statistics are measured with.
         device: Of both.
-        steps: Batches of `BATCH` crops.
+        steps: Batches of crops.
         noise: Standard deviation of a PBS's noise, in levels.
         seed: Of everything random.
         log: Told now and then how far it is.
@@ -75,7 +68,9 @@ def pretrain_style(
     Raises:
         InputError: if picture after picture cannot be used.
     """
-    white, target = _targets(styles, vgg, device, random.Random(f"{seed}/style"))
+    lesson = RECIPES[network.engine].lesson
+    count = min(CROPS_EACH * len(styles.paths), lesson.most_crops)
+    white, target = _targets(styles, vgg, device, count, random.Random(f"{seed}/style"))
     generator = torch.Generator().manual_seed(seed)
     held = max(1, int(len(white) * HELD_OUT))
     mean = target[held:].mean(0)
@@ -88,29 +83,31 @@ def pretrain_style(
 
     code = network.architecture.code
     reader = nn.Linear(code, wanted.shape[1]).to(device)
-    parameters = [*reader.parameters()]
-    for layer in network.branch(STYLE).values():
-        parameters += layer.parameters()
-    optimizer = torch.optim.Adam(parameters, lr=RATE)
+    parameters = [*reader.parameters(), *network.style_parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=lesson.rate)
 
     def told() -> float:
         with torch.no_grad():
             codes = network.style_code(white[:held], Conditions())
-            error = (reader(codes / CODE_LEVELS) - wanted[:held]).pow(2).sum(1).mean()
+            error = (reader(codes / lesson.code_level) - wanted[:held]).pow(2).sum(1).mean()
         return float(1 - (error + lost) / total)
 
     for step in range(steps):
-        network.quantize(step >= steps // 2)
+        network.quantize(lesson.quantized and step >= steps // 2)
         fall = 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
-            rate = RATE * (LAST_RATE + (1 - LAST_RATE) * fall)
+            rate = lesson.rate * (LAST_RATE + (1 - LAST_RATE) * fall)
             group["lr"] = rate * min(1.0, (step + 1) / RAMP)
-        chosen = torch.randint(held, len(white), (BATCH,), generator=generator).to(device)
+        chosen = torch.randint(held, len(white), (lesson.batch,), generator=generator).to(device)
         batch = white[chosen].flip(3) if step % 2 else white[chosen]
+        if lesson.window:
+            # Another part of the same crop has about the same statistics.
+            batch = _window(batch, lesson.window, random.Random(f"{seed}/style/{step}"))
         conditions = Conditions(noise=noise if network.quantized else 0.0)
         codes = network.style_code(batch, conditions)
-        error = (reader(codes / CODE_LEVELS) - wanted[chosen]).pow(2).sum(1).mean()
-        loss = error / total + OVERFLOW_WEIGHT * conditions.overflow + IDLE_WEIGHT * conditions.idle
+        error = (reader(codes / lesson.code_level) - wanted[chosen]).pow(2).sum(1).mean()
+        loss = error / total + lesson.overflow_weight * conditions.overflow
+        loss = loss + lesson.idle_weight * conditions.idle
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 5.0)
@@ -122,16 +119,20 @@ def pretrain_style(
     return share
 
 
+def _window(pictures: Tensor, side: int, rng: random.Random) -> Tensor:
+    top, left = (rng.randrange(0, length - side + 1) for length in pictures.shape[2:])
+    return pictures[:, :, top : top + side, left : left + side]
+
+
 @torch.no_grad()
 def _targets(
-    styles: Crops, vgg: VGG16, device: torch.device, rng: random.Random
+    styles: Crops, vgg: VGG16, device: torch.device, count: int, rng: random.Random
 ) -> tuple[Tensor, Tensor]:
     """Whitened crops `[N, 3, S, S]`, and their statistics as style losses compare them `[N, K]`.
 
     The squared distance of two rows of statistics is (but for whose energy it is relative to)
     `nst.training.losses.style_loss` of one picture against the other.
     """
-    count = min(CROPS_EACH * len(styles.paths), MOST_CROPS)
     pictures, rows = [], []
     for start in range(0, count, PASS):
         some = [crop.white for crop in styles.draw(min(PASS, count - start), rng)]

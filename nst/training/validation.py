@@ -19,7 +19,7 @@ from nst.pictures.size import Size
 from nst.training.dataset import Crop, center_square
 from nst.training.finishing import finished
 from nst.training.losses import Statistics, content_loss, grain, statistics, style_loss
-from nst.training.network import Conditions, StyleTransfer
+from nst.training.trainable import Conditions, Trainable
 from nst.training.vgg import VGG16
 
 PAIRS = 48
@@ -63,24 +63,21 @@ class Validation:
         Raises:
             InputError: if none of the contents or of the styles can be used.
         """
-        rng = random.Random(7)
-        readable = _Readable(size)
-        pairs = [
-            (readable.choose(contents, rng), readable.choose(styles, rng)) for _ in range(PAIRS)
-        ]
+        pairs = choose_pairs(contents, styles, size, size)
         self.content, self.style = ([Crop.of(p) for p in part] for part in zip(*pairs, strict=True))
         self.vgg, self.device, self.octaves = vgg, device, octaves
         self._targets = [self._measure_targets(start) for start in range(0, PAIRS, PASS)]
 
     @torch.no_grad()
-    def measure(self, network: StyleTransfer) -> tuple[dict[str, float], Tensor]:
+    def measure(self, network: Trainable) -> tuple[dict[str, float], Tensor]:
         """Medians of `content`, `style` and `grain` over the pairs, mean `overflow`; results.
 
-        Results are `[PAIRS, 3, S, S]` in [0, 1] in steps of 1/255, on the CPU.
+        Of a network that measures it, the `largest` size of a bounded value, too. Results are
+        `[PAIRS, 3, S, S]` in [0, 1] in steps of 1/255, on the CPU.
         """
         network.eval()
         rows: dict[str, list[float]] = {"content": [], "style": [], "grain": []}
-        results, overflow = [], 0.0
+        results, overflow, largest = [], 0.0, 0.0
         for start, (deepest, style_target) in zip(
             range(0, PAIRS, PASS), self._targets, strict=True
         ):
@@ -100,10 +97,12 @@ class Validation:
             rows["style"] += style_loss(statistics(features), style_target).tolist()
             rows["grain"] += grain(rgb, content_rgb, style_rgb).tolist()
             overflow += float(conditions.overflow) * len(content) / PAIRS
+            largest = max(largest, conditions.largest)
             results.append(rgb.cpu())
         network.train()
         figures = {key: float(np.median(value)) for key, value in rows.items()}
-        return {**figures, "overflow": overflow}, torch.cat(results)
+        figures["overflow"] = overflow
+        return figures | ({"largest": largest} if largest else {}), torch.cat(results)
 
     def sheet(self, results: Tensor) -> Image.Image:
         """Content, style and result of the first pairs, side by side."""
@@ -120,6 +119,20 @@ class Validation:
         content, style = self.content[start : start + PASS], self.style[start : start + PASS]
         deepest = self.vgg(self._stack([c.rgb for c in content]))[-1]
         return deepest, statistics(self.vgg(self._stack([s.rgb for s in style])))
+
+
+def choose_pairs(
+    contents: list[Path], styles: list[Path], content_side: int, style_side: int
+) -> list[tuple[Floats, Floats]]:
+    """`PAIRS` contents and styles `[3, S, S]` in [0, 1], the same ones of the same lists.
+
+    Raises:
+        InputError: if none of the contents or of the styles can be used.
+    """
+    rng = random.Random(7)
+    of_content = _Readable(content_side)
+    of_style = of_content if style_side == content_side else _Readable(style_side)
+    return [(of_content.choose(contents, rng), of_style.choose(styles, rng)) for _ in range(PAIRS)]
 
 
 class _Readable:

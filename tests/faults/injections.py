@@ -164,7 +164,7 @@ def client_killed_during_upload(site: Site) -> Outcome:
     """`kill -9` of the client while it uploads keys, and again while it uploads pictures."""
     start = time.monotonic()
     store_url = site.url("client_killed_during_upload")
-    command = ("submit", site.source, "--quality", site.quality, "--no-wait", "--store", store_url)
+    command = ("submit", site.source, *site.options, "--no-wait", "--store", store_url)
     before = {local.job_id for local in site.home.jobs()}
     site.run_until("upload-part", *command)
     site.run_until("upload-input", *command)

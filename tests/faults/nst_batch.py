@@ -1,7 +1,8 @@
 """`nst-batch` as a process that ends itself, as `kill -9` would, at a point of its work.
 
 `python -m tests.faults.nst_batch POINT ARGUMENTS...`; without a point it ends as it does.
-`$NST_TEST_WEIGHTS`, if set, is level `toy`.
+`$NST_TEST_WEIGHTS`, if set, is level `toy`, and `$NST_TEST_LEVELED_WEIGHTS` what the toy ring of
+engine `ckks` computes.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import Any
 import jobs.client.fetch
 import jobs.storage.s3_store
 from jobs.cli.main import main
+from nst.engines import ENGINES
 from nst.network import levels
 from nst.network.levels import QualityLevel
+from tests.leveled_toy import TOY_ENGINE
 from tests.toy import TOY_SIZE
 
-WEIGHTS = "NST_TEST_WEIGHTS"
+WEIGHTS, LEVELED_WEIGHTS = "NST_TEST_WEIGHTS", "NST_TEST_LEVELED_WEIGHTS"
 P_ERROR = 0.05
 """Results are compared to the bit with each other, however noisy they are."""
 
@@ -85,5 +88,8 @@ def arm(point: str) -> None:
 if __name__ == "__main__":
     if WEIGHTS in os.environ:
         levels.LEVELS["toy"] = QualityLevel("toy", TOY_SIZE, Path(os.environ[WEIGHTS]), P_ERROR)
+    if LEVELED_WEIGHTS in os.environ:
+        levels.ONE_FOR_ALL["ckks"] = Path(os.environ[LEVELED_WEIGHTS])
+        ENGINES["ckks"] = TOY_ENGINE
     arm(sys.argv.pop(1))
     main()

@@ -38,9 +38,10 @@ from jobs.storage.records import JobRecord, JobState, read_record, read_state, w
 from jobs.storage.store import Store, open_store
 from nst.engines.base import Features
 from nst.keyring import SECRET_FILE
-from nst.model import Model
+from nst.model import DEFAULT_ENGINE, Model
 from nst.network.finishing import Floats
 from nst.pictures.picture import Picture
+from nst.pictures.size import Size
 from tests.ray_cluster import ray_cluster
 from tests.s3_server import S3Server
 
@@ -301,19 +302,30 @@ class Job:
 class Site:
     """Nodes, an S3 server, a client, and the undisturbed run of its pairs."""
 
-    def __init__(self, folder: Path, quality: str, actors: int = 2, patience: float = 600) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        quality: str,
+        actors: int = 2,
+        patience: float = 600,
+        engine: str = DEFAULT_ENGINE,
+        size: Size | None = None,
+    ) -> None:
         """Start nothing yet.
 
         Args:
             folder: Home of the client, logs and pictures.
             quality: Level of the pairs.
+            engine: What computes them.
+            size: Theirs, if it is not the level's.
             actors: Nodes with one core, and actors of a job.
             patience: Seconds after which a job hangs.
         """
         self.folder, self.quality = folder, quality
         self.actors, self.patience = actors, patience
         self.home = Home(folder / "home")
-        self.model = Model.load(quality, self.home.models)
+        self.model = Model.load(quality, self.home.models, size, engine)
+        self.options = ["--quality", quality, "--engine", engine, "--size", str(self.model.size)]
         self.undisturbed: dict[str, Features] = {}
         self.pictures: dict[str, bytes] = {}
         self.undisturbed_s = 0.0
@@ -483,6 +495,9 @@ class Site:
     def _key_windows(self) -> list[bytes]:
         """Pieces of the secret key: Concrete serializes a key as one 64-bit word a bit."""
         secret = (self.home.keys / self.origin.key_id / SECRET_FILE).read_bytes()
+        if self.origin.engine != DEFAULT_ENGINE:
+            # SEAL compresses its keys: every piece of the file tells.
+            return [secret[at : at + 64] for at in range(1024, len(secret) - 64, 4096)]
         words = np.frombuffer(secret[: len(secret) // 8 * 8], dtype="<u8")
         binary = np.concatenate([[0], (words <= 1).astype(np.int8), [0]])
         edges = np.flatnonzero(np.diff(binary))

@@ -25,6 +25,7 @@ from nst.engines.ckks.parameters import Parameters
 from nst.engines.rates import Rates, read_rates
 from nst.errors import CircuitError
 from nst.network.levels import SECURITY
+from nst.pictures.size import LARGEST, Size
 
 if TYPE_CHECKING:
     from nst.engines.ckks.network import LeveledNetwork
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from nst.network.finishing import Network
     from nst.network.levels import QualityLevel
     from nst.pictures.picture import Picture
-    from nst.pictures.size import Size
 
 PACKAGE = "tenseal"
 REACH, STYLE_SIDE = 6, 128
@@ -46,6 +46,7 @@ class CkksEngine:
 
     name = "ckks"
     package = "_sealapi_cpp"
+    widest = LARGEST
     client_modules: tuple[str, ...] = (
         # All of TenSEAL but the binding `_sealapi_cpp`, which `seal` strips.
         "tenseal",
@@ -71,6 +72,12 @@ class CkksEngine:
         result = RESULT_BYTES * parts
         stored = CONTENT_BYTES * parts + STYLE_BYTES + result
         return Needs(CONTENT_BYTES + CODE_BYTES + RESULT_BYTES, result, stored)
+
+    def style_size(self, level: QualityLevel) -> Size:
+        """See `Engine`: a power of two, which a sum over a style takes."""
+        from nst.engines.ckks.packing import style_side
+
+        return Size.square(style_side(level.side))
 
     def load_network(self, path: Path) -> LeveledNetwork:
         """See `Engine`."""

@@ -103,17 +103,14 @@ class LeveledCipher:
         self._decryptor = sealapi.Decryptor(ring.context, key)
         self._encoder = sealapi.CKKSEncoder(ring.context)
 
-    def encrypt_all(self, inputs: Iterable[PreparedInput]) -> Generator[Envelope, None, None]:
-        """See `Cipher`; a part is as many tiles of a content as there are lanes, or a style."""
-        for prepared in inputs:
-            yield self.encrypt_batch([prepared])
+    def encrypt_all(
+        self, inputs: Iterable[Sequence[PreparedInput]]
+    ) -> Generator[Envelope, None, None]:
+        """See `Cipher`; a part is as many tiles of contents as there are lanes, or styles."""
+        for shared in inputs:
+            yield self._sealed(shared)
 
-    def encrypt_batch(self, inputs: Sequence[PreparedInput]) -> Envelope:
-        """Pictures of one role that share ciphertexts; a style by itself serves any of them.
-
-        Args:
-            inputs: At most as many as `Layout.pictures`; contents of the plan's size.
-        """
+    def _sealed(self, inputs: Sequence[PreparedInput]) -> Envelope:
         layout, lanes = self._plan.layout, [lane for each in inputs for lane in self._lanes(each)]
         if inputs[0].role != CONTENT and len(inputs) == 1:
             lanes = lanes[:1] * layout.lanes
@@ -145,16 +142,12 @@ class LeveledCipher:
             channels.append(self._ring.dump(self._encryptor.encrypt_symmetric(plain)))
         return join(channels)
 
-    def decrypt_result(self, parts: Iterable[bytes], what: str) -> Features:
+    def decrypt_result(self, parts: Iterable[bytes], what: str) -> list[Features]:
         """See `Cipher`."""
-        (features,) = self.decrypt_batch(parts, 1, what)
-        return features
-
-    def decrypt_batch(self, parts: Iterable[bytes], count: int, what: str) -> list[Features]:
-        """Features of so many pictures that share ciphertexts; see `Cipher.decrypt_result`."""
         plan, layout = self._plan, self._plan.layout
         height, width = plan.height // CELL, plan.width // CELL
         channels = plan.architecture.result_channels
+        count = plan.pairs_per_result
         out = [np.zeros((channels, height, width), np.float32) for _ in range(count)]
         tiles = layout.tiles(plan.size)
         number = -1

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from nst.engines.ckks.network import LeveledNetwork, Reals, Square
 from nst.engines.ckks.parameters import Parameters
 from nst.errors import CircuitError
+from nst.network.architecture import CELL_CHANNELS
 from nst.pictures.color import Floats
 
 APART = 2
@@ -239,6 +240,15 @@ class IntegerLayers:
             known = np.concatenate([known[:, 1:-1, 1:-1], out])
         return out
 
+    def shares(self, values: Reals) -> tuple[float, float]:
+        """How much of what a ciphertext holds a result's values take; from 1 on it is noise.
+
+        The largest value, and the largest mean of a channel: no coefficient is larger than the mean
+        of all slots, of two values each.
+        """
+        largest_mean = float(values.mean((1, 2)).max())
+        return float(values.max()) / self.bound, largest_mean / (self.bound / 4)
+
     def features(self, cells: Reals, code: Reals) -> Floats:
         """Features `[channels, h, w]` of the last stage; see `values`."""
         return self.read(self.values(cells, code))
@@ -323,6 +333,49 @@ def _rounded(network: LeveledNetwork, parameters: Parameters, style_cells: int) 
         offset=-behind.constant,
         bound=0.875 * parameters.primes[0],
     )
+
+
+def weight_steps(
+    curvatures: Mapping[str, Reals], parameters: Parameters, style_cells: int
+) -> dict[str, Reals]:
+    """What one unit of a stage's integer weights stands for, for training that rounds as we do.
+
+    The style code's own weights are left out: they are rounded to 12 bits, which nothing feels.
+
+    Args:
+        curvatures: By stage as `LeveledNetwork.arrays` names them, `[out]`.
+        parameters: Primes and scales.
+        style_cells: Side of the style in cells, a power of two.
+
+    Returns:
+        By name of an array of weights, what broadcasts to it.
+
+    Raises:
+        CircuitError: if the parameters have too few or too many levels for the network.
+    """
+    style = sum(name.startswith("style") for name in curvatures)
+    content = sum(name.startswith("content") for name in curvatures)
+    parameters.require(style + content + 2)
+    limbs, steps = parameters.levels + 1, {}
+    style_bits = parameters.style_bits - np.log2(style_cells / STYLE_CELLS)
+    source = np.array([2.0**parameters.style_pixel_bits])
+    for index in range(style):
+        target = np.sqrt(2.0**style_bits * parameters.primes[limbs - 1]) / APART
+        steps[f"style{index}.weight"] = (source / target).reshape(1, -1, 1, 1)
+        source = 2.0**style_bits / np.abs(curvatures[f"style{index}"])
+        limbs -= 1
+    limbs -= 2
+    source = np.full(CELL_CHANNELS, 2.0**parameters.pixel_bits)
+    for index in range(content):
+        name = f"content{index}"
+        bits = parameters.result_bits if index == content - 1 else parameters.value_bits
+        prime, curvature = parameters.primes[limbs - 1], np.abs(curvatures[name])
+        target = np.sqrt(2.0**bits * prime * curvature)[:, None] / APART
+        steps[f"{name}.weight"] = (source / target)[:, :, None, None]
+        steps[f"{name}.modulation"] = 2.0**parameters.code_bits / target
+        source = np.concatenate([source, np.full(len(curvature), 2.0**bits)])
+        limbs -= 1
+    return steps
 
 
 def _target(square: Square, bits: float, prime: int) -> Reals:

@@ -24,6 +24,8 @@ from nst.pictures.color import Floats
 
 ENGINE = "ckks"
 FORMAT = 1
+LARGEST_PIXEL = 3.0
+"""Of whitened pixels as they are encrypted; in training as well."""
 LEAST_CURVATURE = 0.03
 """Of a square: below it the shift 1 / 2a of the completed square would grow without bound."""
 Reals = NDArray[np.float64]
@@ -219,6 +221,16 @@ TORCH_NAMES = (
 )
 
 
+def array_name(torch_name: str) -> str:
+    """Under what name `LeveledNetwork.arrays` has a parameter of the trained network."""
+    if torch_name.startswith("modulations."):
+        return f"content{torch_name.split('.')[1]}.modulation"
+    for theirs, ours in TORCH_NAMES:
+        if torch_name.startswith(theirs):
+            return ours + torch_name.removeprefix(theirs)
+    return torch_name
+
+
 def from_torch(
     architecture: LeveledArchitecture,
     state: Mapping[str, NDArray[Any]],
@@ -226,15 +238,5 @@ def from_torch(
     lattice: float = 0.0,
 ) -> LeveledNetwork:
     """A network of the arrays of a `nst.training.leveled.LeveledStyleTransfer`'s `state_dict`."""
-    arrays = {}
-    for name, value in state.items():
-        if name.startswith("modulations."):
-            index = name.split(".")[1]
-            arrays[f"content{index}.modulation"] = value
-            continue
-        for torch_name, ours in TORCH_NAMES:
-            if name.startswith(torch_name):
-                name = ours + name.removeprefix(torch_name)
-                break
-        arrays[name] = value
+    arrays = {array_name(name): value for name, value in state.items()}
     return LeveledNetwork.of(architecture, arrays, octaves, lattice)

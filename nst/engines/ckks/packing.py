@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nst.engines.ckks.network import LARGEST_PIXEL
 from nst.errors import InputError
 from nst.network.architecture import CELL
 from nst.network.integers import space_to_depth
@@ -222,6 +223,11 @@ class Layout:
         return grid[:, r : r + tile.height, r : r + tile.width]
 
 
+def style_side(side: int) -> int:
+    """Side in pixels of the styles of a level of so many: the power of two below."""
+    return 1 << (side.bit_length() - 1)
+
+
 def content_cells(white: Floats, reach: int) -> Reals:
     """Cells `[48, h + 2 reach, w + 2 reach]` of a content, continued by mirroring.
 
@@ -230,13 +236,18 @@ def content_cells(white: Floats, reach: int) -> Reals:
         reach: Width of the guard ring in cells.
     """
     around = CELL * reach
-    padded = np.pad(white, ((0, 0), (around, around), (around, around)), mode="reflect")
+    padded = np.pad(bounded(white), ((0, 0), (around, around), (around, around)), mode="reflect")
     return space_to_depth(padded).astype(np.float64)
 
 
 def style_cells(white: Floats) -> Reals:
     """Cells `[48, S, S]` of a style."""
-    return space_to_depth(white).astype(np.float64)
+    return space_to_depth(bounded(white)).astype(np.float64)
+
+
+def bounded(white: Floats) -> Floats:
+    """Whitened pixels of at most `LARGEST_PIXEL`, either sign: squares of squares grow fast."""
+    return np.clip(white, -LARGEST_PIXEL, LARGEST_PIXEL)
 
 
 def _starts(length: int, inside: int) -> Iterator[int]:

@@ -19,7 +19,8 @@ from nst.engines.tasks import (
     StageShape,
     Task,
     TaskGraph,
-    pair_group,
+    result_group,
+    results_of,
     style_group,
 )
 from nst.errors import CircuitError
@@ -133,6 +134,11 @@ class LeveledPlan:
         return [*(self.element(step) for step in self.layout.steps), conjugation]
 
     @property
+    def pairs_per_result(self) -> int:
+        """See `Plan`."""
+        return self.layout.pictures(self.size)
+
+    @property
     def stored(self) -> StoredBytes:
         """See `Plan`; a part holds as many tiles as there are lanes."""
         each, a = self.channel_bytes, self.architecture
@@ -190,23 +196,23 @@ class LeveledPlan:
         return replace(self, width=size.width, height=size.height)
 
     def graph(self, pairs: Sequence[PairIds], seconds: Seconds) -> TaskGraph:
-        """See `Plan`: a task per style, and one per part of each pair's content."""
+        """See `Plan`: a task per style, and one per part of each result."""
         tasks: list[Task] = []
         codes: dict[str, int] = {}
         outputs: dict[str, tuple[int, ...]] = {}
         pairs_of: dict[str, list[str]] = {}
         each, a = self.channel_bytes, self.architecture
-        for rank, pair in enumerate(pairs):
-            shared, own = style_group(pair.style), pair_group(pair.pair_id)
-            if pair.style not in codes:
-                codes[pair.style] = len(tasks)
+        for rank, wanted in enumerate(results_of(pairs)):
+            shared, own = style_group(wanted.style), result_group(wanted.result)
+            if wanted.style not in codes:
+                codes[wanted.style] = len(tasks)
                 tasks.append(
                     Task(
                         index=len(tasks),
                         stage=STYLE_STAGE,
                         group=shared,
                         part=0,
-                        sources=(InputPart(pair.style, 0),),
+                        sources=(InputPart(wanted.style, 0),),
                         seconds=seconds[STYLE_STAGE],
                         output_bytes=each.code * a.code,
                         rank=rank,
@@ -222,16 +228,16 @@ class LeveledPlan:
                         stage=CONTENT_STAGE,
                         group=own,
                         part=part,
-                        sources=(InputPart(pair.content, part), codes[pair.style]),
+                        sources=(InputPart(wanted.content, part), codes[wanted.style]),
                         seconds=seconds[CONTENT_STAGE],
                         output_bytes=each.result * a.result_channels,
                         rank=rank,
                         depth=1,
                     )
                 )
-            outputs[pair.pair_id] = tuple(range(first, len(tasks)))
-            pairs_of.setdefault(shared, []).append(pair.pair_id)
-            pairs_of[own] = [pair.pair_id]
+            outputs[wanted.result] = tuple(range(first, len(tasks)))
+            pairs_of.setdefault(shared, []).extend(wanted.pairs)
+            pairs_of[own] = list(wanted.pairs)
         groups = {name: tuple(members) for name, members in pairs_of.items()}
         return TaskGraph(tuple(tasks), outputs, groups)
 

@@ -79,8 +79,7 @@ def prepare_content(
     integers = integer_layers(network, parameters, side)
     cells = content_cells(content.white, network.architecture.reach)
     values = integers.values(cells, style.code.astype(np.float64))
-    # No coefficient is larger than the mean of all slots, of two values each.
-    if values.max() >= integers.bound or values.mean((1, 2)).max() >= integers.bound / 4:
+    if max(integers.shares(values)) >= 1:
         raise InputError(
             "this pair's values would leave the modulus and its result be noise; "
             "take another style or a smaller size"

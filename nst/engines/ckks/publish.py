@@ -14,7 +14,7 @@ from nst.engines.base import CLIENT_FILE, PLAN_FILE, SERVER_FILE
 from nst.engines.ckks.client import make_evaluation_keys
 from nst.engines.ckks.integers import IntegerLayers, integer_layers
 from nst.engines.ckks.network import LeveledNetwork
-from nst.engines.ckks.packing import Layout
+from nst.engines.ckks.packing import Layout, style_side
 from nst.engines.ckks.parameters import Parameters
 from nst.engines.ckks.plan import CiphertextBytes, LeveledPlan
 from nst.engines.ckks.residues import Ring, exact_groups
@@ -23,11 +23,6 @@ from nst.pictures.size import Size
 REVISION = 1
 """Goes up by one whenever the server makes other ciphertexts of the same integers and layout."""
 CLIENT_ARRAYS = ("scalars", "gain", "offset")
-
-
-def style_side(side: int) -> int:
-    """Side in pixels of the styles of a level of so many: the power of two below."""
-    return 1 << (side.bit_length() - 1)
 
 
 def laid_out(

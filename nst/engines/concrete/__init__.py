@@ -43,6 +43,9 @@ class ConcreteEngine:
 
     name = "concrete"
     package = "concrete"
+    widest = 1024
+    # A row is one task, which has to hold three rows of everything that it reads: a worker's memory
+    # limits the width (see docs/architecture.md), and nothing does the height but time.
     client_modules: tuple[str, ...] = (
         "concrete.fhe",
         "concrete.ml",
@@ -70,6 +73,10 @@ class ConcreteEngine:
 
         choices = (level.p_error, level.security, level.exact)
         return model_id(_integer(network), level.side, size.width, *choices)
+
+    def style_size(self, level: QualityLevel) -> Size:
+        """See `Engine`."""
+        return level.square
 
     def load_network(self, path: Path) -> IntegerNetwork:
         """See `Engine`."""

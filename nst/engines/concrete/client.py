@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from functools import cached_property
 from itertools import islice
@@ -70,7 +70,9 @@ class CircuitCipher:
             ) from error
         self._description, self._keys = program, keys
 
-    def encrypt_all(self, inputs: Iterable[PreparedInput]) -> Generator[Envelope, None, None]:
+    def encrypt_all(
+        self, inputs: Iterable[Sequence[PreparedInput]]
+    ) -> Generator[Envelope, None, None]:
         """See `Cipher`; a part is a row of 4-pixel cells, top to bottom.
 
         All cores are used: Concrete takes a sixth of a millisecond of one per value, most of it in
@@ -78,7 +80,7 @@ class CircuitCipher:
         """
         rows: list[tuple[Role, Levels]] = []
         counts: list[int] = []
-        for prepared in inputs:
+        for (prepared,) in inputs:
             # All wait here until their turn, and have 4 bits.
             levels = space_to_depth(quantized(prepared)).astype(np.int8)
             counts.append(levels.shape[1])
@@ -105,7 +107,7 @@ class CircuitCipher:
 
         return encrypt_row
 
-    def decrypt_result(self, parts: Iterable[bytes], what: str) -> Features:
+    def decrypt_result(self, parts: Iterable[bytes], what: str) -> list[Features]:
         """See `Cipher`; a part holds one row or more, from top to bottom."""
         out, frame = [], self._frame
         for number, blob in enumerate(parts):
@@ -130,7 +132,7 @@ class CircuitCipher:
                 f"{what} has {levels.shape[1]} rows of {levels.shape[2]} cells, not "
                 f"{self._cells[0]} of {self._cells[1]}; submit the pair again"
             )
-        return levels.astype(np.float32)
+        return [levels.astype(np.float32)]
 
     @cached_property
     def _frame(self) -> Frame:

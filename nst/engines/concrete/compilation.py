@@ -12,12 +12,14 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from concrete import fhe
 from concrete.fhe.compilation.configuration import SecurityLevel
+from mlir._mlir_libs._concretelang._compiler import RangeRestriction
 from numpy.typing import NDArray
 
 from nst.cpu import cpu_features
@@ -82,7 +84,8 @@ def compile_module(
         if source in functions
     }
     holder = type("Stages", (), {**functions, "composition": fhe.Wired(wires)})
-    module = fhe.module()(holder).compile(
+    compiled = partial(
+        fhe.module()(holder).compile,
         inputsets,
         p_error=p_error,
         security_level=SecurityLevel(security),
@@ -92,8 +95,25 @@ def compile_module(
         # One row task is one core's work; the scheduler fills the others.
         loop_parallelize=False,
     )
+    try:
+        module = compiled(range_restriction=fastest_parameters())
+    except RuntimeError:
+        # They are not precise enough for every network.
+        module = compiled()
     _check_types(module, network)
     return module, parameters
+
+
+def fastest_parameters() -> RangeRestriction:
+    """GLWE dimension 2 and polynomials of 1,024 coefficients: what takes the fewest milliseconds.
+
+    The optimizer counts operations, and by them prefers dimension 4 and 512 coefficients where
+    little precision is asked for; those take a quarter more time, at the same security.
+    """
+    restriction = RangeRestriction()
+    restriction.add_available_glwe_log_polynomial_size(10)
+    restriction.add_available_glwe_dimension(2)
+    return restriction
 
 
 def make_plan(

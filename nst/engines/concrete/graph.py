@@ -17,7 +17,8 @@ from nst.engines.tasks import (
     Source,
     Task,
     TaskGraph,
-    pair_group,
+    result_group,
+    results_of,
     style_group,
 )
 from nst.network.architecture import CONTENT, STYLE, STYLE_CODE, Branch, rows_read
@@ -90,15 +91,15 @@ def build_graph(
     codes: dict[str, int] = {}
     outputs: dict[str, tuple[int, ...]] = {}
     pairs_of: dict[str, list[str]] = {}
-    for rank, pair in enumerate(pairs):
-        shared = style_group(pair.style)
-        if pair.style not in codes:
-            (codes[pair.style],) = builder.add(STYLE, pair.style, shared, rank)
-        group = pair_group(pair.pair_id)
-        rows = builder.add(CONTENT, pair.content, group, rank, codes[pair.style])
-        outputs[pair.pair_id] = tuple(rows)
-        pairs_of.setdefault(shared, []).append(pair.pair_id)
-        pairs_of[group] = [pair.pair_id]
+    for rank, wanted in enumerate(results_of(pairs)):
+        shared = style_group(wanted.style)
+        if wanted.style not in codes:
+            (codes[wanted.style],) = builder.add(STYLE, wanted.style, shared, rank)
+        group = result_group(wanted.result)
+        rows = builder.add(CONTENT, wanted.content, group, rank, codes[wanted.style])
+        outputs[wanted.result] = tuple(rows)
+        pairs_of.setdefault(shared, []).extend(wanted.pairs)
+        pairs_of[group] = list(wanted.pairs)
     groups = {name: tuple(members) for name, members in pairs_of.items()}
     return TaskGraph(tuple(builder.tasks), outputs, groups)
 

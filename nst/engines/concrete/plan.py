@@ -105,6 +105,11 @@ class CircuitPlan:
         return word_bits(self.lwe_dimension, self.output_width)
 
     @property
+    def pairs_per_result(self) -> int:
+        """See `Plan`."""
+        return 1
+
+    @property
     def stored(self) -> StoredBytes:
         """See `Plan`; a part is a row, headers left out; of a result it is exact."""
         contents, styles = self.height // CELL, self.style_side // CELL

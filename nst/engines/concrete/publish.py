@@ -21,7 +21,7 @@ from nst.network import architecture as shape
 from nst.network.integers import IntegerNetwork
 from nst.network.levels import SECURITY, QualityLevel
 
-COMPILER_REVISION = 1
+COMPILER_REVISION = 2
 """Goes up by one whenever `compilation.py`, the arithmetic of `nst.network.integers` or the
 constants below give other circuits for the same weights: keys and caches are void then."""
 CONSTANTS = (

@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -22,6 +21,7 @@ import concrete.compiler as runtime
 from nst.engines.concrete.fft_plan import fix_fft_plan
 from nst.engines.concrete.plan import CircuitPlan
 from nst.errors import CircuitError, first_line
+from nst.temporary import TemporaryFolder
 
 CLIENT_NAMES = (
     "ClientCircuit",
@@ -59,7 +59,7 @@ class CircuitEvaluator:
                 f"this machine has {here}; install the same version on both"
             )
         fix_fft_plan()
-        self._folder = tempfile.TemporaryDirectory(prefix="nst-circuits-")
+        self._folder = TemporaryFolder("nst-circuits-")
         archive = Path(self._folder.name) / "server.zip"
         archive.write_bytes(server_zip)
         try:

@@ -1,6 +1,6 @@
 """Runs at the start of every Python process whose PYTHONPATH names this folder.
 
-A pair is poisoned by hand: no ciphertext is known that makes Concrete crash, so a process that
+A pair is poisoned by hand: no ciphertext is known that makes an engine crash, so a process that
 computes on one of those listed in `$NST_TEST_POISON` ends itself as a crash would end it. One
 after which `memory` stands takes memory instead, once, until something ends it.
 
@@ -52,9 +52,16 @@ class _Changed(importlib.abc.MetaPathFinder):
         return spec
 
 
+EVALUATORS = {
+    "nst.engines.concrete.server": "CircuitEvaluator",
+    "nst.engines.ckks.server": "LeveledEvaluator",
+}
+
+
 def poison(module):
     """Have evaluators end on what is listed."""
-    run = module.CircuitEvaluator.run
+    evaluator = getattr(module, EVALUATORS[module.__name__])
+    run = evaluator.run
 
     def run_unless_poisoned(self, stage, inputs):
         listed = Path(os.environ["NST_TEST_POISON"])
@@ -66,7 +73,7 @@ def poison(module):
                 os.kill(os.getpid(), signal.SIGKILL)
         return run(self, stage, inputs)
 
-    module.CircuitEvaluator.run = run_unless_poisoned
+    evaluator.run = run_unless_poisoned
 
 
 def ahead(seconds):
@@ -85,6 +92,7 @@ def ahead(seconds):
 
 
 if "NST_TEST_POISON" in os.environ:
-    sys.meta_path.insert(0, _Changed("nst.engines.concrete.server", poison))
+    for server in EVALUATORS:
+        sys.meta_path.insert(0, _Changed(server, poison))
 with contextlib.suppress(KeyError, OSError, ValueError):
     ahead(float(Path(os.environ["NST_TEST_CLOCK"]).read_text()))

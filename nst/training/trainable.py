@@ -1,0 +1,147 @@
+"""What the trainer asks of an engine's network: the seam between them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from nst.training.dataset import Batch
+
+if TYPE_CHECKING:
+    from nst.engines.ckks.network import LeveledArchitecture, LeveledNetwork
+    from nst.network.architecture import Architecture
+    from nst.network.integers import IntegerNetwork
+    from nst.network.levels import QualityLevel
+
+
+@dataclass
+class Conditions:
+    """What a training step does to the values of a network, and what it learns of them."""
+
+    noise: float = 0.0
+    """Standard deviation, in levels, of the noise the circuit's PBS sees before rounding."""
+    overflow: Tensor | float = 0.0
+    """How far values leave the range of the integers that they become."""
+    idle: Tensor | float = 0.0
+    """How far channels are from using that range."""
+    largest: float = 0.0
+    """Largest size of a bounded value; of a network that measures it, and without gradients."""
+
+
+class Trainable(nn.Module, ABC):
+    """An engine's network in PyTorch.
+
+    Inputs and outputs live in whitened colour space (`nst.pictures.color`).
+
+    Attributes:
+        engine: Its name.
+        needs_quantization: Whether float weights are of no use to it.
+        architecture: A dataclass of sizes.
+    """
+
+    engine: ClassVar[str]
+    needs_quantization: ClassVar[bool]
+    architecture: Architecture | LeveledArchitecture
+
+    @classmethod
+    @abstractmethod
+    def build(cls, sizes: Mapping[str, Any], base: Mapping[str, Any]) -> Self:
+        """A network with random weights from PyTorch's generator.
+
+        Args:
+            sizes: Fields of the architecture that differ from `base`.
+            base: Fields that differ from the defaults.
+
+        Raises:
+            TypeError, ValueError: if there is no such architecture.
+        """
+
+    @classmethod
+    @abstractmethod
+    def sizes_of(cls, level: QualityLevel) -> Mapping[str, Any]:
+        """Fields of the architecture in which a level differs from the defaults."""
+
+    @classmethod
+    @abstractmethod
+    def read_weights(cls, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Sizes and state dict of shipped weights; raises CircuitError if they cannot be read."""
+
+    @abstractmethod
+    def check(self, side: int) -> None:
+        """Raise ValueError if pictures of so many pixels do not fit the architecture.
+
+        CircuitError says that no engine could compute the network.
+        """
+
+    @abstractmethod
+    def style_code(self, style: Tensor, conditions: Conditions) -> Tensor:
+        """Style code `[N, code]` of whitened styles `[N, 3, S, S]`: the style signal."""
+
+    @abstractmethod
+    def forward(self, content: Tensor, code: Tensor, conditions: Conditions) -> Tensor:
+        """Whitened contents `[N, 3, S, S]` and style codes to standardized results."""
+
+    @property
+    @abstractmethod
+    def quantized(self) -> bool:
+        """Whether weights (and what else the engine rounds) are being quantized."""
+
+    @abstractmethod
+    def quantize(self, on: bool) -> None:
+        """Switch quantization on or off."""
+
+    @abstractmethod
+    def style_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of the style branch."""
+
+    def calibrate(
+        self,
+        optimizer: torch.optim.Optimizer,
+        batches: Callable[[], list[Batch]],
+        agree: Callable[[float], float],
+    ) -> dict[str, float]:
+        """Fit float weights to the integers before quantization begins.
+
+        Args:
+            optimizer: Its moments follow.
+            batches: What to measure with; read only if it is called.
+            agree: Makes a number the same on all workers.
+
+        Returns:
+            What was done by stage, for the metrics; nothing by default.
+        """
+        return {}
+
+    @abstractmethod
+    def weights(self, octaves: float) -> IntegerNetwork | LeveledNetwork:
+        """What the engine publishes, with the client's share of `octaves`."""
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The architecture as JSON holds it."""
+        record = asdict(self.architecture)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in record.items()}
+
+
+def checked_sizes(defaults: object, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """All fields of an architecture, those in `sizes` changed.
+
+    Raises:
+        ValueError: if a field is unknown, negative or of another type than the default.
+    """
+    fields = asdict(defaults)  # type: ignore[call-overload]
+    for name, value in sizes.items():
+        default = fields.get(name, value)
+        listed = isinstance(default, tuple) and isinstance(value, list | tuple) and value
+        parts = value if listed else [value]
+        kind = int if listed else type(default)
+        if not all(type(part) is kind and part >= 0 for part in parts):
+            raise ValueError(f"{name} cannot be {value!r}")
+        fields[name] = tuple(value) if listed else value
+    return fields
