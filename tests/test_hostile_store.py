@@ -369,7 +369,7 @@ def test_parts_of_another_driver_that_are_none_are_computed_again(
 ) -> None:
     _, job, store = begun
     for pair in job.pairs:
-        put_in_place(store.root / layout.result_part(job.job_id, "other", pair.pair_id, 0), kind)
+        put_in_place(store.root / layout.result_part(job.job_id, "other", pair.result, 0), kind)
     assert {end.status for end in driven(begun).values()} == {"succeeded"}
 
 

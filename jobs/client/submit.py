@@ -124,7 +124,6 @@ def submit(
     except BaseException:
         with contextlib.suppress(NstBatchError):
             store.delete_prefix(layout.whole_job(job.job_id))
-            store.delete_prefix(layout.keys(card.key_id)) if own else None
             if own:
                 store.delete_prefix(layout.keys(card.key_id))
             session.ring.remove_own(card.key_id, job.job_id)

@@ -262,7 +262,7 @@ def result_byte_corrupted(site: Site) -> Outcome:
     """One bit of an encrypted result is another one when it is fetched."""
     job, name = site.finished, site.origin.pairs[0].name
     keys = job.store.list(layout.results(job.local.job_id))
-    key = next(k for k in keys if site.origin.pairs[0].pair_id in k and k.endswith(".ct"))
+    key = next(k for k in keys if site.origin.pairs[0].result in k and k.endswith(".ct"))
     _flip_bit(site, job, key)
     try:
         results, reasons = site.fetch(job.local, job.store, site.folder / "out-corrupted")
@@ -392,7 +392,7 @@ def uploads_left_behind(site: Site) -> Outcome:
         layout.evaluation_keys(record.key_id),
         layout.model_server(record.model_id, pin.bundle),
         layout.encrypted_input(record.job_id, record.pairs[0].content),
-        layout.result_part(record.job_id, "0" * 12, record.pairs[0].pair_id, 0),
+        layout.result_part(record.job_id, "0" * 12, record.pairs[0].result, 0),
     ):
         where = {"Bucket": BUCKET, "Key": f"{prefix}/{key}"}
         upload = client.create_multipart_upload(**where)["UploadId"]
@@ -467,7 +467,7 @@ def client_disk_full(site: Site) -> Outcome:
     home, out = site.folder / "full-home", site.folder / "out-full"
     home.mkdir()
     out.mkdir()
-    options = ("submit", site.source, "--quality", site.quality, "--no-wait", "--store", store.url)
+    options = ("submit", site.source, *site.options, "--no-wait", "--store", store.url)
     with mock.patch.dict(os.environ, NST_BATCH_HOME=str(home)):
         assert site.run_on_full_disk(16 << 10, home, *options) == []
         shutil.copytree(site.home.models, home / "models")
