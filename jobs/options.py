@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from jobs.fields import option, options_of
 from jobs.storage.store import StoreOptions
-from nst.engines import ENGINES, get_engine
 from nst.errors import InputError
 from nst.folders import PASSPHRASE_VARIABLE
 from nst.machine import cores
@@ -31,10 +30,15 @@ HOUR = 3600.0
 
 
 def _engine(name: object) -> str:
+    # Engines import NumPy, which no help needs.
+    from nst.engines import get_engine
+
     return get_engine(str(name)).name
 
 
 def _engines() -> Iterable[str]:
+    from nst.engines import ENGINES
+
     return ENGINES
 
 

@@ -25,8 +25,8 @@ NAMES = ("grandmother-portrait", "passport-scan")
 pytestmark = pytest.mark.slow
 
 
-LEVELED_SIZE = Size(440, 800)
-"""So large that each pair has ciphertexts of its own, four parts of them."""
+LEVELED_SIZE = Size(440, 2400)
+"""So large that each pair has ciphertexts of its own, and parts for several seconds."""
 LEVELED_FAULTS = (
     "actor_killed",
     "node_killed",
