@@ -1,8 +1,8 @@
 """The leveled engine on local Ray with 2 actors: `make bench-ckks`.
 
 A batch of low pairs, one pair of 512 x 512 pixels, and one low pair by both engines. Bare calls of
-the same tasks, in one process alone and in two at once, are made before and after each job: what
-Ray, the driver and the other actor cost is the job's time over theirs. Linear layers on residues
+the batch's tasks, in one process alone and in two at once, follow its job: what Ray, the driver and
+the other actor cost is the job's time over theirs. Linear layers on residues
 are timed beside the same sums by SEAL's own products.
 """
 
@@ -54,8 +54,6 @@ from nst.pictures.size import Size
 
 ENGINE, ACTORS = "ckks", 2
 BATCH, LARGE, PAIR = 24, Size(512, 512), "coffee"
-ROUNDS = 2
-"""Bare calls of each stage before a job, and again after it."""
 RATES = Path(__file__).resolve().parents[1] / "nst" / "engines" / ENGINE / "rates.json"
 STAGES = STYLE_STAGE, CONTENT_STAGE
 ROWS, OUTPUTS = 48, 8
@@ -103,17 +101,16 @@ class BareStages:
             for process in processes:
                 process.close()
 
-    def measure(self, rounds: int = ROUNDS) -> None:
-        """Call each stage so many times."""
-        for _ in range(rounds):
-            for stage in STAGES:
-                for some, kept in (
-                    (self._processes[:1], self.alone),
-                    (self._processes, self.together),
-                ):
-                    for process in some:
-                        process.ask(stage)
-                    kept[stage].extend(process.answer() for process in some)
+    def measure(self) -> None:
+        """Call each stage once alone and once in all processes."""
+        for stage in STAGES:
+            for some, kept in (
+                (self._processes[:1], self.alone),
+                (self._processes, self.together),
+            ):
+                for process in some:
+                    process.ask(stage)
+                kept[stage].extend(process.answer() for process in some)
 
     def mean(self, calls: dict[str, list[float]]) -> dict[str, float]:
         """Seconds of a call by stage."""
@@ -126,15 +123,11 @@ class BareStages:
 
 
 def run(folder: Path, pairs: list[PreparedPair], model: Model) -> tuple[dict[str, Any], Finished]:
-    """Encrypt pairs, run their job beside bare calls, fetch; figures, and the job."""
+    """Encrypt pairs, run their job, fetch; figures, and the job."""
     plan = model.plan
     local, submit_s = submit_pairs(folder, pairs, model)
     uploaded = folder_bytes(Path(local.store) / layout.whole_job(local.job_id))
-    with BareStages.beside(local.store, local.job_id) as bare:
-        bare.measure()
-        job = run_submitted(folder, local, ACTORS, submit_s)
-        bare.measure()
-        peak = bare.peak_rss
+    job = run_submitted(folder, local, ACTORS, submit_s)
     stored = folder_bytes(Path(local.store) / layout.whole_job(local.job_id))
     out = folder / f"out-{local.job_id}"
     fetch_s = fetch_pictures(job, out)
@@ -142,15 +135,8 @@ def run(folder: Path, pairs: list[PreparedPair], model: Model) -> tuple[dict[str
         psnr(np.asarray(to_image(pair.preview(model))), load_png(out / f"{pair.name}.png"))
         for pair in pairs
     ]
-    alone, together = bare.mean(bare.alone), bare.mean(bare.together)
     wall = max(t.end for t in job.trace) - min(t.start for t in job.trace)
     core_s = sum(task.cpu_s for task in job.trace)
-    rates = rates_of_calls(model, together, peak)
-    forecaster = Forecaster(plan, rates, Offer(cores_per_node=ACTORS, bandwidth=LOCAL))
-    predicted = forecaster.simulate(
-        forecaster.graph(read_job(job.session.store, local.job_id).pairs), ACTORS
-    ).wall_s
-    driver_s = job.state.last_task - job.state.first_task
     return {
         "pairs": len(pairs),
         "width": model.size.width,
@@ -170,14 +156,26 @@ def run(folder: Path, pairs: list[PreparedPair], model: Model) -> tuple[dict[str
         "evaluation_key_bytes": plan.evaluation_key_bytes,
         "largest_actor_rss_bytes": job.memory.roles["actor"].largest_rss_bytes,
         "peak_rss_bytes": job.memory.rss,
+    }, job
+
+
+def against(bare: BareStages, job: Finished, model: Model) -> dict[str, Any]:
+    """A job's time against bare calls of its tasks, and against what `estimate` says of it."""
+    alone, together = bare.mean(bare.alone), bare.mean(bare.together)
+    wall = max(t.end for t in job.trace) - min(t.start for t in job.trace)
+    rates = rates_of_calls(model, together, bare.peak_rss)
+    forecaster = Forecaster(model.plan, rates, Offer(cores_per_node=ACTORS, bandwidth=LOCAL))
+    pairs = read_job(job.session.store, job.local.job_id).pairs
+    predicted = forecaster.simulate(forecaster.graph(pairs), ACTORS).wall_s
+    return {
         "bare_alone_s": bare.alone,
         "bare_together_s": bare.together,
         "of_bare_alone": sum(alone[t.stage] for t in job.trace) / ACTORS / wall,
         "of_bare_together": sum(together[t.stage] for t in job.trace) / ACTORS / wall,
         "predicted_s": predicted,
-        "prediction_error": predicted / driver_s - 1,
+        "prediction_error": predicted / wall - 1,
         "rates": rates.model_dump(),
-    }, job
+    }
 
 
 def rates_of_calls(model: Model, seconds: dict[str, float], peak: int) -> Rates:
@@ -249,13 +247,21 @@ def main() -> None:
     """Run, print and record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=BATCH)
-    parser.add_argument("--without-concrete", action="store_true")
+    parser.add_argument("--only-batch", action="store_true", help="leave what is recorded else")
     arguments = parser.parse_args()
     with working_folder() as folder:
         low = loaded(folder, "low")
         listed = pairs_of_examples(folder / "listed", arguments.batch, shared_styles=False)
-        batch, _ = run(folder, prepared(listed, low), low)
+        batch, job = run(folder, prepared(listed, low), low)
+        with BareStages.beside(job.local.store, job.local.job_id) as bare:
+            bare.measure()
+            batch |= {**against(bare, job, low), **provenance("make bench-ckks")}
         print(json.dumps(batch, indent=2))
+        RATES.write_text(Rates.model_validate(batch["rates"]).model_dump_json(indent=2) + "\n")
+        if arguments.only_batch:
+            known = json.loads((FOLDER / "ckks.json").read_text())
+            print(write_result("ckks", known | {"low_batch": batch}))
+            return
         (same,) = (pair for pair in prepared(EXAMPLES, low) if pair.name == PAIR)
         single, _ = run(folder, [same], low)
         wide = loaded(folder, "mid", LARGE)
@@ -263,7 +269,7 @@ def main() -> None:
         large, job = run(folder, [pair], wide)
         print(json.dumps(large, indent=2))
         decrypted = load_png(folder / f"out-{job.local.job_id}" / f"{PAIR}.png")
-        concrete = None if arguments.without_concrete else by_concrete(folder)
+        concrete = by_concrete(folder)
         assert isinstance(wide.plan, LeveledPlan)
         products = residue_products(wide.plan.parameters)
     clear = np.asarray(to_image(pair.preview(wide)))
@@ -281,21 +287,11 @@ def main() -> None:
         "products": products,
         "note": "ckks.png: content, preview, decrypted result of the large pair",
     }
-    if concrete is not None:
-        each = concrete["core_ms_per_pixel"]
-        result["ratio_to_concrete_per_pixel"] = each / large["core_ms_per_pixel"]
-        result["ratio_of_a_low_pair_in_a_batch"] = each / batch["core_ms_per_pixel"]
-        result["ratio_of_a_low_pair_alone"] = each / single["core_ms_per_pixel"]
+    each = concrete["core_ms_per_pixel"]
+    result["ratio_to_concrete_per_pixel"] = each / large["core_ms_per_pixel"]
+    result["ratio_of_a_low_pair_in_a_batch"] = each / batch["core_ms_per_pixel"]
+    result["ratio_of_a_low_pair_alone"] = each / single["core_ms_per_pixel"]
     print(write_result("ckks", result))
-    shipped = Rates.model_validate(batch["rates"])
-    RATES.write_text(replace_bytes(shipped, large).model_dump_json(indent=2) + "\n")
-
-
-def replace_bytes(rates: Rates, large: dict[str, Any]) -> Rates:
-    """Rates with the memory of the largest actor of all runs."""
-    return rates.model_copy(
-        update={"actor_bytes": max(rates.actor_bytes, large["rates"]["actor_bytes"])}
-    )
 
 
 if __name__ == "__main__":

@@ -32,6 +32,9 @@ from nst.errors import ClusterError, first_line
 
 QUEUED_AHEAD = 2
 """Tasks per actor at a time: one running, one whose arguments are already on their way."""
+LONG_S = 15.0
+"""Seconds of a task from which no other waits at its actor: another actor may be free, or come,
+long before it ends, and arguments are there in no time beside it."""
 LOADS, DEATHS = 4, 20
 """Actors in a row that may fail to load their model, and that may die while they load."""
 PAUSE = 2.0
@@ -104,6 +107,7 @@ class RayExecutor:
         self._slots = [_Slot() for _ in range(count)]
         self._ended: deque[Completion[Held]] = deque()
         self._failed_loads = self._early_deaths = 0
+        self._longest = 0.0
         self._memory, self._memory_known = 0.0, -math.inf
         for slot in self._slots:
             self._fill(slot)
@@ -111,7 +115,8 @@ class RayExecutor:
     @property
     def capacity(self) -> int:
         """Tasks wanted at once: none before an actor is there."""
-        return QUEUED_AHEAD * sum(slot.up for slot in self._slots)
+        each = 1 if self._longest > LONG_S else QUEUED_AHEAD
+        return each * sum(slot.up for slot in self._slots)
 
     @property
     def memory(self) -> float:
@@ -140,6 +145,7 @@ class RayExecutor:
 
     def submit(self, task: Task, inputs: Sequence[Held]) -> None:
         """Start a task on the least busy actor."""
+        self._longest = max(self._longest, task.seconds)
         slot = min((s for s in self._slots if s.up), key=lambda s: len(s.tasks))
         result, took = slot.actor.run.remote(task.stage, *(held.reference for held in inputs))
         slot.tasks[took] = _Running(task.index, result, inputs)

@@ -15,7 +15,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.executor import Held, RayExecutor
+from cluster.executor import LONG_S, QUEUED_AHEAD, Held, RayExecutor
 from cluster.types import Completion
 from jobs.execution.recorder import log
 from jobs.storage import layout
@@ -30,7 +30,7 @@ from jobs.storage.records import (
 from jobs.storage.store import Store, open_store
 from nst.engines.tasks import Task
 from nst.errors import StoreError, last_line
-from tests.fakes import FakeEvaluator, fake_executor, fake_job, run_job
+from tests.fakes import PLAN, FakeEvaluator, fake_executor, fake_job, run_job
 from tests.plans import grid_of_pairs
 from tests.ray_cluster import ray_cluster
 from tests.test_lifecycle import results
@@ -201,6 +201,20 @@ def test_a_cancelled_job_gives_its_actors_back(nodes: Nodes, store: Store) -> No
     hands.meddle = cancel  # type: ignore[method-assign]
     assert run_job(store, job, hands, 2).status == "cancelled"
     assert time.monotonic() - asked[0] < 30
+    assert no_actor_left()
+
+
+def test_no_task_waits_at_an_actor_behind_a_long_one(nodes: Nodes) -> None:
+    hands = RayExecutor(2, FakeEvaluator)
+    while hands.capacity < 2 * QUEUED_AHEAD:
+        hands.wait(1)
+    (task, *_) = PLAN.graph(
+        grid_of_pairs(1, 1), {stage.name: LONG_S + 1 for stage in PLAN.stages}
+    ).tasks
+    hands.submit(task, [hands.put(b"a part")])
+    # The other actor's, and not the next of this one's.
+    assert hands.capacity == 2
+    hands.close()
     assert no_actor_left()
 
 
