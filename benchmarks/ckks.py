@@ -214,7 +214,7 @@ def residue_products(parameters: Parameters) -> list[dict[str, float]]:
     ring, rng, out = Ring(parameters), np.random.default_rng(0), []
     secret = sealapi.KeyGenerator(ring.context).secret_key()
     encryptor, seal = sealapi.Encryptor(ring.context, secret), sealapi.Evaluator(ring.context)
-    encoder, weight = sealapi.CKKSEncoder(ring.context), rng.integers(-99, 99, (OUTPUTS, ROWS))
+    encoder, weight = sealapi.CKKSEncoder(ring.context), rng.integers(1, 99, (OUTPUTS, ROWS))
     for limbs in range(2, parameters.levels + 2):
         sources, plain = [], sealapi.Plaintext()
         for _ in range(ROWS):
@@ -269,9 +269,9 @@ def main() -> None:
         large, job = run(folder, [pair], wide)
         print(json.dumps(large, indent=2))
         decrypted = load_png(folder / f"out-{job.local.job_id}" / f"{PAIR}.png")
-        concrete = by_concrete(folder)
         assert isinstance(wide.plan, LeveledPlan)
         products = residue_products(wide.plan.parameters)
+        concrete = by_concrete(folder)
     clear = np.asarray(to_image(pair.preview(wide)))
     side_by_side(
         [np.asarray(to_image(pair.content.input.picture.rgb)), clear, decrypted],

@@ -378,7 +378,8 @@ def test_what_a_run_adds_is_what_is_simulated(
     rng = np.random.default_rng(0)
     simulated = TOY_ENGINE.simulate(network, level, content, style, rng)  # type: ignore[arg-type]
     ran = decibels(content.features, cipher.decrypt_result(result, "it")[0])
-    assert decibels(content.features, simulated) == pytest.approx(ran, abs=6)
+    # Keys and noise are drawn anew each time.
+    assert decibels(content.features, simulated) == pytest.approx(ran, abs=10)
 
 
 def test_a_key_ring_and_rates_take_this_engine(published: Published, tmp_path: Path) -> None:
