@@ -32,7 +32,7 @@ from nst.network.integers import IntegerNetwork, IntegerStage, Ints, space_to_de
 from nst.network.levels import LEVELS
 from nst.network.weights import load_weights
 from nst.pictures.picture import Picture
-from nst.training.network import TIE, ReluLevels, SignedLevels, Weights
+from nst.training.stage_layer import TIE, ReluLevels, SignedLevels, Weights
 from tests.toy import random_network
 
 PICTURES = Path(__file__).resolve().parent.parent / "examples" / "pairs"

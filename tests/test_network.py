@@ -35,7 +35,8 @@ from nst.network.levels import LEVELS
 from nst.network.pixels import dither, quantize_pixels
 from nst.network.weights import load_weights, save_weights
 from nst.pictures.color import ColorStatistics, whiten
-from nst.training.network import StageLayer, StyleTransfer, cells, pixel_levels
+from nst.training.network import StyleTransfer, cells, pixel_levels
+from nst.training.stage_layer import StageLayer
 from nst.training.trainable import Conditions
 from tests.toy import TOY, noise_pixels, toy_network, toy_weights
 

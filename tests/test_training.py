@@ -44,9 +44,10 @@ from nst.training.losses import (
     statistics,
     style_loss,
 )
-from nst.training.network import SAFE_LEVELS, StyleTransfer
+from nst.training.network import StyleTransfer
 from nst.training.options import TrainOptions
 from nst.training.pretraining import pretrain_style
+from nst.training.stage_layer import SAFE_LEVELS
 from nst.training.trainable import Conditions, Trainable
 from nst.training.validation import score
 from nst.training.vgg import VGG16

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nst.network.architecture import LEVEL, OUTPUT, STYLE_CODE, WEIGHT_MAX
 from nst.training.dataset import Batch
-from nst.training.network import SAFE_LEVELS, TIE, StageLayer, StyleTransfer
+from nst.training.stage_layer import SAFE_LEVELS, TIE, Staged, StageLayer
 from nst.training.trainable import Conditions
 
 ACCUMULATOR_QUANTILE = 0.9999
@@ -24,7 +24,7 @@ WEIGHT_QUANTILE = 0.999
 """Share of a stage's weights that must stay within 4 bits when it grows."""
 
 
-def accumulator_levels(network: StyleTransfer, batches: list[Batch]) -> dict[str, float]:
+def accumulator_levels(network: Staged, batches: list[Batch]) -> dict[str, float]:
     """By stage, the magnitude in levels that `ACCUMULATOR_QUANTILE` of its accumulators keep to.
 
     Args:
@@ -51,7 +51,7 @@ def accumulator_levels(network: StyleTransfer, batches: list[Batch]) -> dict[str
     return seen
 
 
-def factors(network: StyleTransfer, levels: dict[str, float]) -> dict[str, float]:
+def factors(network: Staged, levels: dict[str, float]) -> dict[str, float]:
     """By stage, what to multiply it by so that `levels` become at most `SAFE_LEVELS`.
 
     A stage with room left grows, so that it uses all its levels, but no further than its weights
@@ -68,7 +68,7 @@ def factors(network: StyleTransfer, levels: dict[str, float]) -> dict[str, float
 
 
 @torch.no_grad()
-def rescale_stages(network: StyleTransfer, by: dict[str, float]) -> dict[str, Tensor]:
+def rescale_stages(network: Staged, by: dict[str, float]) -> dict[str, Tensor]:
     """Multiply every stage by a positive factor without changing the float network's function.
 
     Args:
@@ -108,7 +108,7 @@ def _of_sources(layer: StageLayer, by: dict[str, float], like: Tensor) -> Tensor
 
 
 def rescale_moments(
-    network: StyleTransfer, optimizer: torch.optim.Optimizer, moved: dict[str, Tensor]
+    network: Staged, optimizer: torch.optim.Optimizer, moved: dict[str, Tensor]
 ) -> None:
     """Refer Adam's moments to rescaled parameters: gradients shrink as parameters grow."""
     for name, parameter in network.named_parameters():
