@@ -50,9 +50,7 @@ from nst.engines.tasks import (
     StageShape,
     Task,
     TaskGraph,
-    result_group,
-    results_of,
-    style_group,
+    lay_out,
 )
 from nst.errors import CircuitError
 from nst.network.architecture import CELL, CONTENT, OUTPUT, STYLE
@@ -141,23 +139,20 @@ class FakePlan:
         def near(made: Sequence[int], part: int) -> Sequence[int]:
             return made[max(part - 1, 0) : part + 2]
 
-        codes: dict[str, int] = {}
-        outputs: dict[str, tuple[int, ...]] = {}
-        pairs_of: dict[str, tuple[str, ...]] = {}
         wide, half = range(self.parts), range(self.parts // 2)
-        for rank, wanted in enumerate(results_of(pairs)):
-            style, own = style_group(wanted.style), result_group(wanted.result)
-            if wanted.style not in codes:
-                look = add("look", style, rank, [[InputPart(wanted.style, i)] for i in half])
-                (codes[wanted.style],) = add("code", style, rank, [look])
-            code = codes[wanted.style]
-            stem = add("stem", own, rank, [[InputPart(wanted.content, i), code] for i in wide])
-            blur = add("blur", own, rank, [near(stem, i) for i in wide])
-            detail = add("detail", own, rank, [[*near(blur, i), stem[i]] for i in wide])
-            up = add("up", own, rank, [detail[2 * i : 2 * i + 2] for i in half])
-            outputs[wanted.result], pairs_of[own] = tuple(up), wanted.pairs
-            pairs_of[style] = (*pairs_of.get(style, ()), *wanted.pairs)
-        return TaskGraph(tuple(tasks), outputs, pairs_of)
+
+        def add_style(style: str, group: str, rank: int) -> int:
+            look = add("look", group, rank, [[InputPart(style, i)] for i in half])
+            (code,) = add("code", group, rank, [look])
+            return code
+
+        def add_result(content: str, group: str, rank: int, code: int) -> Sequence[int]:
+            stem = add("stem", group, rank, [[InputPart(content, i), code] for i in wide])
+            blur = add("blur", group, rank, [near(stem, i) for i in wide])
+            detail = add("detail", group, rank, [[*near(blur, i), stem[i]] for i in wide])
+            return add("up", group, rank, [detail[2 * i : 2 * i + 2] for i in half])
+
+        return lay_out(pairs, tasks, add_style, add_result)
 
     @property
     def cpu_features(self) -> tuple[str, ...]:

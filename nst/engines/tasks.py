@@ -8,7 +8,7 @@ and bytes, and nothing of what a stage computes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -142,6 +142,36 @@ class TaskGraph:
             for source in {s for s in task.sources if isinstance(s, int)}:
                 out[source].append(task.index)
         return out
+
+
+def lay_out(
+    pairs: Iterable[PairIds],
+    tasks: list[Task],
+    add_style: Callable[[str, str, int], int],
+    add_result: Callable[[str, str, int, int], Sequence[int]],
+) -> TaskGraph:
+    """The graph of pairs, whose styles are computed once each.
+
+    Args:
+        pairs: What is to be done; the order of their results is the rank.
+        tasks: Filled by the two functions.
+        add_style: Adds the tasks of a style by its id, group and rank; returns that of the code.
+        add_result: Adds those of a result by the id of its contents, its group and rank, and the
+            task of its style code; returns those that make its parts, in order.
+    """
+    codes: dict[str, int] = {}
+    outputs: dict[str, tuple[int, ...]] = {}
+    pairs_of: dict[str, list[str]] = {}
+    for rank, wanted in enumerate(results_of(pairs)):
+        shared, own = style_group(wanted.style), result_group(wanted.result)
+        if wanted.style not in codes:
+            codes[wanted.style] = add_style(wanted.style, shared, rank)
+        made = add_result(wanted.content, own, rank, codes[wanted.style])
+        outputs[wanted.result] = tuple(made)
+        pairs_of.setdefault(shared, []).extend(wanted.pairs)
+        pairs_of[own] = list(wanted.pairs)
+    groups = {name: tuple(members) for name, members in pairs_of.items()}
+    return TaskGraph(tuple(tasks), outputs, groups)
 
 
 @dataclass(frozen=True)

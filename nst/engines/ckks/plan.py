@@ -19,9 +19,7 @@ from nst.engines.tasks import (
     StageShape,
     Task,
     TaskGraph,
-    result_group,
-    results_of,
-    style_group,
+    lay_out,
 )
 from nst.errors import CircuitError
 from nst.network.architecture import CELL, CELL_CHANNELS
@@ -198,48 +196,42 @@ class LeveledPlan:
     def graph(self, pairs: Sequence[PairIds], seconds: Seconds) -> TaskGraph:
         """See `Plan`: a task per style, and one per part of each result."""
         tasks: list[Task] = []
-        codes: dict[str, int] = {}
-        outputs: dict[str, tuple[int, ...]] = {}
-        pairs_of: dict[str, list[str]] = {}
         each, a = self.channel_bytes, self.architecture
-        for rank, wanted in enumerate(results_of(pairs)):
-            shared, own = style_group(wanted.style), result_group(wanted.result)
-            if wanted.style not in codes:
-                codes[wanted.style] = len(tasks)
-                tasks.append(
-                    Task(
-                        index=len(tasks),
-                        stage=STYLE_STAGE,
-                        group=shared,
-                        part=0,
-                        sources=(InputPart(wanted.style, 0),),
-                        seconds=seconds[STYLE_STAGE],
-                        output_bytes=each.code * a.code,
-                        rank=rank,
-                        depth=0,
-                        checkpoint=True,
-                    )
-                )
+
+        def add_style(style: str, group: str, rank: int) -> int:
+            task = Task(
+                index=len(tasks),
+                stage=STYLE_STAGE,
+                group=group,
+                part=0,
+                sources=(InputPart(style, 0),),
+                seconds=seconds[STYLE_STAGE],
+                output_bytes=each.code * a.code,
+                rank=rank,
+                depth=0,
+                checkpoint=True,
+            )
+            tasks.append(task)
+            return task.index
+
+        def add_result(content: str, group: str, rank: int, code: int) -> Sequence[int]:
             first = len(tasks)
             for part in range(self.parts):
-                tasks.append(
-                    Task(
-                        index=first + part,
-                        stage=CONTENT_STAGE,
-                        group=own,
-                        part=part,
-                        sources=(InputPart(wanted.content, part), codes[wanted.style]),
-                        seconds=seconds[CONTENT_STAGE],
-                        output_bytes=each.result * a.result_channels,
-                        rank=rank,
-                        depth=1,
-                    )
+                task = Task(
+                    index=first + part,
+                    stage=CONTENT_STAGE,
+                    group=group,
+                    part=part,
+                    sources=(InputPart(content, part), code),
+                    seconds=seconds[CONTENT_STAGE],
+                    output_bytes=each.result * a.result_channels,
+                    rank=rank,
+                    depth=1,
                 )
-            outputs[wanted.result] = tuple(range(first, len(tasks)))
-            pairs_of.setdefault(shared, []).extend(wanted.pairs)
-            pairs_of[own] = list(wanted.pairs)
-        groups = {name: tuple(members) for name, members in pairs_of.items()}
-        return TaskGraph(tuple(tasks), outputs, groups)
+                tasks.append(task)
+            return range(first, len(tasks))
+
+        return lay_out(pairs, tasks, add_style, add_result)
 
     def pack_result(self, key_id: str, part: bytes) -> Envelope:
         """See `Plan`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from nst.engines.tasks import (
@@ -17,9 +18,7 @@ from nst.engines.tasks import (
     Source,
     Task,
     TaskGraph,
-    result_group,
-    results_of,
-    style_group,
+    lay_out,
 )
 from nst.network.architecture import CONTENT, STYLE, STYLE_CODE, Branch, rows_read
 
@@ -88,20 +87,12 @@ def build_graph(
         seconds: By stage.
     """
     builder = _Builder(circuits, heights, seconds)
-    codes: dict[str, int] = {}
-    outputs: dict[str, tuple[int, ...]] = {}
-    pairs_of: dict[str, list[str]] = {}
-    for rank, wanted in enumerate(results_of(pairs)):
-        shared = style_group(wanted.style)
-        if wanted.style not in codes:
-            (codes[wanted.style],) = builder.add(STYLE, wanted.style, shared, rank)
-        group = result_group(wanted.result)
-        rows = builder.add(CONTENT, wanted.content, group, rank, codes[wanted.style])
-        outputs[wanted.result] = tuple(rows)
-        pairs_of.setdefault(shared, []).extend(wanted.pairs)
-        pairs_of[group] = list(wanted.pairs)
-    groups = {name: tuple(members) for name, members in pairs_of.items()}
-    return TaskGraph(tuple(builder.tasks), outputs, groups)
+
+    def add_style(style: str, group: str, rank: int) -> int:
+        (code,) = builder.add(STYLE, style, group, rank)
+        return code
+
+    return lay_out(pairs, builder.tasks, add_style, partial(builder.add, CONTENT))
 
 
 class _Builder:
