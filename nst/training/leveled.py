@@ -36,9 +36,7 @@ from nst.engines.ckks.network import (
 from nst.engines.ckks.packing import style_side
 from nst.engines.ckks.parameters import Parameters
 from nst.network.architecture import CELL, CELL_CHANNELS, UPSAMPLE
-from nst.network.integers import RESULT_FLOOR
 from nst.network.levels import QualityLevel
-from nst.training.finishing import standardized
 from nst.training.trainable import Conditions, Trainable, checked_sizes
 
 BOUND = 4.0
@@ -103,11 +101,7 @@ class LeveledStyleTransfer(Trainable):
             self.modulations.append(modulation)
             self.squares.append(Square(out))
             inside += out
-        self.head = nn.Conv2d(a.up, 3 * UPSAMPLE**2, 3)
-        nn.init.normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
-        self.skip = nn.Parameter(torch.eye(3) * 0.7)
-        self.register_buffer("blur", torch.tensor([1.0, 2.0, 1.0]) / 4, persistent=False)
+        self._make_last_layer(a.up)
         self._quantized = False
         self._round = IntQuant(signed=True, narrow_range=True, tensor_clamp_impl=TensorClampSte())
         self._bits = torch.tensor(float(WEIGHT_MAX.bit_length() + 1))
@@ -221,15 +215,6 @@ class LeveledStyleTransfer(Trainable):
         zero = weight.new_zeros(())
         rounded: Tensor = self._round(steps[name], zero, self._bits.to(weight.device), weight)
         return rounded
-
-    def finish(self, content: Tensor, up: Tensor) -> Tensor:
-        """The client's part: last linear layer, smooth upsampling, colour-mixing skip."""
-        half = F.pixel_shuffle(up, UPSAMPLE)
-        full = F.pixel_shuffle(self.head(F.pad(half, (1, 1, 1, 1), "replicate")), UPSAMPLE)
-        kernel = torch.outer(self.blur, self.blur)[None, None].repeat(3, 1, 1, 1)
-        smooth = F.conv2d(F.pad(full, (1, 1, 1, 1), "replicate"), kernel, groups=3)
-        result = torch.einsum("ij,njhw->nihw", self.skip, content) + smooth
-        return standardized(result, RESULT_FLOOR)
 
 
 def _bounded(z: Tensor, conditions: Conditions) -> Tensor:

@@ -18,18 +18,16 @@ from nst.network.architecture import (
     SIGNED_MAX,
     SIGNED_MIN,
     STYLE,
-    UPSAMPLE,
     Architecture,
     Branch,
     grids,
 )
-from nst.network.integers import RESULT_FLOOR, IntegerNetwork
+from nst.network.integers import IntegerNetwork
 from nst.network.levels import QualityLevel
 from nst.network.pixels import PIXEL_STEPS, dither
 from nst.network.weights import load_weights
 from nst.training import calibration
 from nst.training.dataset import Batch
-from nst.training.finishing import standardized
 from nst.training.stage_layer import Staged, StageLayer
 from nst.training.trainable import Conditions, checked_sizes
 
@@ -47,12 +45,7 @@ class StyleTransfer(Staged):
         self.stages = nn.ModuleDict(
             {s.name: StageLayer(s, architecture.code) for s in architecture.stages()}
         )
-        self.head = nn.Conv2d(architecture.up, 3 * UPSAMPLE * UPSAMPLE, 3)
-        nn.init.normal_(self.head.weight, std=0.02)
-        assert self.head.bias is not None
-        nn.init.zeros_(self.head.bias)
-        self.skip = nn.Parameter(torch.eye(3) * 0.7)
-        self.register_buffer("blur", torch.tensor([1.0, 2.0, 1.0]) / 4, persistent=False)
+        self._make_last_layer(architecture.up)
 
     @classmethod
     def build(cls, sizes: Mapping[str, Any], base: Mapping[str, Any]) -> Self:
@@ -117,15 +110,6 @@ class StyleTransfer(Staged):
     def branch(self, branch: Branch) -> dict[str, StageLayer]:
         """Layers of a branch by name."""
         return {n: layer for n, layer in self.stages.items() if layer.stage.branch == branch}
-
-    def finish(self, content: Tensor, up: Tensor) -> Tensor:
-        """The client's part: last linear layer, smooth upsampling, colour-mixing skip."""
-        half = F.pixel_shuffle(up, UPSAMPLE)
-        full = F.pixel_shuffle(self.head(F.pad(half, (1, 1, 1, 1), "replicate")), UPSAMPLE)
-        kernel = torch.outer(self.blur, self.blur)[None, None].repeat(3, 1, 1, 1)
-        smooth = F.conv2d(F.pad(full, (1, 1, 1, 1), "replicate"), kernel, groups=3)
-        result = torch.einsum("ij,njhw->nihw", self.skip, content) + smooth
-        return standardized(result, RESULT_FLOOR)
 
     @property
     def quantized(self) -> bool:

@@ -160,10 +160,9 @@ class StageLayer(nn.Module):
 
 
 class Staged(Trainable):
-    """A network of such stages, whose last layer is the client's."""
+    """A network of such stages."""
 
     stages: nn.ModuleDict
-    head: nn.Conv2d
 
 
 def idleness(acc: Tensor) -> Tensor:

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nst.network.architecture import UPSAMPLE
+from nst.network.integers import RESULT_FLOOR
 from nst.training.dataset import Batch
+from nst.training.finishing import standardized
 
 if TYPE_CHECKING:
     from nst.engines.ckks.network import LeveledArchitecture, LeveledNetwork
@@ -43,11 +47,16 @@ class Trainable(nn.Module, ABC):
         engine: Its name.
         needs_quantization: Whether float weights are of no use to it.
         architecture: A dataclass of sizes.
+        head: The client's last linear layer.
+        skip: `[3, 3]`, its colour-mixing skip from the content.
     """
 
     engine: ClassVar[str]
     needs_quantization: ClassVar[bool]
     architecture: Architecture | LeveledArchitecture
+    head: nn.Conv2d
+    skip: nn.Parameter
+    blur: Tensor
 
     @classmethod
     @abstractmethod
@@ -78,6 +87,23 @@ class Trainable(nn.Module, ABC):
 
         CircuitError says that no engine could compute the network.
         """
+
+    def _make_last_layer(self, channels: int) -> None:
+        """The client's part, which reads so many channels at half the resolution."""
+        self.head = nn.Conv2d(channels, 3 * UPSAMPLE**2, 3)
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        self.skip = nn.Parameter(torch.eye(3) * 0.7)
+        self.register_buffer("blur", torch.tensor([1.0, 2.0, 1.0]) / 4, persistent=False)
+
+    def finish(self, content: Tensor, up: Tensor) -> Tensor:
+        """The client's part: last linear layer, smooth upsampling, colour-mixing skip."""
+        half = F.pixel_shuffle(up, UPSAMPLE)
+        full = F.pixel_shuffle(self.head(F.pad(half, (1, 1, 1, 1), "replicate")), UPSAMPLE)
+        kernel = torch.outer(self.blur, self.blur)[None, None].repeat(3, 1, 1, 1)
+        smooth = F.conv2d(F.pad(full, (1, 1, 1, 1), "replicate"), kernel, groups=3)
+        result = torch.einsum("ij,njhw->nihw", self.skip, content) + smooth
+        return standardized(result, RESULT_FLOOR)
 
     @abstractmethod
     def style_code(self, style: Tensor, conditions: Conditions) -> Tensor:
