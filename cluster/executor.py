@@ -25,16 +25,11 @@ from ray.exceptions import (
 
 from cluster.actors import EvaluatorActor, as_blob
 from cluster.reasons import reason_of_death, why
-from cluster.types import Completion, LostError
+from cluster.types import Completion, LostError, tasks_per_worker
 from nst.engines.base import Evaluator
 from nst.engines.tasks import Task
 from nst.errors import ClusterError, first_line
 
-QUEUED_AHEAD = 2
-"""Tasks per actor at a time: one running, one whose arguments are already on their way."""
-LONG_S = 15.0
-"""Seconds of a task from which no other waits at its actor: another actor may be free, or come,
-long before it ends, and arguments are there in no time beside it."""
 LOADS, DEATHS = 4, 20
 """Actors in a row that may fail to load their model, and that may die while they load."""
 PAUSE = 2.0
@@ -115,8 +110,7 @@ class RayExecutor:
     @property
     def capacity(self) -> int:
         """Tasks wanted at once: none before an actor is there."""
-        each = 1 if self._longest > LONG_S else QUEUED_AHEAD
-        return each * sum(slot.up for slot in self._slots)
+        return tasks_per_worker(self._longest) * sum(slot.up for slot in self._slots)
 
     @property
     def memory(self) -> float:

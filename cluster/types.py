@@ -86,6 +86,18 @@ class Executor(Protocol[Handle]):
         ...
 
 
+QUEUED_AHEAD = 2
+"""Tasks per worker at a time: one running, one whose arguments are already on their way."""
+LONG_S = 15.0
+"""Seconds of a task from which no other waits at its worker: another worker may be free, or come,
+long before it ends, and arguments are there in no time beside it."""
+
+
+def tasks_per_worker(longest_s: float) -> int:
+    """How many tasks a worker is given at a time, by the seconds of the longest task so far."""
+    return 1 if longest_s > LONG_S else QUEUED_AHEAD
+
+
 class Callback(Generic[Handle]):
     """Told what happens while a graph is walked; each method does nothing unless overridden.
 

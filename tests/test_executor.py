@@ -15,8 +15,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.executor import LONG_S, QUEUED_AHEAD, Held, RayExecutor
-from cluster.types import Completion
+from cluster.executor import Held, RayExecutor
+from cluster.types import LONG_S, QUEUED_AHEAD, Completion
 from jobs.execution.recorder import log
 from jobs.storage import layout
 from jobs.storage.records import (

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from cluster import executor
+from jobs.execution import simulation
 from jobs.execution.simulation import (
-    QUEUED_AHEAD,
     LeastLoaded,
     Machines,
     critical_path,
@@ -153,7 +153,7 @@ def test_the_critical_path_takes_the_longer_way() -> None:
 
 
 def test_workers_queue_as_many_tasks_as_real_ones() -> None:
-    assert executor.QUEUED_AHEAD == QUEUED_AHEAD
+    assert executor.tasks_per_worker is simulation.tasks_per_worker
 
 
 def test_the_least_loaded_worker_is_taken_and_ties_go_to_the_first() -> None:

@@ -17,13 +17,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cluster.types import Callback, Completion
+from cluster.types import Callback, Completion, tasks_per_worker
 from jobs.execution.scheduler import run_graph
 from nst.engines.base import StoredBytes
 from nst.engines.tasks import InputPart, Task, TaskGraph, is_style_group
-
-QUEUED_AHEAD = 2
-"""Tasks per worker at a time, as in `cluster.executor`."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +130,14 @@ class VirtualCluster(Callback[_Blob]):
         self._receives_until = [0.0] * (machines.nodes + 1)
         self._ends: list[tuple[float, int]] = []
         self._running: dict[int, tuple[int, float, _Blob]] = {}
-        self.capacity = QUEUED_AHEAD * machines.cores
+        self._longest = 0.0
         self.memory = math.inf
         self.nodes = machines.nodes
+
+    @property
+    def capacity(self) -> int:
+        """See `Executor`."""
+        return tasks_per_worker(self._longest) * self.machines.cores
 
     def put(self, blob: bytes) -> _Blob:
         """See `Executor`."""
@@ -150,6 +152,7 @@ class VirtualCluster(Callback[_Blob]):
     def submit(self, task: Task, inputs: Sequence[_Blob]) -> None:
         """See `Executor`; when a task will end is known at once."""
         machines = self.machines
+        self._longest = max(self._longest, task.seconds)
         self._drive(machines.dispatch_s)
         worker = self._workers.take()
         node = worker // machines.cores_per_node
