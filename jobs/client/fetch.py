@@ -270,8 +270,7 @@ class _Results:
         """
         key = pair.result, end.attempt
         if key not in self._kept:
-            lanes = self._cipher.decrypt_result(self._parts(pair, end), pair.name)
-            self._kept[key] = lanes
+            self._kept[key] = self._cipher.decrypt_result(self._parts(pair, end), pair.name)
         lanes = self._kept[key]
         self._left[pair.result] -= 1
         if not self._left[pair.result]:

@@ -95,15 +95,10 @@ def stages_of(trace: list[TaskTrace], job: JobRecord, pair_id: str) -> Iterator[
         job: What was submitted.
         pair_id: One of its pairs.
     """
-    sharing = {
-        group: count
-        for own in job.pairs
-        if own.pair_id == pair_id
-        for group, count in (
-            (result_group(own.result), sum(p.result == own.result for p in job.pairs)),
-            (style_group(own.style), sum(p.style == own.style for p in job.pairs)),
-        )
-    }
+    sharing: dict[str, int] = {}
+    for own in (pair for pair in job.pairs if pair.pair_id == pair_id):
+        sharing[result_group(own.result)] = sum(p.result == own.result for p in job.pairs)
+        sharing[style_group(own.style)] = sum(p.style == own.style for p in job.pairs)
     by_stage: defaultdict[str, list[TaskTrace]] = defaultdict(list)
     for task in sorted(trace, key=lambda task: task.start):
         if task.group in sharing:

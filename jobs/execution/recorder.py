@@ -254,8 +254,7 @@ class Recorder(Callback[Handle]):
     def _delete_parts(self, pair_id: str) -> None:
         """Delete this driver's parts of a pair's result, unless another pair may need them."""
         result = self._result_of[pair_id]
-        sharing = {p for p, other in self._result_of.items() if other == result} - {pair_id}
-        ends = [self.ended.get(other) for other in sharing]
+        ends = [self.ended.get(p) for p in self.graph.pairs(result) if p != pair_id]
         if all(end and end.attempt != self.attempt for end in ends):
             self.store.delete_prefix(layout.attempt_result(self.job.job_id, self.attempt, result))
 
