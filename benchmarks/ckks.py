@@ -34,9 +34,8 @@ from benchmarks.measure import (
     working_folder,
     write_result,
 )
-from benchmarks.run import Finished, fetch_pictures, prepared, run_submitted, submit_pairs
+from benchmarks.run import Finished, fetch_pictures, load, prepared, run_submitted, submit_pairs
 from benchmarks.stored import pin_in_store
-from jobs.client.home import Home
 from jobs.client.preparation import PreparedPair
 from jobs.execution.forecast import Forecaster, Offer
 from jobs.execution.loading import EvaluatorLoader
@@ -193,14 +192,9 @@ def rates_of_calls(model: Model, seconds: dict[str, float], peak: int) -> Rates:
     )
 
 
-def loaded(folder: Path, quality: str, size: Size | None = None, engine: str = ENGINE) -> Model:
-    """A model whose files are below a folder."""
-    return Model.load(quality, Home(folder / "home").models, size, engine)
-
-
 def by_concrete(folder: Path) -> dict[str, Any]:
     """The pair at low by the other engine."""
-    model = loaded(folder, "low", engine="concrete")
+    model = load(folder, "low")
     pairs = [pair for pair in prepared(EXAMPLES, model) if pair.name == PAIR]
     local, submit_s = submit_pairs(folder, pairs, model)
     job = run_submitted(folder, local, ACTORS, submit_s)
@@ -250,7 +244,7 @@ def main() -> None:
     parser.add_argument("--only-batch", action="store_true", help="leave what is recorded else")
     arguments = parser.parse_args()
     with working_folder() as folder:
-        low = loaded(folder, "low")
+        low = load(folder, "low", engine=ENGINE)
         listed = pairs_of_examples(folder / "listed", arguments.batch, shared_styles=False)
         batch, job = run(folder, prepared(listed, low), low)
         with BareStages.beside(job.local.store, job.local.job_id) as bare:
@@ -264,7 +258,7 @@ def main() -> None:
             return
         (same,) = (pair for pair in prepared(EXAMPLES, low) if pair.name == PAIR)
         single, _ = run(folder, [same], low)
-        wide = loaded(folder, "mid", LARGE)
+        wide = load(folder, "mid", LARGE, ENGINE)
         (pair,) = (pair for pair in prepared(EXAMPLES, wide) if pair.name == PAIR)
         large, job = run(folder, [pair], wide)
         print(json.dumps(large, indent=2))

@@ -21,7 +21,8 @@ from jobs.storage.records import JobState, TaskTrace, read_state, read_trace
 from jobs.storage.store import open_store
 from nst.engines.base import Plan
 from nst.engines.concrete.plan import CircuitPlan
-from nst.model import Model
+from nst.model import DEFAULT_ENGINE, Model
+from nst.pictures.size import Size
 
 
 @dataclass
@@ -37,9 +38,11 @@ class Finished:
     driver_s: float
 
 
-def load(folder: Path, quality: str) -> Model:
-    """A level's model, whose circuits are built below `folder` when they are needed."""
-    return Model.load(quality, Home(folder / "home").models)
+def load(
+    folder: Path, quality: str, size: Size | None = None, engine: str = DEFAULT_ENGINE
+) -> Model:
+    """A level's model, which is built below `folder` when it is needed."""
+    return Model.load(quality, Home(folder / "home").models, size, engine)
 
 
 def circuits(plan: Plan) -> CircuitPlan:
