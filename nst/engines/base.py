@@ -205,6 +205,11 @@ class PreparedInput:
     role: Role
     contrast: float = 1.0
 
+    @property
+    def white(self) -> NDArray[np.float32]:
+        """The whitened picture `[3, H, W]` at its contrast."""
+        return self.picture.white * np.float32(self.contrast)
+
 
 @dataclass(frozen=True)
 class PreparedStyle:

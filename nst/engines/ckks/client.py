@@ -122,7 +122,7 @@ class LeveledCipher:
 
     def _lanes(self, prepared: PreparedInput) -> Iterator[Reals]:
         """A picture's lanes: one per tile."""
-        layout, white = self._plan.layout, prepared.picture.white
+        layout, white = self._plan.layout, prepared.white
         tiles = layout.tiles(self._plan.size)
         if prepared.role != CONTENT:
             style = layout.pack_style(style_cells(white))

@@ -1,4 +1,8 @@
-"""What a client does to a pair before encryption, in the clear: the features to expect of it."""
+"""What a client does to a pair before encryption, in the clear: the features to expect of it.
+
+Values of a polynomial network are not clipped. The client computes them first, and lowers the
+contrast of a content whose values would come near the modulus.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,10 @@ from nst.errors import InputError
 from nst.network.architecture import CONTENT, STYLE
 from nst.pictures.picture import Picture
 
+CONTRASTS = (1.0, 0.85, 0.7, 0.55, 0.4)
+"""Contrasts of a content tried, in this order, until its values keep clear of the modulus."""
+LARGEST_SHARE = 0.8
+"""Of half a modulus, that a value may have: noise adds little to it."""
 FRESH_DEVIATION = 3.2
 """Of the errors of an encryption, as SEAL draws them."""
 
@@ -60,10 +68,10 @@ def simulate(
 ) -> Features:
     """See `nst.engines.base.Engine.simulate`."""
     noise = EncryptionNoise(parameters, rng)
-    cells = style_cells(style.input.picture.white)
+    cells = style_cells(style.input.white)
     integers = integer_layers(network, parameters, cells.shape[-1])
     code = integers.style_code(cells, noise)
-    around = content_cells(content.input.picture.white, network.architecture.reach)
+    around = content_cells(content.input.white, network.architecture.reach)
     return integers.read(integers.values(around, code, noise))
 
 
@@ -73,15 +81,17 @@ def prepare_content(
     """See `nst.engines.base.Engine.prepare_content`.
 
     Raises:
-        InputError: if values of the result would leave the modulus.
+        InputError: if values would leave the modulus at every contrast.
     """
-    side = style_cells(style.input.picture.white).shape[-1]
+    side = style_cells(style.input.white).shape[-1]
     integers = integer_layers(network, parameters, side)
-    cells = content_cells(content.white, network.architecture.reach)
-    values = integers.values(cells, style.code.astype(np.float64))
-    if max(integers.shares(values)) >= 1:
-        raise InputError(
-            "this pair's values would leave the modulus and its result be noise; "
-            "take another style or a smaller size"
-        )
-    return PreparedContent(PreparedInput(content, CONTENT), integers.read(values))
+    for contrast in CONTRASTS:
+        prepared = PreparedInput(content, CONTENT, contrast)
+        cells = content_cells(prepared.white, network.architecture.reach)
+        values = integers.values(cells, style.code.astype(np.float64))
+        if max(integers.shares(values)) < LARGEST_SHARE:
+            return PreparedContent(prepared, integers.read(values))
+    raise InputError(
+        "this pair's values would leave the modulus and its result be noise; "
+        "take another style or a smaller size"
+    )

@@ -26,8 +26,7 @@ OVERFLOW = "overflows the circuits at every contrast; try another picture"
 
 def quantized(prepared: PreparedInput) -> Ints:
     """Signed 4-bit pixels `[3, H, W]` of a picture at its contrast; contents are dithered."""
-    white = prepared.picture.white * np.float32(prepared.contrast)
-    return quantize_pixels(white, dithered=prepared.role == CONTENT)
+    return quantize_pixels(prepared.white, dithered=prepared.role == CONTENT)
 
 
 def prepare_style(network: IntegerNetwork, style: Picture) -> PreparedStyle:
