@@ -277,7 +277,7 @@ class Job:
 
     def logs(self) -> str:
         """What its driver has printed."""
-        return drivers.driver_of(self._session.home, self._local).logs()
+        return drivers.driver_of(self._session, self._local).logs()
 
     def delete(self) -> None:
         """Delete its ciphertexts and records, and what this machine knows of it.
@@ -298,5 +298,5 @@ class Job:
         local = self._local
         if self._driver is None or self._driver[0] != local:
             # Kept as long as it is the last one: it does not ask a cluster too often.
-            self._driver = (local, drivers.driver_of(self._session.home, local))
+            self._driver = (local, drivers.driver_of(self._session, local))
         return not lifecycle.at_work(self._session.store, local, state, self._driver[1])

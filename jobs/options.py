@@ -56,12 +56,14 @@ def _size(value: object) -> Size:
 
 def _span(text: object) -> float:
     """Seconds out of 8h, 90min or 1h30m."""
-    parts = re.fullmatch(r"(?:([\d.]+) *h)? *(?:([\d.]+) *m(?:in)?)?", str(text).strip())
+    parts = re.fullmatch(
+        r"(?:([\d.]+) *h)? *(?:([\d.]+) *m(?:in)?)? *(?:([\d.]+) *s)?", str(text).strip()
+    )
     try:
-        given = [float(part or 0) for part in parts.groups()] if parts else [0.0, 0.0]
+        given = [float(part or 0) for part in parts.groups()] if parts else [0.0] * 3
     except ValueError:
-        given = [0.0, 0.0]
-    seconds = HOUR * given[0] + 60 * given[1]
+        given = [0.0] * 3
+    seconds = HOUR * given[0] + 60 * given[1] + given[2]
     if not seconds > 0:
         raise InputError(f"{text!r} is no span of time such as 8h or 90min")
     return seconds
@@ -227,6 +229,17 @@ class SubmitOptions(StoreOptions, TargetOptions, FitOptions, BudgetOptions):
         None,
         shown="a folder of yours",
     )
+    model: str = option(
+        "Model of the service whose store --store is, in place of one of your own; see models.",
+        "",
+        metavar="NAME",
+    )
+    owner: str = option(
+        "Fingerprint of the service's owner, as the owner told it to you.",
+        "",
+        metavar="FINGERPRINT",
+        shown="whoever you met there first",
+    )
     limit: float = option(
         "Core-hours up to which a job is submitted without asking.", 24.0, least=0
     )
@@ -336,6 +349,91 @@ class EstimateOptions(JsonOptions, PriceOptions, GridOptions, BudgetOptions):
     bandwidth: float = option("MB/s of a node: to other nodes and to the store.", 1250.0, above=0)
     uplink: float = option("MB/s between you and the store.", 12.5, above=0)
     like: str | None = option("Take stage times from a job that has run.", None, metavar="JOB")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceStoreOptions(StoreOptions):
+    """The store of a service."""
+
+    store: str = option("The service's store: a folder or s3://bucket/prefix.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivateOptions(ServiceStoreOptions):
+    """Where an owner keeps what customers must not have."""
+
+    private: str | None = option(
+        "Where server bundles are: a folder or s3://bucket/prefix that no customer reads.",
+        None,
+        shown="the data directory",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishOptions(PrivateOptions, ModelOptions):
+    """`publish`."""
+
+    name: str | None = option(
+        "What customers call it.", None, metavar="NAME", shown="engine and level", once=True
+    )
+    price: str = option("What a pair costs, in your words.", "", metavar="TEXT")
+    withdraw: str = option(
+        "Take the offer of this name out of the store instead.", "", metavar="NAME", once=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsOptions(JsonOptions, ServiceStoreOptions):
+    """`models`."""
+
+    owner: str = option(
+        "Fingerprint of the service's owner, as the owner told it to you.",
+        "",
+        metavar="FINGERPRINT",
+        shown="whoever you met there first",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(ActorOptions, PrivateOptions):
+    """`serve`."""
+
+    owner: str = option(
+        "Fingerprint of the owner whose models are served.",
+        "",
+        metavar="FINGERPRINT",
+        shown="that of this data directory",
+    )
+    cluster: str | None = option(**_CLUSTER)
+    cluster_python: str | None = option(**_PYTHON)
+    at_once: int = option("Jobs at a time; actors are shared among them.", 1, least=1)
+    turn: float = option(
+        "How long a job runs before it makes room for another customer's, as 10min.",
+        600.0,
+        parse=_span,
+        above=0,
+        metavar="TIME",
+        shown="10min",
+    )
+    most_pairs: int = option("Pairs of a job, at most.", 10_000, least=1)
+    daily_core_hours: float = option(
+        "Core-hours per customer and day (UTC); jobs beyond wait for the next. 0 is no limit.",
+        0.0,
+        least=0,
+    )
+    port: int | None = option(
+        "Answer /healthz and /metrics on this port of the loopback interface.",
+        None,
+        least=0,
+        most=65535,
+        shown="nowhere",
+    )
+    once: bool = option("End when nothing is left to do.", False, once=True)
+
+    @property
+    def target(self) -> Target:
+        """Where drivers run."""
+        return Target(self.cluster or "", self.cluster_python or PYTHON)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -470,8 +568,11 @@ COMMANDS: dict[str, type] = {
     "export": ExportOptions,
     "fetch": FetchOptions,
     "keys create": KeyOptions,
+    "models": ModelsOptions,
     "preview": PreviewOptions,
+    "publish": PublishOptions,
     "retry": RetryCommand,
+    "serve": ServeOptions,
     "submit": SubmitCommand,
     "train": TrainCommand,
 }

@@ -32,12 +32,17 @@ from nst.pictures.size import Size
 class Model:
     """What is needed of a quality level on the client; circuits are built on first use.
 
+    `nst.offered.OfferedModel` is one whose weights only its owner has.
+
     Attributes:
         level: Name, weights, size of styles.
         size: Of contents and results in pixels, not padded.
         network: Trained weights.
         engine: What computes it on ciphertexts.
+        offer_id: Of the offer that it comes from; empty for a model of one's own.
     """
+
+    offer_id = ""
 
     def __init__(
         self,

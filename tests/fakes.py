@@ -192,6 +192,7 @@ class FakeEngine:
     name = "fake"
     package = "hashlib"
     widest = 1024
+    unseen_contrast = 1.0
     client_modules: tuple[str, ...] = ()
     runtime = "hashlib"
     pairs_per_result = 1

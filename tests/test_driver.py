@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from benchmarks.stored import pin_in_store
-from jobs.client.drivers import ENTRY, MODULE
 from jobs.execution.inprocess import InProcessExecutor
+from jobs.execution.launch import ENTRY, MODULE
 from jobs.execution.loading import ModelPin
 from jobs.storage import layout
 from jobs.storage.records import (

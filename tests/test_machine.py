@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.client.drivers import Target
+from jobs.options import Target
 from nst import machine
 
 MANY = set(range(16))

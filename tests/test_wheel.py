@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from jobs.client.drivers import ENTRY, MODULE
+from jobs.execution.launch import ENTRY, MODULE
 from nst.folders import HOME_VARIABLE
 from nst.network.levels import LEVELS
 from tests.command_line import namesakes

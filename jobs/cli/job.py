@@ -164,7 +164,7 @@ def _state_of(session: Session, local: LocalJob) -> tuple[JobState, str]:
         if not uploaded(session.store, local):
             return state, f"not uploaded: nst-batch delete {local.job_id}"
         return state, f"submitted: nst-batch retry {local.job_id}"
-    if state.finished or at_work(session.store, local, state, driver_of(session.home, local)):
+    if state.finished or at_work(session.store, local, state, driver_of(session, local)):
         return state, state.status
     return state, f"{state.status}, driver gone: nst-batch retry {local.job_id}"
 
@@ -202,7 +202,7 @@ def _watched(session: Session, local: LocalJob, screen: Screen, as_json: bool) -
     from jobs.client.drivers import driver_of
 
     try:
-        state = _watch(session, local, driver_of(session.home, local), screen)
+        state = _watch(session, local, driver_of(session, local), screen)
     except KeyboardInterrupt:
         _say_how_to_return(local)
         return False
@@ -264,7 +264,7 @@ def logs(job_id: str, name: str | None, as_json: bool) -> None:
     home = Home.default()
     local = home.job(job_id)
     pair = None if name is None else pair_named(local, name)
-    text = driver_of(home, local).logs()
+    text = driver_of(_opened(job_id, Screen())[0], local).logs()
     if pair is None:
         shown = with_names(text, local)
         if as_json:

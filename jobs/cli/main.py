@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from jobs.cli import job
+from jobs.cli import job, service
 from jobs.cli.about import completion, version_option
 from jobs.cli.circuits import circuits
 from jobs.cli.config import ConfiguredGroup, config
@@ -115,6 +115,6 @@ def main() -> None:
 
 for _command in (
     *(circuits, completion, config, demo, doctor, estimate, evaluate, export, keys),
-    *(preview, submit, train, *job.COMMANDS),
+    *(preview, submit, train, *job.COMMANDS, *service.COMMANDS),
 ):
     main.add_command(_command)

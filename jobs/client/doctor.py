@@ -15,9 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from jobs.client.drivers import require_reachable
 from jobs.client.home import Home
 from jobs.execution.forecast import distinct_pairs, largest_call
+from jobs.execution.launch import require_reachable
 from jobs.options import Target
 from jobs.storage import layout
 from jobs.storage.store import Store, address_of, check_format, connect

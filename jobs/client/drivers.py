@@ -5,54 +5,29 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import secrets
-import shlex
 import signal
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import urlsplit
-
-from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_fixed
+from typing import Protocol
 
 from jobs.client.home import Home, LocalJob
 from jobs.client.session import Session
+from jobs.execution.launch import Launch, jobs_api
 from jobs.execution.loading import ModelPin
-from jobs.execution.notify import URL_VARIABLE
 from jobs.options import Target
-from jobs.proxies import proxy_hint
+from jobs.service.queue import dequeue, enqueue, is_queued
 from jobs.storage import layout
 from jobs.storage.records import JobState, write_record
-from jobs.storage.store import address_of
+from jobs.storage.store import Store
 from nst.engines.base import PLAN_FILE
 from nst.engines.cache import ModelCache
-from nst.errors import CircuitError, ClusterError, InputError, first_line
-from nst.folders import PASSPHRASE_VARIABLE
+from nst.errors import CircuitError, ClusterError, InputError
 
-MODULE = "jobs.execution.driver"
-ENTRY = Path(__file__).resolve().parents[2] / "nst_batch.py"
-"""What runs it, whatever the working directory or PYTHONPATH has of the same name."""
-CONNECT_SECONDS = 10.0
-NO_AGENT = "No available agent"
-"""What the Jobs API says until a cluster that has just started knows of its nodes."""
-AGENT_SECONDS, AGENT_EVERY = 60.0, 1.0
-"""How long to ask again then, and how often."""
 STOP_SECONDS = 10.0
 """For a driver to end by itself before it is killed."""
 ASK_EVERY = 5.0
 """Seconds between two questions to a cluster whether a driver runs."""
-
-
-def require_reachable(target: Target) -> None:
-    """Raise ClusterError if a cluster does not answer: before hours of encryption, not after."""
-    if target.cluster:
-        with _jobs_api(target.cluster):
-            pass
 
 
 class Driver(Protocol):
@@ -74,7 +49,7 @@ class Driver(Protocol):
 def start(
     session: Session, local: LocalJob, target: Target, actors: int, notify_url: str = ""
 ) -> Driver:
-    """Start a driver for a job, whose state says `queued` from here on.
+    """Start a driver for a job, or ask its service to; its state says `queued` from here on.
 
     Args:
         session: Where the job is; what tells of its driver is saved with it here.
@@ -89,6 +64,9 @@ def start(
         StoreError: if the state cannot be written.
     """
     store = session.store
+    if local.offer:
+        enqueue(store, local.job_id, local.key_id, len(local.pairs))
+        return driver_of(session, local)
     state = JobState(status="queued", pairs_total=len(local.pairs), heartbeat=store.clock())
     write_record(store, layout.state(local.job_id), state)
     try:
@@ -99,39 +77,39 @@ def start(
     except Exception:
         store.delete(layout.state(local.job_id))
         raise
-    return driver_of(session.home, session.home.job(local.job_id))
+    return driver_of(session, session.home.job(local.job_id))
 
 
-def driver_of(home: Home, local: LocalJob) -> Driver:
+def driver_of(session: Session, local: LocalJob) -> Driver:
     """The driver that was started last for a job."""
-    return ClusterDriver(local) if local.cluster else LocalDriver(home, local)
+    if local.offer:
+        return ServedJob(session.store, local)
+    return ClusterDriver(local) if local.cluster else LocalDriver(session.home, local)
 
 
 def start_here(
     home: Home, local: LocalJob, actors: int, notify_url: str = ""
 ) -> subprocess.Popen[bytes]:
-    """Start a job's driver on this machine, in a session of its own so that Ctrl-C spares it."""
-    log = home.driver_log(local.job_id)
-    # The driver is a server: what opens the secret key is none of its business.
-    pin = pin_of(home, local)
-    kept = (PASSPHRASE_VARIABLE, URL_VARIABLE)
-    environment = {k: v for k, v in os.environ.items() if k not in kept}
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [
-                sys.executable, "-P", ENTRY, MODULE, local.store, local.job_id,
-                "--actors", str(actors), *pin.options, "--folder", pin.folder,
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            env=environment | _told(notify_url),
-            cwd=ENTRY.parent,
-        )  # fmt: skip
+    """Start a job's driver on this machine."""
+    launch = Launch(local.store, local.job_id, pin_of(home, local), actors, notify_url)
+    with home.driver_log(local.job_id).open("ab") as output:
+        process = launch.here(output)
     changed = {"driver_pid": process.pid, "cluster": "", "cluster_python": "", "submission": ""}
     home.save_job(local.model_copy(update=changed))
     return process
+
+
+def _start_on_cluster(
+    home: Home, local: LocalJob, target: Target, actors: int, notify_url: str
+) -> None:
+    launch = Launch(local.store, local.job_id, pin_of(home, local), actors, notify_url)
+    changed = {
+        "driver_pid": 0,
+        "cluster": target.cluster,
+        "cluster_python": target.python,
+        "submission": launch.on_cluster(target),
+    }
+    home.save_job(local.model_copy(update=changed))
 
 
 def pin_of(home: Home, local: LocalJob) -> ModelPin:
@@ -152,11 +130,6 @@ def pin_of(home: Home, local: LocalJob) -> ModelPin:
     )
     folder = str(published.folder.absolute())
     return ModelPin(local.model_id, local.key_id, plan, bundle, folder)
-
-
-def _told(notify_url: str) -> dict[str, str]:
-    """The variable for a driver that is to post the end."""
-    return {URL_VARIABLE: notify_url} if notify_url else {}
 
 
 class LocalDriver:
@@ -207,82 +180,35 @@ class ClusterDriver:
         """See `Driver`; asks every few seconds, and a cluster that is silent may have it."""
         if time.monotonic() - self._asked > ASK_EVERY:
             self._asked = time.monotonic()
-            with contextlib.suppress(ClusterError), _jobs_api(self.address) as client:
+            with contextlib.suppress(ClusterError), jobs_api(self.address) as client:
                 self._alive = not client.get_job_status(self.submission).is_terminal()
         return self._alive
 
     def logs(self) -> str:
         """See `Driver`; raises ClusterError if the cluster does not answer."""
-        with _jobs_api(self.address) as client:
+        with jobs_api(self.address) as client:
             return str(client.get_job_logs(self.submission))
 
     def stop(self) -> None:
         """See `Driver`; raises ClusterError if the cluster does not answer."""
-        with _jobs_api(self.address) as client:
+        with jobs_api(self.address) as client:
             client.stop_job(self.submission)
 
 
-def _start_on_cluster(
-    home: Home, local: LocalJob, target: Target, actors: int, notify_url: str
-) -> None:
-    submission = f"nst-{local.job_id}-{secrets.token_hex(3)}"
-    # No environment goes along but the webhook: the cluster has its own credentials, and the
-    # passphrase stays.
-    variables = _told(notify_url)
-    extra = {"runtime_env": {"env_vars": variables}} if variables else {}
-    entrypoint = shlex.join(
-        [
-            target.python, "-P", "-m", ENTRY.stem, MODULE,
-            address_of(local.store).portable().url, local.job_id,
-            "--actors", str(actors), "--cluster", *pin_of(home, local).options,
-        ]
-    )  # fmt: skip
-    # In (?s) a dot is a line's end as well: what follows are stack traces.
-    patience = Retrying(
-        retry=retry_if_exception_message(match=f"(?s).*{NO_AGENT}"),
-        wait=wait_fixed(AGENT_EVERY),
-        stop=stop_after_delay(AGENT_SECONDS),
-        reraise=True,
-    )
-    with _jobs_api(target.cluster) as client:
-        patience(client.submit_job, entrypoint=entrypoint, submission_id=submission, **extra)
-    changed = {
-        "driver_pid": 0,
-        "cluster": target.cluster,
-        "cluster_python": target.python,
-        "submission": submission,
-    }
-    home.save_job(local.model_copy(update=changed))
+class ServedJob:
+    """Whatever driver a service gives to a job: the customer sees the queue and nothing of it."""
 
+    def __init__(self, store: Store, local: LocalJob) -> None:
+        self._store, self._job_id = store, local.job_id
 
-@contextmanager
-def _jobs_api(address: str) -> Iterator[Any]:
-    """A client of a cluster's Jobs API; what it raises becomes ClusterError."""
-    url = address if "://" in address else f"http://{address}"
-    try:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
-            raise ValueError
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError as error:
-        raise InputError(
-            f"cluster {address}: no address of a Jobs API; give http://host:8265"
-        ) from error
-    hint = proxy_hint(url)
-    try:
-        if not hint:
-            # Ray itself would go on trying for long.
-            socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
-        from ray.exceptions import RayError
-        from ray.job_submission import JobSubmissionClient
+    def alive(self) -> bool:
+        """See `Driver`: a service has it, or will."""
+        return is_queued(self._store, self._job_id)
 
-        try:
-            yield JobSubmissionClient(url)
-        except RayError as error:  # a token that is missing or wrong
-            raise RuntimeError(str(error)) from error
-    except (OSError, RuntimeError, ValueError) as error:
-        # What follows the first line are stack traces of the cluster's.
-        raise ClusterError(
-            f"cluster {address}: {first_line(error)}{hint}; check --cluster (http://host:8265), "
-            "its token, and that it runs"
-        ) from error
+    def logs(self) -> str:
+        """See `Driver`: the service keeps them."""
+        return f"job {self._job_id} is a service's, which keeps its log\n"
+
+    def stop(self) -> None:
+        """See `Driver`."""
+        dequeue(self._store, self._job_id)

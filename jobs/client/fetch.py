@@ -20,7 +20,8 @@ from jobs.client import lifecycle
 from jobs.client.costs import pair_costs
 from jobs.client.facts import job_summary, pair_facts, quality_fact, waiting_note
 from jobs.client.gallery import GALLERY, Entry, Summary, sheet_name, write_gallery
-from jobs.client.home import LocalJob, LocalPair
+from jobs.client.home import Home, LocalJob, LocalPair
+from jobs.client.offered import open_offered
 from jobs.client.pairs import Pair, Skipped
 from jobs.client.pictures import Fit, cut_out, is_own, write_png
 from jobs.client.preparation import prepared_pairs
@@ -168,13 +169,7 @@ def decrypted(session: Session, local: LocalJob) -> tuple[JobState, Iterator[Ent
         CircuitError: if the job's model is neither this installation's nor cached.
     """
     home, store = session.home, session.store
-    model = Model.load(local.quality, home.models, local.size, local.engine)
-    try:
-        model = model.as_submitted(local.model_id)
-    except CircuitError as error:
-        raise CircuitError(
-            f"job {local.job_id}: {error}; fetch it with the version that submitted it"
-        ) from error
+    model = model_of(home, local)
     cipher = model.cipher(session.ring, local.key_id, session.ask)
     # The state first: pairs that end in between are shown as what they are.
     count = len(local.pairs)
@@ -209,6 +204,23 @@ def decrypted(session: Session, local: LocalJob) -> tuple[JobState, Iterator[Ent
 
     skipped = (Entry.skipped(s.name, s.reason) for s in local.skipped)
     return state, chain(map(entry_of, local.pairs), skipped)
+
+
+def model_of(home: Home, local: LocalJob) -> Model:
+    """The model that a job was submitted with.
+
+    Raises:
+        CircuitError: if it is neither this installation's nor cached.
+    """
+    if local.offer:
+        return open_offered(home, local.offer, local.size)
+    model = Model.load(local.quality, home.models, local.size, local.engine)
+    try:
+        return model.as_submitted(local.model_id)
+    except CircuitError as error:
+        raise CircuitError(
+            f"job {local.job_id}: {error}; fetch it with the version that submitted it"
+        ) from error
 
 
 def doubt(

@@ -5,6 +5,7 @@ Names, plain pictures and secret keys are here and nowhere else; folders are 070
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import zipfile
@@ -61,7 +62,8 @@ class SkippedPair(BaseModel):
 class LocalJob(BaseModel):
     """What the client must remember of a job: names, key set, model, and its last driver.
 
-    That is a process of this machine, or a submission to a cluster's Jobs API. `width` and `height`
+    That is a process of this machine, or a submission to a cluster's Jobs API. With an `offer`, it
+    is a service's, and the model is the one that was offered. `width` and `height`
     are those of the results in pixels; `publishable` results are deleted from the store when they
     are fetched.
     """
@@ -70,6 +72,7 @@ class LocalJob(BaseModel):
     job_id: str
     created: str
     store: str
+    offer: str = ""
     quality: str
     width: int
     height: int
@@ -129,6 +132,25 @@ class Home(Folders):
     def store(self) -> Path:
         """The store used when none is named."""
         return self.root / "store"
+
+    @property
+    def offered(self) -> Path:
+        """What this user has taken of offers of services, by their ids."""
+        return self.root / "offered"
+
+    def owner(self, service: str) -> Path:
+        """The fingerprint of who offers models in a service's store.
+
+        Args:
+            service: The store's name.
+        """
+        name = hashlib.sha256(service.encode()).hexdigest()[:16]
+        return self.root / "owners" / name
+
+    @property
+    def signing_key(self) -> Path:
+        """What this user signs offers with, as the owner of models."""
+        return self.root / "signing.key"
 
     def driver_log(self, job_id: str) -> Path:
         """What a local driver printed."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 
-from jobs.client.drivers import Driver, driver_of, require_reachable
+from jobs.client.drivers import Driver, driver_of
 from jobs.client.home import LocalJob
 from jobs.client.session import Session
 from jobs.client.submit import upload_shared
+from jobs.execution.launch import require_reachable
 from jobs.options import Target
 from jobs.storage import layout
 from jobs.storage.records import (
@@ -57,7 +58,7 @@ def cancel(session: Session, local: LocalJob, patience: float = PATIENCE) -> Job
         return state
     wish = Cancellation(asked=store.clock())
     store.create(layout.cancellation(local.job_id), wish.model_dump_json().encode())
-    driver = driver_of(session.home, local)
+    driver = driver_of(session, local)
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline and at_work(store, local, state, driver):
         time.sleep(POLL)
@@ -128,6 +129,7 @@ def delete(session: Session, local: LocalJob) -> int:
     """
     require_idle(session, local, "cancel it first")
     store = session.store
+    store.delete(layout.queued(local.job_id))
     count = store.delete_prefix(layout.whole_job(local.job_id))
     models, keys = _used_by_others(store, local.job_id)
     if models is not None and local.model_id not in models:
@@ -142,7 +144,7 @@ def delete(session: Session, local: LocalJob) -> int:
 def require_idle(session: Session, local: LocalJob, advice: str) -> None:
     """Raise InputError if a driver is at work on a job."""
     state = read_state(session.store, local.job_id, len(local.pairs))
-    if at_work(session.store, local, state, driver_of(session.home, local)):
+    if at_work(session.store, local, state, driver_of(session, local)):
         raise InputError(f"job {local.job_id} is {state.status}; {advice}")
 
 

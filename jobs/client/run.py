@@ -11,12 +11,14 @@ from jobs.client.auto import Choice, choose
 from jobs.client.drivers import Driver
 from jobs.client.dry_run import core_hours, records_of_files, records_of_pictures
 from jobs.client.home import Home, LocalJob
+from jobs.client.offered import Service
 from jobs.client.pairs import Pair, Skipped, find_pairs, named_pairs
 from jobs.client.preparation import PreparedPair, prepare
 from jobs.client.session import Session
 from jobs.client.submit import Progress, submit
 from jobs.client.wording import many
 from jobs.execution.forecast import Offer
+from jobs.execution.launch import require_reachable
 from jobs.execution.notify import require_url
 from jobs.options import (
     AUTO,
@@ -105,6 +107,8 @@ def ready(
         )
     if options.notify_url:
         require_url(options.notify_url)
+    if options.model:
+        _require_served(options)
     if isinstance(source, Path):
         pairs, skipped = find_pairs(source, options.grid)
     else:
@@ -115,10 +119,29 @@ def ready(
         remote = address_of(url).remote
         choice = best_level(records, options, cores, Offer(cores), home, remote, working)
         options = replace(options, quality=choice.level.name)
-    model = load_model(options, home)
+    if options.model:
+        working(f"looking for model {options.model}")
+        service = Service.of(home, url)
+        model: Model = service.model(options.model, options.size, options.owner)
+    else:
+        model = load_model(options, home)
     working(f"reading {many(len(pairs), 'pair')}")
     prepared, unreadable = prepare(pairs, model, options.fit)
     return Batch(model, prepared, [*skipped, *unreadable], choice)
+
+
+def _require_served(options: SubmitOptions) -> None:
+    """Raise InputError if options contradict that a service runs the job."""
+    if not options.store:
+        raise InputError(
+            "a service's model needs the service's --store: s3://bucket/prefix/customers/NAME, or "
+            "a shared folder"
+        )
+    if options.cluster or options.notify_url or options.publishable:
+        what = "cluster" if options.cluster else "notify-url" if options.notify_url else ""
+        raise InputError(
+            f"a service runs its models where and as it does; leave out --{what or 'publishable'}"
+        )
 
 
 def start(
@@ -136,7 +159,7 @@ def start(
         ClusterError: if the cluster does not answer: before anything is encrypted.
     """
     target = options.target
-    drivers.require_reachable(target)
+    require_reachable(target)
     local = submit(session, batch.model, batch.pairs, batch.skipped, progress, options.fresh_key)
     driver = drivers.start(
         session, local, target, target.actors(options.actors), options.notify_url
@@ -157,6 +180,8 @@ def go_on(session: Session, local: LocalJob, options: RetryOptions) -> tuple[int
         require_url(options.notify_url)
     target = Target(local.cluster, options.cluster_python or local.cluster_python or PYTHON)
     if options.cluster is not None:
+        if local.offer:
+            raise InputError(f"job {local.job_id} is a service's; leave --cluster and --here out")
         target = options.target
     left = lifecycle.prepare_retry(session, local, options.failed, target)
     if not left:

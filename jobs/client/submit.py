@@ -99,6 +99,7 @@ def submit(
         job_id=job.job_id,
         created=job.created,
         store=store.url,
+        offer=model.offer_id,
         quality=model.level.name,
         width=model.size.width,
         height=model.size.height,
@@ -154,6 +155,8 @@ class _Pictures:
 def upload_shared(session: Session, local: LocalJob, mend: bool = False) -> None:
     """Put a job's model and evaluation keys into a store that does not have them.
 
+    A service has the model, and the job's store is no place for it.
+
     Args:
         session: Where to, and the data directory that has them.
         local: The job.
@@ -164,12 +167,15 @@ def upload_shared(session: Session, local: LocalJob, mend: bool = False) -> None
         StoreError: if the store cannot be written.
     """
     home, store, ring = session.home, session.store, session.ring
-    pin = pin_of(home, local)
-    for key, read in (
-        (layout.model_server(pin.model_id, pin.bundle), Path(pin.folder, SERVER_FILE).read_bytes),
-        (layout.model_plan(pin.model_id, pin.plan), Path(pin.folder, PLAN_FILE).read_bytes),
-        (layout.evaluation_keys(local.key_id), lambda: ring.evaluation_keys(local.key_id)),
-    ):
+    shared: dict[str, Callable[[], bytes]] = {
+        layout.evaluation_keys(local.key_id): lambda: ring.evaluation_keys(local.key_id)
+    }
+    if not local.offer:
+        pin = pin_of(home, local)
+        server, plan = Path(pin.folder, SERVER_FILE), Path(pin.folder, PLAN_FILE)
+        shared[layout.model_server(pin.model_id, pin.bundle)] = server.read_bytes
+        shared[layout.model_plan(pin.model_id, pin.plan)] = plan.read_bytes
+    for key, read in shared.items():
         there = store.exists(key)
         if there and not mend:
             continue

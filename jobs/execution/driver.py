@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -166,6 +168,14 @@ def log_to_stderr() -> None:
     log.propagate = False
 
 
+def end_with_parent() -> None:
+    """End this process when whoever started it is gone, and with that its end of a pipe."""
+    with suppress(OSError):
+        while os.read(0, 1):
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def main() -> None:
     """Command line of the driver."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -178,11 +188,14 @@ def main() -> None:
     parser.add_argument("--plan", required=True, help="SHA-256 of the model's plan")
     parser.add_argument("--bundle", required=True, help="SHA-256 of its server bundle")
     parser.add_argument("--folder", default="", help="where both are; without, in the store")
+    parser.add_argument("--with-parent", action="store_true", help="end with standard input")
     arguments = parser.parse_args()
     if arguments.actors < (0 if arguments.cluster else 1):
         parser.error("--actors must be at least 1")
     seal()
     log_to_stderr()
+    if arguments.with_parent:
+        threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         store = open_store(arguments.store)
         job = read_job(store, arguments.job_id)

@@ -27,7 +27,8 @@ class ModelPin:
         key_id: The key set.
         plan: SHA-256 of the plan, in hex.
         bundle: SHA-256 of the server bundle, in hex.
-        folder: The published model on this machine, of a driver here; empty for the store's copy.
+        folder: Where the published model is: a folder that the driver's machine has, or the URL of
+            a store that is its owner's alone; empty for the job's store.
     """
 
     model_id: str
@@ -38,7 +39,7 @@ class ModelPin:
 
     @property
     def options(self) -> list[str]:
-        """A driver's arguments that name it, all but the folder, which only this machine has."""
+        """A driver's arguments that name it, all but the folder, which is each machine's own."""
         names = {"--model": self.model_id, "--key": self.key_id}
         digests = {"--plan": self.plan, "--bundle": self.bundle}
         return [word for option in (names | digests).items() for word in option]
@@ -72,17 +73,21 @@ class ModelPin:
         return self.read_plan(store).at(Size(job.width, job.height))
 
     def _read(self, store: Store, key: str, name: str, sha256: str) -> bytes:
+        elsewhere = "://" in self.folder
         path = Path(self.folder, name)
         try:
-            blob = path.read_bytes() if self.folder else store.read(key, MODEL_BYTES)
+            if self.folder and not elsewhere:
+                blob = path.read_bytes()
+            else:
+                blob = (open_store(self.folder) if elsewhere else store).read(key, MODEL_BYTES)
         except OSError as error:
             raise InputError(
                 f"cannot read {path} ({error.strerror}); nst-batch retry JOB starts the job again"
             ) from error
         if hashlib.sha256(blob).hexdigest() != sha256:
             raise CircuitError(
-                f"{path if self.folder else key} is not what this job was started with, and was "
-                "not loaded; nst-batch retry JOB starts it again with this client's own"
+                f"{key if elsewhere or not self.folder else path} is not what this job was "
+                "started with, and was not loaded; nst-batch retry JOB starts it again with this client's own"
             )
         return blob
 

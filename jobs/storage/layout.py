@@ -8,6 +8,15 @@ jobs/JOB/inputs/                    INPUT.ct
 jobs/JOB/results/ATTEMPT/PAIR/      PART.ct
 jobs/JOB/checkpoints/GROUP/STAGE/   PART.ct
 jobs/JOB/marks/                     pair-PAIR.json, end.json, cancel.json
+queue/                              JOB.json: jobs for a service
+
+Of a service besides, where its customers have stores of their own below customers/CUSTOMER/:
+
+offers/                             NAME.json
+offers/models/                      MODEL.json
+offers/files/                       SHA256
+claims/CUSTOMER/JOB/                TURN.json
+usage/CUSTOMER/                     DAY.json
 """
 
 from __future__ import annotations
@@ -16,6 +25,11 @@ from nst.errors import StoreContentError
 
 STORE = "store.json"
 JOBS = "jobs/"
+QUEUE = "queue/"
+OFFERS = "offers/"
+CUSTOMERS = "customers/"
+NO_CUSTOMER = "-"
+"""In a key, what stands for the service's own store: no customer can be called that."""
 
 
 def model(model_id: str) -> str:
@@ -126,6 +140,41 @@ def job_end(job_id: str) -> str:
 def cancellation(job_id: str) -> str:
     """Marker of a job that is to be stopped."""
     return f"{marks(job_id)}cancel.json"
+
+
+def queued(job_id: str) -> str:
+    """Marker of a job that a service is to run; it goes when the job has ended."""
+    return f"{QUEUE}{job_id}.json"
+
+
+def offer(name: str) -> str:
+    """What a service offers under a name, signed."""
+    return f"{OFFERS}{name}.json"
+
+
+def offered_model(model_id: str) -> str:
+    """The offer that a model was published with, whatever its name offers now."""
+    return f"{OFFERS}models/{model_id}.json"
+
+
+def offer_file(sha256: str) -> str:
+    """A file of an offer by its content: nothing in it is secret."""
+    return f"{OFFERS}files/{sha256}"
+
+
+def claims(customer: str, job_id: str) -> str:
+    """Prefix of what says which server has a job; customers cannot write there."""
+    return f"claims/{customer or NO_CUSTOMER}/{job_id}/"
+
+
+def claim(customer: str, job_id: str, turn: int) -> str:
+    """A server's claim, made once; one of a later turn takes the job away from it."""
+    return f"{claims(customer, job_id)}{turn:06d}.json"
+
+
+def usage(customer: str, day: str) -> str:
+    """What a customer's jobs took on a day."""
+    return f"usage/{customer or NO_CUSTOMER}/{day}.json"
 
 
 def probes(token: str) -> str:

@@ -53,6 +53,15 @@ class LocalAddress:
                 f"store {self.url}: that user has no home directory here; give the whole path"
             ) from error
 
+    @property
+    def path(self) -> str:
+        """See `Address`."""
+        return self.url
+
+    def at(self, path: str) -> LocalAddress:
+        """See `Address`."""
+        return LocalAddress(path)
+
     def with_options(self, given: Mapping[str, str]) -> LocalAddress:
         """See `Address`: a folder takes none."""
         return self

@@ -136,6 +136,15 @@ class S3Address:
         """See `Address`: other machines do not have this one's AWS profiles."""
         return replace(self, options=replace(self.options, profile=None))
 
+    @property
+    def path(self) -> str:
+        """See `Address`."""
+        return self.prefix
+
+    def at(self, path: str) -> S3Address:
+        """See `Address`."""
+        return replace(self, prefix="" if path == "." else path)
+
     def key(self, key: str) -> str:
         """The object's key for a store's key."""
         return f"{self.prefix}/{key}" if self.prefix else key

@@ -111,6 +111,15 @@ class Address(Protocol):
         """The folder of this machine that it is, if it is one."""
         ...
 
+    @property
+    def path(self) -> str:
+        """Where it is: a folder, or what all keys of a bucket begin with."""
+        ...
+
+    def at(self, path: str) -> Address:
+        """The store at another path, where `.` is the shortest, reached in the same way."""
+        ...
+
     def with_options(self, given: Mapping[str, str]) -> Address:
         """With options that win over its own; raises StoreAddressError if one is wrong."""
         ...

@@ -213,7 +213,10 @@ class PreparedInput:
 
 @dataclass(frozen=True)
 class PreparedStyle:
-    """A style that is ready to be encrypted, and the style code that it gives in the clear."""
+    """A style that is ready to be encrypted, and the style code that it gives in the clear.
+
+    The code has size 0 where the network is its owner's alone.
+    """
 
     input: PreparedInput
     code: NDArray[np.int64] | NDArray[np.float32]
@@ -221,7 +224,10 @@ class PreparedStyle:
 
 @dataclass(frozen=True)
 class PreparedContent:
-    """A content that is ready to be encrypted, and the features that the server will make of it."""
+    """A content that is ready to be encrypted, and the features that the server will make of it.
+
+    They have size 0 where the network is its owner's alone.
+    """
 
     input: PreparedInput
     features: Features
@@ -299,6 +305,8 @@ class Engine(Protocol):
     """Modules that a server process must not be able to import."""
     widest: int
     """Pixels of a row of the largest content that it computes."""
+    unseen_contrast: float
+    """Contrast at which a client encrypts that cannot compute what becomes of a picture."""
 
     @property
     def runtime(self) -> str:

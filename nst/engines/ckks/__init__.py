@@ -47,6 +47,8 @@ class CkksEngine:
     name = "ckks"
     package = "_sealapi_cpp"
     widest = LARGEST
+    # Pixels are clipped, and values far from the modulus on all held-out pairs.
+    unseen_contrast = 1.0
     client_modules: tuple[str, ...] = (
         # All of TenSEAL but the binding `_sealapi_cpp`, which `seal` strips.
         "tenseal",

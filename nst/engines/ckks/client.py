@@ -11,7 +11,7 @@ import json
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import _sealapi_cpp as sealapi
 import numpy as np
@@ -24,6 +24,9 @@ from nst.engines.ckks.plan import LeveledPlan
 from nst.engines.ckks.residues import Ring, join, split
 from nst.errors import CircuitError, first_line
 from nst.network.architecture import CELL, CONTENT
+
+BUNDLE_BYTES = 1 << 20
+"""Of a client bundle, unpacked: ours have some kilobytes."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,15 @@ class ClientBundle:
     def read(path: Path) -> ClientBundle:
         """A bundle that `nst.engines.ckks.publish` wrote; raises CircuitError if it is damaged."""
         try:
+            with ZipFile(path) as archive:
+                if sum(member.file_size for member in archive.infolist()) > BUNDLE_BYTES:
+                    raise ValueError("too large")
             with np.load(path, allow_pickle=False) as arrays:
                 pixel_scale, style_scale, bound = arrays["scalars"].tolist()
+                parameters = Parameters.from_dict(json.loads(str(arrays["parameters"])))
+                parameters.require(parameters.levels)
                 return ClientBundle(
-                    Parameters.from_dict(json.loads(str(arrays["parameters"]))),
+                    parameters,
                     arrays["elements"].tolist(),
                     arrays["gain"][:, None, None],
                     arrays["offset"][:, None, None],

@@ -282,6 +282,8 @@ class LeveledPlan:
         except (KeyError, TypeError) as error:
             raise CircuitError(f"plan is damaged ({error}); publish the model again") from error
         parameters.require(architecture.levels)
+        if layout.slots != parameters.slots or min(layout.rows, layout.columns) <= 2 * layout.reach:
+            raise CircuitError("plan is damaged (its tiles do not fit); publish the model again")
         return plan
 
     def summary(self) -> dict[str, Json]:

@@ -44,6 +44,7 @@ class ConcreteEngine:
     name = "concrete"
     package = "concrete"
     widest = 1024
+    unseen_contrast = 0.7
     # A row is one task, which has to hold three rows of everything that it reads: a worker's memory
     # limits the width (see docs/architecture.md), and nothing does the height but time.
     client_modules: tuple[str, ...] = (

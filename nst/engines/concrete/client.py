@@ -24,6 +24,7 @@ from nst.engines.base import Features, KeyPair, PreparedInput, Published, Role
 from nst.engines.concrete.plan import CircuitPlan
 from nst.engines.concrete.preparation import quantized
 from nst.engines.concrete.publish import SPECS_FILE
+from nst.engines.concrete.security import require_secure
 from nst.engines.concrete.switching import Frame, full_rows
 from nst.errors import CircuitError, first_line
 from nst.forking import spread
@@ -34,6 +35,8 @@ from nst.network.integers import space_to_depth
 Ints = NDArray[np.int64]
 Levels = NDArray[np.int8]
 
+SPECS_BYTES = 16 << 20
+"""Of Concrete's description of circuits, unpacked: ours have some hundred kilobytes."""
 ROW_ARGUMENT = 0
 """A row is encrypted as the first argument of the stage that reads it; all share one encoding."""
 
@@ -170,7 +173,9 @@ class CircuitCipher:
 def _program_info(client_bundle: Path) -> ProgramInfo:
     """What a client must know of built circuits."""
     try:
-        with zipfile.ZipFile(client_bundle) as archive:
-            return ProgramInfo.deserialize(archive.read(SPECS_FILE))
+        with zipfile.ZipFile(client_bundle) as archive, archive.open(SPECS_FILE) as file:
+            specs = file.read(SPECS_BYTES)
+        require_secure(specs, f"model {client_bundle.parent.name}")
+        return ProgramInfo.deserialize(specs)
     except (OSError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
         raise CircuitError(f"model {client_bundle.parent} is damaged; build it again") from error

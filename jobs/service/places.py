@@ -1,0 +1,74 @@
+"""Where in a store a service's customers are: `STORE/customers/NAME`, a store of its own each."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from jobs.storage import layout
+from jobs.storage.store import address_of
+from nst.errors import InputError
+from nst.parsing import is_id
+
+_CUSTOMER = re.compile(rf"(?:(?P<root>.*?)/)?{layout.CUSTOMERS}(?P<name>[^/]+)/?")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A store as a customer names it.
+
+    Attributes:
+        root: URL of the service's store, which has the offers.
+        customer: Whose part of it this is; empty for all of it.
+    """
+
+    root: str
+    customer: str = ""
+
+    @staticmethod
+    def of(url: str) -> Place:
+        """What a URL names.
+
+        Raises:
+            StoreAddressError: if it is wrong.
+            InputError: if there can be no such customer.
+        """
+        address = address_of(url)
+        found = _CUSTOMER.fullmatch(address.path)
+        if found is None:
+            return Place(address.url)
+        require_customer(found["name"])
+        root = "." if found["root"] is None else found["root"] or "/"
+        return Place(address.at(root).url, found["name"])
+
+    @property
+    def store(self) -> str:
+        """URL of the customer's store."""
+        if not self.customer:
+            return self.root
+        address = address_of(self.root)
+        path = f"{address.path}/{layout.CUSTOMERS}{self.customer}".lstrip("/")
+        return address.at("/" + path if address.path.startswith("/") else path).url
+
+
+def require_customer(name: str) -> None:
+    """Raise InputError unless a customer can be called that."""
+    if not is_id(name):
+        raise InputError(
+            f"no customer is called {name!r}: small letters, digits and hyphens, at most 64"
+        )
+
+
+def require_apart(private: str, shared: str) -> None:
+    """Raise InputError if customers could reach what only the owner may have."""
+    inner, outer = address_of(private), address_of(shared)
+    if inner.folder is None or outer.folder is None:
+        same = inner.at("x").url == outer.at("x").url
+        path, around = inner.path, outer.path
+        below = same and (not around or f"{path}/".startswith(f"{around}/"))
+    else:
+        below = inner.folder.resolve().is_relative_to(outer.folder.resolve())
+    if below:
+        raise InputError(
+            f"{inner.name} is below {outer.name}, which customers read; give another --private"
+        )
