@@ -287,7 +287,14 @@ class SubmitCommand(ForceOptions, PriceOptions, WaitOptions, SubmitOptions):
 
     dry_run: bool = option("Say what the job would take; encrypt nothing.", False, once=True)
     as_json: bool = option("With --dry-run: machine-readable.", False, name="json", once=True)
-    yes: bool = option("Do not ask about a job above --limit.", False, once=True)
+    yes: bool = option("Do not ask about a job above --limit, or after --sample.", False, once=True)
+    sample: int | None = option(
+        "With --model: first so many pairs by the service's smallest model, to be looked at.",
+        None,
+        least=1,
+        once=True,
+        shown="none",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

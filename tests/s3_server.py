@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import secrets
@@ -83,6 +84,28 @@ class S3Server:
         """Whether its process lives."""
         return self._process is not None and self._process.poll() is None
 
+    def allow(self, config: str) -> dict[str, dict[str, str]]:
+        """Give several users their rights before the start, the first of them all.
+
+        Args:
+            config: A configuration of identities as SeaweedFS takes it, with `NAME-access-key` and
+                `NAME-secret-key` for each name.
+
+        Returns:
+            By name, what boto3 needs.
+        """
+        names = [each["name"] for each in json.loads(config)["identities"]]
+        users = {name: (secrets.token_hex(10), secrets.token_hex(20)) for name in names}
+        for name, (access, secret) in users.items():
+            config = config.replace(f"{name}-access-key", access)
+            config = config.replace(f"{name}-secret-key", secret)
+        (Path(self._folder.name) / "s3.json").write_text(config)
+        self.access_key, self.secret_key = users[names[0]]
+        return {
+            name: {**self.environment, "AWS_ACCESS_KEY_ID": access, "AWS_SECRET_ACCESS_KEY": secret}
+            for name, (access, secret) in users.items()
+        }
+
     def start(self) -> None:
         """Start it and wait until it answers."""
         folder = Path(self._folder.name)
@@ -93,6 +116,8 @@ class S3Server:
             "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
             f"-filer.localSocket={folder / 'filer.sock'}", f"-s3.localSocket={folder / 's3.sock'}",
         ]  # fmt: skip
+        if (config := folder / "s3.json").exists():
+            options.append(f"-s3.config={config}")
         for name, port in self._ports.items():
             options += [f"-{name}.port={port}", f"-{name}.port.grpc={port + GRPC}"]
         with (folder / "server.log").open("ab") as log:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -38,7 +39,7 @@ def publish(options: PublishOptions) -> None:
     from jobs.client.home import Home
     from jobs.service.offers import withdraw
     from jobs.service.owner import signing_key
-    from jobs.service.places import require_apart
+    from jobs.service.places import Place, require_apart
     from jobs.service.publishing import offer_name
     from jobs.service.publishing import publish as publish_model
     from jobs.storage.store import open_store
@@ -46,27 +47,29 @@ def publish(options: PublishOptions) -> None:
 
     home, screen = Home.default(), Screen()
     url = options.fold(options.store, on_command_line(*STORE_FIELDS))
+    place = Place.of(url)
     if options.withdraw:
-        withdraw(open_store(url), options.withdraw)
+        withdraw(open_store(place.offers), options.withdraw)
         screen.say(f"{options.withdraw} is not offered any more; jobs of it that wait will fail")
         return
     private = options.private or str(home.models.absolute())
-    require_apart(private, url)
+    require_apart(private, place.root)
     cache = home.models if "://" in private else Path(private).expanduser().absolute()
     key = signing_key(home.signing_key)
     model = Model.load(options.quality, cache, options.size, options.engine)
     name = options.name or offer_name(model)
     with screen.working("building the model"):
-        store = open_store(url, create=True)
-        place = private if "://" in private else str(cache)
-        offered = publish_model(model, store, key, place, name, options.price)
+        open_store(place.root, create=True)
+        offers = open_store(place.offers, create=True)
+        shelf = private if "://" in private else str(cache)
+        offered = publish_model(model, offers, key, shelf, name, options.price)
     offer = offered.offer
     screen.say(
         f"{offer.name} is offered: model {offer.model_id}, {offer.core_s:,.1f} core-seconds per "
         "pair"
     )
     screen.say(f"owner {offered.owner}; tell your customers, who see it with: nst-batch models")
-    screen.say(f"server bundle in {place}; serve it with: nst-batch serve --store {store.url}")
+    screen.say(f"server bundle in {shelf}; serve it with: nst-batch serve --store {place.root}")
 
 
 @click.command(
@@ -141,7 +144,7 @@ def serve(options: ServeOptions) -> None:
     """
     from jobs.service.accounts import Quota
     from jobs.service.metrics import Metrics, served
-    from jobs.service.serving import Limits, Server, until_signalled
+    from jobs.service.serving import ClusterJob, Limits, LocalProcess, Server, until_signalled
     from nst.errors import ClusterError
     from nst.sealing import seal
 
@@ -154,13 +157,15 @@ def serve(options: ServeOptions) -> None:
         raise InputError(f"--at-once {options.at_once} is more than the {actors} actors")
     limits = Limits(
         actors=actors,
+        here=not target.cluster,
         at_once=options.at_once,
         turn_s=options.turn,
         quota=Quota(options.most_pairs, options.daily_core_hours),
     )
     _log_to_stderr()
     metrics = Metrics()
-    server = Server(url, private, owner, target, limits, metrics)
+    start = partial(ClusterJob, target) if target.cluster else LocalProcess
+    server = Server(url, private, owner, limits, metrics, start)
     with served(metrics, options.port) as port, until_signalled(server):
         where = target.cluster or f"{actors} actors"
         click.echo(f"serving {server.store.url} with {where}, owner {owner}", err=True)

@@ -12,13 +12,14 @@ from jobs.cli.estimate import print_dry_run, say_choice
 from jobs.cli.examples import examples
 from jobs.cli.job import follow, out_of
 from jobs.cli.options import here_option, on_command_line, takes
-from jobs.cli.screen import Screen, complain, exit_if
+from jobs.cli.screen import Screen, complain, exit_if, is_terminal
 from jobs.client.wording import many
 from jobs.options import AUTO, STORE_FIELDS, DemoOptions, PreviewOptions, SubmitCommand
 from nst.errors import InputError
 from nst.pictures.size import Size
 
 if TYPE_CHECKING:
+    from jobs.client.home import Home
     from jobs.client.run import Batch
     from jobs.client.session import Session
 
@@ -36,6 +37,7 @@ PAIRS = click.argument("pairs", type=click.Path(path_type=Path))
         "submit ./pairs --quality low --size 192x128 --out ./stylized",
         "submit ./pairs --store s3://bucket/prefix --profile studio --no-wait",
         "submit ./pairs --store s3://bucket/prefix --cluster http://head:8265",
+        "submit ./pairs --store s3://bucket/studio/customers/ann --model ckks-mid --out ./stylized",
     )
 )
 @PAIRS
@@ -58,9 +60,17 @@ def submit(pairs: Path, options: SubmitCommand) -> None:
         raise click.UsageError("--json needs --dry-run")
     if options.quality != AUTO and on_command_line("budget"):
         raise click.UsageError("--budget needs --quality auto")
+    if options.model and (
+        chosen := on_command_line("quality", "engine", "security", "publishable")
+    ):
+        raise click.UsageError(f"--model says which model it is; leave out --{chosen[0]}")
+    if options.sample and not (options.model and options.out):
+        raise click.UsageError("--sample needs --model and --out")
     out, home, screen = out_of(options), Home.default(), Screen()
     url = options.fold(options.store or str(home.store), on_command_line(*STORE_FIELDS))
     cores = cores_of(options) if options.dry_run else 0
+    if options.sample and not options.dry_run:
+        _sample(pairs, options, home, url, screen)
     with screen.working("finding pairs") as working:
         batch = ready(pairs, options, home, url, working)
     _say_what_is_left(batch)
@@ -93,6 +103,37 @@ def _submit(batch: Batch, options: SubmitCommand, session: Session, screen: Scre
     else:
         screen.say(f"running; see: nst-batch status {local.job_id}")
         exit_if(bool(batch.skipped))
+
+
+def _sample(pairs: Path, options: SubmitCommand, home: Home, url: str, screen: Screen) -> None:
+    """Have a service stylize some pairs by its smallest model, and ask whether they will do.
+
+    Raises:
+        InputError: if the answer is no, or there is none.
+    """
+    from jobs.client.offered import Service
+    from jobs.client.pairs import find_pairs
+    from jobs.client.run import ready
+    from jobs.client.session import Session
+
+    assert options.sample and options.out
+    smallest = Service.of(home, url).smallest(options.owner)
+    out = options.out / "sample"
+    chosen = replace(options, model=smallest, size=None, wait=True, out=out, sample=None)
+    some = find_pairs(pairs, options.grid)[0][: options.sample]
+    with screen.working("finding pairs") as working:
+        batch = ready(some, chosen, home, url, working)
+    _say_what_is_left(batch)
+    screen.say(f"first {many(len(batch.pairs), 'pair')} by {smallest}, into {out}")
+    _submit(batch, chosen, Session.open(home, url, screen.passphrase, create=True), screen)
+    if options.yes:
+        return
+    if not is_terminal():
+        raise InputError(
+            f"the sample is in {out}; to go on with all pairs, leave out --sample or add --yes"
+        )
+    if not click.confirm(f"The sample is in {out}. Go on with all pairs?", err=True):
+        raise InputError("the other pairs were not submitted")
 
 
 def _say_what_is_left(batch: Batch) -> None:

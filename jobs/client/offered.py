@@ -74,7 +74,7 @@ class Service:
             InputError: if the owner is not the one that this user knows.
             StoreError: if the store does not answer.
         """
-        found, problems = read_offers(open_store(self.place.root, FIRST_PATIENCE))
+        found, problems = read_offers(open_store(self.place.offers, FIRST_PATIENCE))
         for problem in problems:
             say(problem)
         known = self._known_owner(owner) or next((each.owner for each in found), "")
@@ -86,6 +86,13 @@ class Service:
         if found:
             self._remember(known)
         return [each for each in found if each.owner == known]
+
+    def smallest(self, owner: str = "") -> str:
+        """The name of the model that computes the smallest results; see `offers` for errors."""
+        found = self.offers(owner)
+        if not found:
+            raise InputError(f"nothing is offered in {self.place.root} yet")
+        return min(found, key=lambda each: each.offer.width * each.offer.height).offer.name
 
     def model(self, name: str, size: Size | None = None, owner: str = "") -> OfferedModel:
         """A model that is offered, with its files on this machine.
@@ -100,7 +107,7 @@ class Service:
             CircuitError: if the offer's parameters are insecure, or its files do not fit together.
             StoreError: if the store does not answer, or has no such offer.
         """
-        store = open_store(self.place.root, FIRST_PATIENCE)
+        store = open_store(self.place.offers, FIRST_PATIENCE)
         offered = read_offer(store, name)
         known = self._known_owner(owner) or offered.owner
         if known != offered.owner:

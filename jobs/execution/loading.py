@@ -87,7 +87,8 @@ class ModelPin:
         if hashlib.sha256(blob).hexdigest() != sha256:
             raise CircuitError(
                 f"{key if elsewhere or not self.folder else path} is not what this job was "
-                "started with, and was not loaded; nst-batch retry JOB starts it again with this client's own"
+                "started with, and was not loaded; nst-batch retry JOB starts it again with this "
+                "client's own"
             )
         return blob
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from jobs.storage import layout
 from jobs.storage.records import Seconds, StoreRecord, read_record, write_record
-from jobs.storage.store import Store
+from jobs.storage.store import Store, names_below
 from nst.errors import StoreContentError
 
-MOST_SERVERS = 10_000
+MOST_USAGES = 1_000_000
 
 
 class Usage(StoreRecord):
@@ -48,7 +48,7 @@ class Accounts:
         """Core-seconds of a customer's jobs on all servers today; raises StoreError."""
         prefix = self._key(customer, "").removesuffix(".json")
         folder, _, begin = prefix.rpartition("/")
-        names = self.store.children(f"{folder}/", MOST_SERVERS)
+        names = names_below(self.store, f"{folder}/", MOST_USAGES)
         return sum(self._read(f"{folder}/{name}") for name in names if name.startswith(begin))
 
     @staticmethod

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from jobs.storage import layout
 from jobs.storage.records import Count, Id, Reason, Seconds, StoreRecord, read_record, write_record
-from jobs.storage.store import Store
+from jobs.storage.store import Store, names_below
 from nst.errors import StoreContentError
 from nst.plain import plain
 
@@ -107,7 +107,7 @@ class Claims:
         return layout.claim(held.customer, held.job_id, held.turn)
 
     def _last_turn(self, customer: str, job_id: str) -> int:
-        names = self.store.children(layout.claims(customer, job_id), MOST_TURNS)
+        names = names_below(self.store, layout.claims(customer, job_id), MOST_TURNS)
         found = (_TURN.fullmatch(name) for name in names)
         return max((int(each[1]) for each in found if each), default=0)
 

@@ -21,11 +21,11 @@ from jobs.storage.records import (
     read_record,
     write_record,
 )
-from jobs.storage.store import Store
+from jobs.storage.store import Store, names_below
 from nst.errors import StoreContentError
 from nst.parsing import ID, is_id, parse_json
 
-MOST_OFFERS = 1000
+MOST_OFFERS = 10_000
 PLAN_BYTES, CLIENT_BYTES, LAST_BYTES = 1 << 20, 4 << 20, 1 << 20
 """What a customer reads of a plan, a client bundle, a last layer: ours have a tenth of it."""
 FINGERPRINT = 32
@@ -152,7 +152,7 @@ def read_offers(store: Store) -> tuple[list[Offered], list[str]]:
         StoreError: if the store does not answer.
     """
     found, problems = [], []
-    for key in store.children(layout.OFFERS, MOST_OFFERS):
+    for key in names_below(store, layout.NAMED_OFFERS, MOST_OFFERS):
         name = key.removesuffix(".json")
         if name == key or not is_id(name):
             continue

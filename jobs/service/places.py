@@ -44,11 +44,16 @@ class Place:
     @property
     def store(self) -> str:
         """URL of the customer's store."""
-        if not self.customer:
-            return self.root
+        return self._below(f"{layout.CUSTOMERS}{self.customer}") if self.customer else self.root
+
+    @property
+    def offers(self) -> str:
+        """URL of the store of offers, which customers may read."""
+        return self._below(layout.OFFERS.rstrip("/"))
+
+    def _below(self, path: str) -> str:
         address = address_of(self.root)
-        path = f"{address.path}/{layout.CUSTOMERS}{self.customer}".lstrip("/")
-        return address.at("/" + path if address.path.startswith("/") else path).url
+        return address.at(f"{address.path.rstrip('/')}/{path}" if address.path else path).url
 
 
 def require_customer(name: str) -> None:

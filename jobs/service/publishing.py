@@ -9,7 +9,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from jobs.execution.sharing import numbers, share
 from jobs.service.offers import Offer, Offered, sign, verified, write_offer
-from jobs.service.places import require_apart
 from jobs.storage import layout
 from jobs.storage.store import Store, open_store
 from nst.engines.base import PLAN_FILE, Plan
@@ -34,13 +33,13 @@ def core_seconds(plan: Plan, seconds: dict[str, float]) -> float:
 
 
 def publish(
-    model: Model, store: Store, key: Ed25519PrivateKey, private: str, name: str, price: str
+    model: Model, offers: Store, key: Ed25519PrivateKey, private: str, name: str, price: str
 ) -> Offered:
     """Build a model and offer it; its server bundle and weights stay where only the owner is.
 
     Args:
         model: What is offered; its circuits are built, if they are not.
-        store: The service's.
+        offers: The service's store of offers.
         key: Signs the offer.
         private: Where drivers find the server bundle: the folder that the model's cache is, or a
             store's URL.
@@ -48,13 +47,12 @@ def publish(
         price: The owner's word on what a pair costs; may be empty.
 
     Raises:
-        InputError: if the name is none, or the private place is below the store.
+        InputError: if the name is none.
         CircuitError: if the model cannot be built.
         StoreError: if a store cannot be written.
     """
     if not is_id(name):
         raise InputError(f"{name!r} is no name: small letters, digits and hyphens, at most 64")
-    require_apart(private, store.url)
     published, network = model.published, model.network
     plan = published.plan
     assert isinstance(network, Finishing)
@@ -83,9 +81,11 @@ def publish(
         core_s=core_seconds(plan, model.seconds),
         pairs_together=plan.pairs_per_result,
         price=price,
+        plan=digests["plan"],
+        client=digests["client"],
+        last=digests["last"],
         server=server,
-        **digests,
     )
     signed = sign(offer, key)
-    write_offer(store, signed, {digests[kind]: blob for kind, blob in files.items()})
+    write_offer(offers, signed, {digests[kind]: blob for kind, blob in files.items()})
     return verified(signed, f"offer {name}")

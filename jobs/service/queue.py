@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from jobs.storage import layout
 from jobs.storage.records import Id, JobState, Seconds, StoreRecord, read_record, write_record
-from jobs.storage.store import Store
+from jobs.storage.store import Store, names_below
 from nst.errors import StoreContentError
 from nst.parsing import is_id
 
@@ -69,7 +69,7 @@ def waiting(store: Store, known: dict[str, Waiting]) -> list[Waiting]:
         StoreContentError: if there are more than `MOST_WAITING`.
         StoreError: if the store does not answer.
     """
-    names = store.children(layout.QUEUE, MOST_WAITING)
+    names = names_below(store, layout.QUEUE, MOST_WAITING)
     ids = {i for i in (name.removesuffix(".json") for name in names) if is_id(i)}
     for gone in set(known) - ids:
         del known[gone]

@@ -55,6 +55,7 @@ MOST_TURNS_WITHOUT_A_PAIR = 6
 MOST_FAILURES = 3
 """Drivers of a job that may die before it is given up."""
 MOST_CUSTOMERS = 100_000
+SOON_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,14 @@ class Limits:
 
     Attributes:
         actors: Of all drivers together; on a cluster, 0 is one per CPU.
+        here: Whether drivers run on this machine, whose memory bounds how many actors they get.
         at_once: Jobs at a time.
         turn_s: Seconds after which a job makes room for another customer's.
         quota: What each customer may use.
     """
 
     actors: int
+    here: bool
     at_once: int
     turn_s: float
     quota: Quota
@@ -122,9 +125,9 @@ class Server:
         store_url: str,
         private: str,
         owner: str,
-        target: Target,
         limits: Limits,
         metrics: Metrics,
+        start: Callable[[Launch], RunningDriver],
     ) -> None:
         """Open the service's store.
 
@@ -132,16 +135,17 @@ class Server:
             store_url: The service's, see `jobs.service.places`.
             private: Where server bundles are: a folder with one per model, or a store's URL.
             owner: Fingerprint of whose offers are served: no other's models are loaded.
-            target: Where drivers run.
             limits: What is taken on.
             metrics: Told what happens.
+            start: Starts a driver: `LocalProcess`, or `ClusterJob` of a cluster.
 
         Raises:
             StoreError: if the store does not answer, or there is none.
         """
         self.store = open_store(store_url)
-        self.private, self.owner, self.target, self.limits = private, owner, target, limits
-        self.metrics = metrics
+        self._offers = open_store(Place(store_url).offers)
+        self.private, self.owner, self.limits = private, owner, limits
+        self.metrics, self._start = metrics, start
         self.claims = Claims(self.store)
         self.accounts = Accounts(self.store, self.claims.server)
         self.running: list[Running] = []
@@ -174,7 +178,7 @@ class Server:
                     self._put_back(running)
 
     def look(self) -> bool:
-        """One look at what runs and what waits; returns whether there is any.
+        """One look at what runs and what waits; returns whether there is any to be done soon.
 
         Raises:
             StoreError: if the service's store does not answer.
@@ -197,7 +201,11 @@ class Server:
             with self._sparing_others(unit):
                 self._take(customer, job)
         self.metrics.looked(len(left), len(self.running))
-        return bool(left or self.running)
+        # A job that waits for tomorrow's quota keeps nobody.
+        soon = time.monotonic() + SOON_S
+        return bool(self.running) or any(
+            self._not_before.get(job.job_id, 0.0) < soon for _, job in left
+        )
 
     def _others_wait(self, left: list[tuple[str, Waiting]], unit: str) -> bool:
         return any(_unit(*each) != unit for each in left)
@@ -281,17 +289,13 @@ class Server:
             self._not_before[job_id] = time.monotonic() + 10 * HEARTBEAT_EVERY
             self.claims.release(held)
             return
-        offered = offer_of_model(self.store, job.model_id)
+        offered = offer_of_model(self._offers, job.model_id)
         if offered is None or offered.owner != self.owner:
             raise StoreError(f"model {job.model_id} is not offered here any more; take another")
         actors = self._actors(offered)
         launch = Launch(store.url, job_id, self._pin(offered, job), actors)
         state = read_state(store, job_id, len(job.pairs))
-        driver: RunningDriver
-        if self.target.cluster:
-            driver = ClusterJob(self.target, launch.on_cluster(self.target, launch.pin.folder))
-        else:
-            driver = LocalProcess(launch)
+        driver = self._start(launch)
         log.info("job %s: started, customer %s, %d actors", job_id, customer, actors)
         self.metrics.started()
         self.running.append(
@@ -312,7 +316,7 @@ class Server:
     def _actors(self, offered: Offered) -> int:
         """Of one driver: its share, and no more than fit into this machine's memory."""
         share = self.limits.actors // self.limits.at_once
-        if self.target.cluster:
+        if not self.limits.here:
             return share
         memory = available_memory()
         each = get_engine(offered.offer.engine).rates().actor_bytes
@@ -426,10 +430,11 @@ class LocalProcess:
 
 
 class ClusterJob:
-    """A driver that is a job of a Ray cluster."""
+    """A driver that is a job of a Ray cluster, whose nodes must reach the private place."""
 
-    def __init__(self, target: Target, submission: str) -> None:
-        self._address, self._submission = target.cluster, submission
+    def __init__(self, target: Target, launch: Launch) -> None:
+        self._address = target.cluster
+        self._submission = launch.on_cluster(target, launch.pin.folder)
         self._asked, self._over = -ASK_EVERY, False
 
     def ended(self) -> bool:
@@ -452,15 +457,13 @@ class ClusterJob:
 @contextmanager
 def until_signalled(server: Server) -> Iterator[None]:
     """SIGTERM and SIGINT end a server at its next look: it stops its drivers and lets go."""
-    handlers: dict[int, Callable[..., object] | int | None] = {}
 
     def end(number: int, frame: object) -> None:
         server.stopping.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        handlers[number] = signal.signal(number, end)
+    before = [(each, signal.signal(each, end)) for each in (signal.SIGTERM, signal.SIGINT)]
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for each, handler in before:
+            signal.signal(each, handler)

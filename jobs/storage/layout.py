@@ -10,13 +10,14 @@ jobs/JOB/checkpoints/GROUP/STAGE/   PART.ct
 jobs/JOB/marks/                     pair-PAIR.json, end.json, cancel.json
 queue/                              JOB.json: jobs for a service
 
-Of a service besides, where its customers have stores of their own below customers/CUSTOMER/:
+Of a service besides, whose offers are a store below it, offers/, and so is what each customer has,
+customers/CUSTOMER/:
 
-offers/                             NAME.json
+claims/CUSTOMER/JOB/                TURN.json
+usage/CUSTOMER/                     DAY-SERVER.json
+offers/named/                       NAME.json
 offers/models/                      MODEL.json
 offers/files/                       SHA256
-claims/CUSTOMER/JOB/                TURN.json
-usage/CUSTOMER/                     DAY.json
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ STORE = "store.json"
 JOBS = "jobs/"
 QUEUE = "queue/"
 OFFERS = "offers/"
+NAMED_OFFERS = "named/"
 CUSTOMERS = "customers/"
 NO_CUSTOMER = "-"
 """In a key, what stands for the service's own store: no customer can be called that."""
@@ -148,18 +150,18 @@ def queued(job_id: str) -> str:
 
 
 def offer(name: str) -> str:
-    """What a service offers under a name, signed."""
-    return f"{OFFERS}{name}.json"
+    """In a store of offers: what is offered under a name, signed."""
+    return f"{NAMED_OFFERS}{name}.json"
 
 
 def offered_model(model_id: str) -> str:
-    """The offer that a model was published with, whatever its name offers now."""
-    return f"{OFFERS}models/{model_id}.json"
+    """In a store of offers: what a model was published with, whatever its name offers now."""
+    return f"models/{model_id}.json"
 
 
 def offer_file(sha256: str) -> str:
-    """A file of an offer by its content: nothing in it is secret."""
-    return f"{OFFERS}files/{sha256}"
+    """In a store of offers: a file of one by its content; nothing in it is secret."""
+    return f"files/{sha256}"
 
 
 def claims(customer: str, job_id: str) -> str:

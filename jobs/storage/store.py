@@ -272,3 +272,16 @@ def open_store(url: str, patience: float = PATIENCE, *, create: bool = False) ->
             )
     check_format(store)
     return store
+
+
+def names_below(store: Store, prefix: str, limit: int = MOST_KEYS) -> list[str]:
+    """Names of the blobs right below a prefix that ends with a slash, sorted.
+
+    What lies deeper is listed and left out: a prefix for this has little of that.
+
+    Raises:
+        StoreContentError: if more than `limit` keys start with the prefix.
+        StoreError: if the store does not answer.
+    """
+    found = (key.removeprefix(prefix) for key in store.list(prefix, limit))
+    return [name for name in found if "/" not in name]
