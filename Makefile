@@ -1,7 +1,7 @@
 # Everything runs from .venv; `make venv` builds it, and the targets that need it ask for it.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz lint docs pictures wheel bench-low bench-batch bench-grid bench-pbs bench-monolithic bench-client bench-sharing bench-profile bench-ckks bench-estimate bench-bytes bench-architecture bench-quality bench-faults bench-security lock clean
+.PHONY: help venv client server demo test fuzz lint docs pictures wheel bench-low bench-batch bench-grid bench-pbs bench-monolithic bench-client bench-sharing bench-profile bench-ckks bench-contrast bench-estimate bench-bytes bench-architecture bench-quality bench-faults bench-security lock clean
 .DELETE_ON_ERROR:
 
 SHELL := /bin/sh
@@ -44,6 +44,16 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m pip install -r requirements.lock
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
+
+client: .venv-client/.installed ## create .venv-client: what a service's customer needs (0.5 GB)
+server: .venv-server/.installed ## create .venv-server: what runs a service's jobs (0.8 GB)
+
+.venv-%/.installed: requirements-%.lock pyproject.toml
+	@set -e; $(FIND_PYTHON); "$$python" -m venv --clear .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --no-deps -r requirements-$*.lock
+	rm -rf build && .venv-$*/bin/python -m pip install --quiet --no-deps . && rm -rf build
+	@touch $@
+	@du -sh .venv-$*
 
 demo: venv ## stylize the bundled pairs, encrypted, on this machine
 	$(VENV)/bin/nst-batch demo
@@ -105,6 +115,9 @@ bench-profile: venv ## where the time of a stage and of a job goes; ARGS="--nati
 bench-ckks: venv ## the leveled engine: a batch at low, 512 x 512, both engines on one pair (20 minutes)
 	$(PYTHON) -m benchmarks.ckks $(ARGS)
 
+bench-contrast: venv ## accumulators that wrap around at a fixed contrast; ARGS names the data
+	$(PYTHON) -m benchmarks.contrast $(ARGS)
+
 bench-estimate: venv ## estimates against real runs; measures the rates that ship (5 minutes)
 	$(PYTHON) -m benchmarks.estimate $(ARGS)
 
@@ -129,7 +142,8 @@ lock: ## resolve the dependencies anew and write requirements.lock
 	{ sed -n '/^#/p' requirements.lock; \
 	  "$$work/venv/bin/python" -m pip freeze --all --exclude pip --exclude nst-batch; \
 	} > "$$work/requirements.lock"; \
-	cp "$$work/requirements.lock" requirements.lock
+	cp "$$work/requirements.lock" requirements.lock; \
+	"$$work/venv/bin/python" requirements.py
 
 clean: ## remove caches and what was built; keeps .venv
 	rm -rf build dist site demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .artifacts

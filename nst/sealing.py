@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from nst.engines import ENGINES
 
-CLIENT_MODULES = ("nst.keyring", "nst.model", "nst.stylizer")
+CLIENT_MODULES = ("nst.keyring", "nst.model", "nst.offered", "nst.stylizer")
 """What only a client needs, whatever the engine."""
 
 

@@ -47,6 +47,8 @@ def parse(call: str) -> None:
     """Raise click.UsageError unless a command line could run, given the files that it names."""
     words = [x for w in shlex.split(call, comments=True) for x in PLACEHOLDERS.get(w, [w])]
     words = [word.strip("[]") for word in words]  # what may be left out
+    ends = [place for place, word in enumerate(words) if word in (">", "&", "|")]
+    words = words[: min(ends, default=len(words))]
     command: click.Command = main
     context = click.Context(main, info_name="nst-batch")
     while isinstance(command, click.Group):

@@ -17,6 +17,7 @@ from jobs.client.drivers import ClusterDriver, LocalDriver
 from jobs.client.home import JOB_FILE, Home, LocalJob, LocalPair
 from jobs.client.pictures import Box
 from jobs.client.session import Session
+from jobs.execution import launch
 from jobs.options import Target
 from jobs.storage import layout
 from jobs.storage.records import (
@@ -267,7 +268,7 @@ def test_what_a_cluster_is_told(
             told.append(arguments)
 
     monkeypatch.setattr("ray.job_submission.JobSubmissionClient", Client)
-    monkeypatch.setattr(drivers.socket, "create_connection", lambda *_: socket.socket())
+    monkeypatch.setattr(launch.socket, "create_connection", lambda *_: socket.socket())
     monkeypatch.setenv("NST_BATCH_PASSPHRASE", "correct horse")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
     local = local.model_copy(update={"store": "s3://bucket/a?region=r&profile=mine"})
@@ -303,7 +304,7 @@ def test_a_cluster_that_has_just_started_is_waited_for(
                 raise error
 
     monkeypatch.setattr("ray.job_submission.JobSubmissionClient", Client)
-    monkeypatch.setattr(drivers.socket, "create_connection", lambda *_: socket.socket())
+    monkeypatch.setattr(launch.socket, "create_connection", lambda *_: socket.socket())
     monkeypatch.setattr(drivers, "AGENT_EVERY", 0)
     drivers.start(session, local, Target("127.0.0.1:1"), 0)
     assert len(asked) == 3 and home.job("job").submission
@@ -323,7 +324,7 @@ def test_a_token_that_is_missing_is_one_line(
         raise AuthenticationError("Missing authentication token\n\nFor more information, see ...")
 
     monkeypatch.setattr("ray.job_submission.JobSubmissionClient", client)
-    monkeypatch.setattr(drivers.socket, "create_connection", lambda *_: socket.socket())
+    monkeypatch.setattr(launch.socket, "create_connection", lambda *_: socket.socket())
     refused(
         run("retry", "job", "--cluster", "h:1"), "h:1", "Missing authentication", "token", code=3
     )

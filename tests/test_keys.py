@@ -14,7 +14,7 @@ from click.testing import Result
 from PIL import Image
 
 from jobs.cli import screen
-from jobs.client import drivers
+from jobs.execution import launch
 from nst.engines.base import Published
 from nst.errors import InputError
 from nst.folders import PASSPHRASE_VARIABLE, Folders
@@ -330,7 +330,7 @@ class Started:
 def driver(monkeypatch: pytest.MonkeyPatch) -> type[Started]:
     monkeypatch.setattr(Started, "environments", [], raising=False)
     # Not Popen itself, which the compiler uses too.
-    monkeypatch.setattr(drivers, "subprocess", SimpleNamespace(Popen=Started, DEVNULL=None))
+    monkeypatch.setattr(launch, "subprocess", SimpleNamespace(Popen=Started, DEVNULL=None))
     return Started
 
 

@@ -25,6 +25,8 @@ from jobs.cli.submit import demo, preview, submit
 from jobs.cli.train import train
 from nst.errors import InputError, NstBatchError
 
+OUR_PACKAGES = ("nst", "jobs", "cluster")
+
 
 class _Commands(ConfiguredGroup):
     """Prints errors as one line and turns them into exit codes."""
@@ -69,6 +71,17 @@ class _Commands(ConfiguredGroup):
         except NstBatchError as error:
             complain(f"error: {error}")
             ctx.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            # Of ours none is missing, unless the installation is damaged.
+            missing = (error.name or "").partition(".")[0]
+            if missing in OUR_PACKAGES:
+                raise
+            complain(
+                f"error: this takes the package {missing}, which this installation has not: a "
+                "client's or server's has no part that builds, trains or computes here; install "
+                "nst-batch as a whole"
+            )
+            ctx.exit(EXIT_USAGE)
 
 
 def _discard_output() -> None:

@@ -106,7 +106,8 @@ def prepare_retry(session: Session, local: LocalJob, failed_too: bool, target: T
     left = len(job.pairs) - len(marks.ended) + len(failed)
     if not left:
         return 0
-    require_reachable(target)
+    if not local.offer:
+        require_reachable(target)
     upload_shared(session, local, mend=True)
     for pair_id in failed:
         store.delete(layout.pair_end(local.job_id, pair_id))

@@ -159,7 +159,8 @@ def start(
         ClusterError: if the cluster does not answer: before anything is encrypted.
     """
     target = options.target
-    require_reachable(target)
+    if not options.model:
+        require_reachable(target)
     local = submit(session, batch.model, batch.pairs, batch.skipped, progress, options.fresh_key)
     driver = drivers.start(
         session, local, target, target.actors(options.actors), options.notify_url

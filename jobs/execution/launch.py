@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -123,7 +124,17 @@ class Launch:
 
 
 def require_reachable(target: Target) -> None:
-    """Raise ClusterError if a cluster does not answer: before hours of encryption, not after."""
+    """Find out that a driver could not run: before hours of encryption, not after.
+
+    Raises:
+        ClusterError: if a cluster does not answer.
+        InputError: if this installation has no Ray.
+    """
+    if find_spec("ray") is None:
+        raise InputError(
+            "this installation is a client's, without Ray; submit by a service's --model, or "
+            "install nst-batch as a whole"
+        )
     if target.cluster:
         with jobs_api(target.cluster):
             pass
