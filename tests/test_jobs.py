@@ -305,10 +305,10 @@ def test_a_cluster_that_has_just_started_is_waited_for(
 
     monkeypatch.setattr("ray.job_submission.JobSubmissionClient", Client)
     monkeypatch.setattr(launch.socket, "create_connection", lambda *_: socket.socket())
-    monkeypatch.setattr(drivers, "AGENT_EVERY", 0)
+    monkeypatch.setattr(launch, "AGENT_EVERY", 0)
     drivers.start(session, local, Target("127.0.0.1:1"), 0)
     assert len(asked) == 3 and home.job("job").submission
-    monkeypatch.setattr(drivers, "AGENT_SECONDS", 0)
+    monkeypatch.setattr(launch, "AGENT_SECONDS", 0)
     asked.clear()
     with pytest.raises(ClusterError, match=says):
         drivers.start(session, local, Target("127.0.0.1:1"), 0)

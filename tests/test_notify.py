@@ -17,6 +17,7 @@ import pytest
 from jobs.client import drivers
 from jobs.client.home import Home, LocalJob
 from jobs.client.session import Session
+from jobs.execution import launch
 from jobs.execution import notify as notifying
 from jobs.execution.driver import tell_the_end, walk_job
 from jobs.execution.notify import URL_VARIABLE, message, notify
@@ -176,7 +177,7 @@ def test_a_cluster_gets_the_url_in_the_environment_of_the_driver(
     def api(_: str) -> Iterator[Client]:
         yield Client()
 
-    monkeypatch.setattr(drivers, "_jobs_api", api)
+    monkeypatch.setattr(launch, "jobs_api", api)
     target, session = Target("http://head:8265"), Session.open(home, local.store)
     drivers.start(session, local, target, 0, "https://host/T0K3N")
     drivers.start(session, local, target, 0)
