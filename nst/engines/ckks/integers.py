@@ -211,7 +211,7 @@ class IntegerLayers:
             total = layer.bias[:, None]
             for dy, dx in np.ndindex(3, 3):
                 shifted = np.roll(known[-1], -((dy - 1) * side + dx - 1), axis=1)
-                total = total + layer.weight[:, :, dy, dx] @ shifted
+                total = total + np.ascontiguousarray(layer.weight[:, :, dy, dx]) @ shifted
             known.append(layer.square(total) + noise.level(total.shape))
         summed = np.concatenate([values.sum(1) for values in known])
         mean = (self.pool.weight @ summed + self.pool.bias) / self.mean_prime
@@ -233,9 +233,11 @@ class IntegerLayers:
             total = np.zeros((len(layer.bias), height - 2, width - 2))
             total += (layer.bias + layer.modulation @ code)[:, None, None]
             flat = total.reshape(len(total), -1)
+            # With strides of its own, NumPy would multiply without BLAS, fifty times slower.
+            kernel = np.ascontiguousarray(layer.weight.transpose(2, 3, 0, 1))
             for dy, dx in np.ndindex(3, 3):
                 window = known[:, dy : dy + height - 2, dx : dx + width - 2]
-                flat += layer.weight[:, :, dy, dx] @ window.reshape(len(known), -1)
+                flat += kernel[dy, dx] @ window.reshape(len(known), -1)
             out = layer.square(total) + noise.level(total.shape)
             known = np.concatenate([known[:, 1:-1, 1:-1], out])
         return out
