@@ -174,6 +174,17 @@ class ActorOptions:
     )
 
 
+_MODEL: dict[str, Any] = {
+    "help": "Model of the service whose store --store is, in place of one of yours; see models.",
+    "default": "",
+    "metavar": "NAME",
+}
+_OWNER: dict[str, Any] = {
+    "help": "Fingerprint of the service's owner, as the owner told it to you.",
+    "default": "",
+    "metavar": "FINGERPRINT",
+    "shown": "whoever you met there first",
+}
 _CLUSTER: dict[str, Any] = {
     "help": "Run on the Ray cluster at http://host:8265.",
     "default": None,
@@ -229,16 +240,10 @@ class SubmitOptions(StoreOptions, TargetOptions, FitOptions, BudgetOptions):
         None,
         shown="a folder of yours",
     )
-    model: str = option(
-        "Model of the service whose store --store is, in place of one of your own; see models.",
-        "",
-        metavar="NAME",
-    )
-    owner: str = option(
-        "Fingerprint of the service's owner, as the owner told it to you.",
-        "",
-        metavar="FINGERPRINT",
-        shown="whoever you met there first",
+    model: str = option(**_MODEL)
+    owner: str = option(**_OWNER)
+    style: str = option(
+        "Style of the library for all contents of PAIRS; see styles.", "", metavar="NAME"
     )
     limit: float = option(
         "Core-hours up to which a job is submitted without asking.", 24.0, least=0
@@ -354,8 +359,27 @@ class EstimateOptions(JsonOptions, PriceOptions, GridOptions, BudgetOptions):
     )
     cores_per_node: int = option("Cores of a node.", 16, least=1)
     bandwidth: float = option("MB/s of a node: to other nodes and to the store.", 1250.0, above=0)
+    memory_bandwidth: float = option(
+        "GB/s of a node's memory, which its cores share; doctor measures it.",
+        230.0,
+        above=0,
+        shown="230, assumed",
+    )
     uplink: float = option("MB/s between you and the store.", 12.5, above=0)
     like: str | None = option("Take stage times from a job that has run.", None, metavar="JOB")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleOptions(StoreOptions, BuildOptions):
+    """`styles add`: which model will compute a style, and in which store it is."""
+
+    store: str | None = option(
+        "Folder or s3://bucket/prefix for ciphertexts and job records.",
+        None,
+        shown="a folder of yours",
+    )
+    model: str = option(**_MODEL)
+    owner: str = option(**_OWNER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -393,12 +417,7 @@ class PublishOptions(PrivateOptions, ModelOptions):
 class ModelsOptions(JsonOptions, ServiceStoreOptions):
     """`models`."""
 
-    owner: str = option(
-        "Fingerprint of the service's owner, as the owner told it to you.",
-        "",
-        metavar="FINGERPRINT",
-        shown="whoever you met there first",
-    )
+    owner: str = option(**_OWNER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -580,6 +599,7 @@ COMMANDS: dict[str, type] = {
     "publish": PublishOptions,
     "retry": RetryCommand,
     "serve": ServeOptions,
+    "styles add": StyleOptions,
     "submit": SubmitCommand,
     "train": TrainCommand,
 }

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 GROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
 MEMORY = Path("/proc/meminfo")
+STREAM_BYTES, STREAM_SECONDS = 512 << 20, 0.7
 SLURM_VARIABLE = "SLURM_CPUS_ON_NODE"
 """Cores of a Slurm job on its node; not every Slurm pins its jobs to them."""
 
@@ -46,6 +49,29 @@ def available_memory() -> int | None:
                 room = int((group / limit).read_text()) - int((group / used).read_text())
                 found.append(max(room, 0))
     return min(found, default=None)
+
+
+def memory_bandwidth(threads: int) -> float:
+    """Bytes per second that so many threads read of memory together; a probe of a second.
+
+    Each sums an array that no cache holds, over and over.
+    """
+    import numpy as np
+
+    share = np.ones(STREAM_BYTES // threads // 8)
+    rounds = [0] * threads
+    deadline = time.perf_counter() + STREAM_SECONDS
+
+    def stream(number: int) -> None:
+        mine = share.copy()
+        while time.perf_counter() < deadline:
+            mine.sum()
+            rounds[number] += 1
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(stream, range(threads)))
+    return sum(rounds) * share.nbytes / (time.perf_counter() - start)
 
 
 def _groups(controller: str) -> Iterator[Path]:

@@ -17,17 +17,19 @@ import pytest
 from click.testing import Result
 
 from jobs.client import doctor
-from jobs.client.doctor import BASE_BYTES, RAY_BYTES, check_memory, needs_of
+from jobs.client.doctor import BASE_BYTES, RAY_BYTES, check_bandwidth, check_memory, needs_of
 from jobs.client.home import JOB_FILE, PICTURES, Home
 from jobs.storage.local_store import LocalStore
 from jobs.storage.s3_store import S3Store
 from jobs.storage.store import open_store
+from nst.engines import get_engine
 from nst.engines.base import Published
 from nst.engines.cache import ModelCache
 from nst.engines.concrete import ConcreteEngine
 from nst.errors import StoreError
 from nst.folders import make_private
 from nst.keyring import CARD_FILE, EVALUATION_FILE, SECRET_FILE, KeyCard, KeyRing
+from nst.machine import memory_bandwidth
 from nst.model import Model
 from nst.network import levels
 from nst.network.integers import IntegerNetwork
@@ -50,6 +52,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     weights = toy_weights(tmp_path / "toy.safetensors")
     offer_toy(monkeypatch, weights, tmp_path / "home")
     monkeypatch.setattr(doctor, "available_memory", lambda: 64 * 10**9)
+    monkeypatch.setattr(doctor, "memory_bandwidth", lambda _: 40e9)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: Usage(10**12, 0, 10**12))
     return tmp_path / "home"
 
@@ -293,6 +296,16 @@ def test_a_larger_size_takes_more_memory(home: Path) -> None:
     # Three times the width: two actors and what is in flight grow, circuits and keys do not.
     assert 1.2 * needed() < needed("--size", "96x32") < 3 * needed()
     assert "96 x 32 pixels" in diagnosed("--size", "96x32").output
+
+
+def test_the_bandwidth_of_memory() -> None:
+    rates = get_engine("concrete").rates()
+    each = rates.streamed_bytes_per_s
+    assert check_bandwidth(4 * each, 4, rates).status == "ok"
+    slow = check_bandwidth(2 * each, 4, rates)
+    assert slow.status == "warn" and "tasks take 2.0 times as long" in slow.detail
+    assert check_bandwidth(1.0, 4, get_engine("ckks").rates()).status == "ok"
+    assert 1e9 < memory_bandwidth(2) < 1e13
 
 
 def test_free_memory_is_known() -> None:

@@ -127,6 +127,19 @@ def test_what_limits_a_job() -> None:
     assert limit(10, 8, bandwidth=100.0) == "network"
 
 
+def test_cores_that_share_a_memory_slow_each_other_down() -> None:
+    rates = RATES.model_copy(update={"streamed_bytes_per_s": 5e9})
+    few = Forecaster(PLAN, rates, Offer(cores_per_node=4, bandwidth=1e12, memory_bandwidth=20e9))
+    many = Forecaster(PLAN, rates, Offer(cores_per_node=8, bandwidth=1e12, memory_bandwidth=20e9))
+    assert few.slowdown(8) == 1 and many.slowdown(4) == 1 and many.slowdown(8) == 2
+    pairs = distinct_pairs(8)
+    (apart,), (together,) = (f.estimate(pairs, [8]).on for f in (few, many))
+    assert together.job_s == pytest.approx(2 * apart.job_s, rel=0.1)
+    assert (apart.limit == "memory", together.limit) == (False, "memory")
+    # Nothing is bounded of which nothing is known.
+    assert Forecaster(PLAN, RATES, Offer(memory_bandwidth=1.0)).slowdown(16) == 1
+
+
 def test_one_pair_stops_scaling_at_the_tasks_of_its_stages() -> None:
     one = Forecaster(PLAN, RATES, Offer(bandwidth=1e12)).one_pair()
     assert one.critical_path_s == pytest.approx(sum(BARE.values()))

@@ -28,6 +28,7 @@ ADVICE = {
     "pairs": "its few pairs, whose tasks do not fill the cores: more pairs at once, or fewer cores",
     "driver": "the driver: fewer cores per job",
     "network": "the network: larger nodes, or more bandwidth",
+    "memory": "the nodes' memory: fewer cores per node",
 }
 """By what limits a job, what to do about it."""
 DEFAULT_PAIRS = 100
@@ -66,7 +67,11 @@ def estimate(pairs: Path | None, options: EstimateOptions) -> None:
     rates = _rates_of(options.like, home) if options.like else None
     records = _records(pairs, options)
     offer = Offer(
-        options.cores_per_node, options.bandwidth * 1e6, options.uplink * 1e6, options.core_price
+        options.cores_per_node,
+        options.bandwidth * 1e6,
+        options.uplink * 1e6,
+        options.core_price,
+        options.memory_bandwidth * 1e9,
     )
     if auto:
         with Screen(errors=True).working("choosing a level") as working:

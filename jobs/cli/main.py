@@ -21,6 +21,7 @@ from jobs.cli.evaluate import evaluate, export
 from jobs.cli.examples import examples
 from jobs.cli.keys import keys
 from jobs.cli.screen import EXIT_SOME_FAILED, EXIT_USAGE, complain, warnings_shown
+from jobs.cli.styles import styles
 from jobs.cli.submit import demo, preview, submit
 from jobs.cli.train import train
 from nst.errors import InputError, NstBatchError
@@ -128,6 +129,6 @@ def main() -> None:
 
 for _command in (
     *(circuits, completion, config, demo, doctor, estimate, evaluate, export, keys),
-    *(preview, submit, train, *job.COMMANDS, *service.COMMANDS),
+    *(preview, styles, submit, train, *job.COMMANDS, *service.COMMANDS),
 ):
     main.add_command(_command)

@@ -25,10 +25,11 @@ from nst.cpu import require_features
 from nst.engines import get_engine
 from nst.engines.base import Needs
 from nst.engines.cache import ModelCache
+from nst.engines.rates import Rates
 from nst.errors import CircuitError, ClusterError, InputError, NstBatchError, StoreError, first_line
 from nst.folders import HOME_VARIABLE
 from nst.keyring import CARD_FILE, EVALUATION_FILE, SECRET_FILE, KeyCard
-from nst.machine import available_memory
+from nst.machine import available_memory, cores, memory_bandwidth
 from nst.model import Model
 from nst.pictures.size import Size
 
@@ -108,6 +109,7 @@ def diagnose(
     else:
         each = RAY_BYTES + model.engine.rates().actor_bytes_of(needs.call)
         yield check_memory(available_memory(), actors, each, needs.result)
+        yield check_bandwidth(memory_bandwidth(cores()), actors, model.engine.rates())
         yield check_space("disk of the data directory", home.root, HOME_BYTES, HOME_VARIABLE)
         temporary = Path(tempfile.gettempdir())
         yield check_space("disk of temporary files", temporary, TEMPORARY_BYTES, "TMPDIR")
@@ -117,6 +119,30 @@ def diagnose(
                 yield check_pairs_space(folder, needs.stored)
     for url in stores:
         yield from check_store(url)
+
+
+def check_bandwidth(found: float, actors: int, rates: Rates) -> Check:
+    """Whether memory is as fast as the tasks of so many actors read it.
+
+    Args:
+        found: Bytes per second of this machine.
+        actors: Actors at the same time.
+        rates: Of the engine.
+    """
+    text = f"{found / 1e9:.0f} GB/s"
+    need = actors * rates.streamed_bytes_per_s
+    if not need:
+        return Check("ok", "bandwidth of memory", text)
+    text += f", {actors} actors read {need / 1e9:.0f}"
+    if found >= need:
+        return Check("ok", "bandwidth of memory", text)
+    slow = rates.slowdown(actors, found)
+    return Check(
+        "warn",
+        "bandwidth of memory",
+        f"{text}: tasks take {slow:.1f} times as long",
+        "take fewer actors here, and more machines",
+    )
 
 
 def check_versions() -> Iterator[Check]:

@@ -148,6 +148,11 @@ class Home(Folders):
         return self.root / "owners" / name
 
     @property
+    def styles(self) -> Path:
+        """Styles of the library, by their names."""
+        return self.root / "styles"
+
+    @property
     def signing_key(self) -> Path:
         """What this user signs offers with, as the owner of models."""
         return self.root / "signing.key"

@@ -79,6 +79,29 @@ def find_pairs(source: Path, grid: bool = False) -> Found:
     return _with_distinct_names(pairs), skipped
 
 
+def find_contents(source: Path, style: Path) -> Found:
+    """Every picture of a folder, or of its `content/`, with the same style.
+
+    Raises:
+        InputError: The source is missing, unreadable, or holds no picture.
+    """
+    folder = source / "content" if (source / "content").is_dir() else source
+    try:
+        by_stem, left_out = _pictures_by_stem(folder)
+    except OSError as error:
+        raise InputError(
+            f"{_quote(folder)} cannot be read ({error.strerror}): give a folder of contents"
+        ) from error
+    reasons = {**left_out, **{s: _ambiguous(p) for s, p in by_stem.items() if len(p) > 1}}
+    pairs = [Pair(safe_name(s), p[0], style) for s, p in by_stem.items() if len(p) == 1]
+    if not pairs:
+        problem = next(iter(reasons.values()), f"add some ({', '.join(SUFFIXES)})")
+        raise InputError(f"{_quote(folder)} holds no pictures: {problem}")
+    return _with_distinct_names(pairs), [
+        Skipped(safe_name(stem), reason) for stem, reason in sorted(reasons.items())
+    ]
+
+
 def named_pairs(pairs: Iterable[Pair]) -> list[Pair]:
     """Pairs of a caller's, under names that are safe for files and differ."""
     return _with_distinct_names([Pair(safe_name(p.name), p.content, p.style) for p in pairs])

@@ -12,9 +12,10 @@ from jobs.client.drivers import Driver
 from jobs.client.dry_run import core_hours, records_of_files, records_of_pictures
 from jobs.client.home import Home, LocalJob
 from jobs.client.offered import Service
-from jobs.client.pairs import Pair, Skipped, find_pairs, named_pairs
+from jobs.client.pairs import Pair, Skipped, find_contents, find_pairs, named_pairs
 from jobs.client.preparation import PreparedPair, prepare
 from jobs.client.session import Session
+from jobs.client.styles import LibraryStyle, open_style, picture_of, require_usable
 from jobs.client.submit import Progress, submit
 from jobs.client.wording import many
 from jobs.execution.forecast import Offer
@@ -54,12 +55,14 @@ class Batch:
         pairs: Those that can be used.
         skipped: The others, with their reasons.
         choice: Why it is that level, if it was chosen.
+        style: Of the library, if all pairs have that.
     """
 
     model: Model
     pairs: list[PreparedPair]
     skipped: list[Skipped]
     choice: Choice | None = None
+    style: LibraryStyle | None = None
 
     @property
     def records(self) -> list[PairRecord]:
@@ -109,7 +112,13 @@ def ready(
         require_url(options.notify_url)
     if options.model:
         _require_served(options)
-    if isinstance(source, Path):
+    style = None
+    if options.style:
+        _require_one_style(options)
+        style = open_style(home, options.style)
+    if style and isinstance(source, Path):
+        pairs, skipped = find_contents(source, picture_of(home, style.name))
+    elif isinstance(source, Path):
         pairs, skipped = find_pairs(source, options.grid)
     else:
         pairs, skipped = named_pairs(source), []
@@ -125,9 +134,25 @@ def ready(
         model: Model = service.model(options.model, options.size, options.owner)
     else:
         model = load_model(options, home)
+    if style:
+        require_usable(style, model, address_of(url).url)
     working(f"reading {many(len(pairs), 'pair')}")
     prepared, unreadable = prepare(pairs, model, options.fit)
-    return Batch(model, prepared, [*skipped, *unreadable], choice)
+    return Batch(model, prepared, [*skipped, *unreadable], choice, style)
+
+
+def _require_one_style(options: SubmitOptions) -> None:
+    """Raise InputError if options contradict that a style of the library is used."""
+    for given, what in (
+        (options.grid, "grid"),
+        (options.fresh_key, "fresh-key"),
+        (options.publishable, "publishable"),
+        (options.quality == AUTO, "quality auto"),
+    ):
+        if given:
+            raise InputError(
+                f"a style of the library has a key set and a model already; leave out --{what}"
+            )
 
 
 def _require_served(options: SubmitOptions) -> None:
@@ -161,7 +186,9 @@ def start(
     target = options.target
     if not options.model:
         require_reachable(target)
-    local = submit(session, batch.model, batch.pairs, batch.skipped, progress, options.fresh_key)
+    local = submit(
+        session, batch.model, batch.pairs, batch.skipped, progress, options.fresh_key, batch.style
+    )
     driver = drivers.start(
         session, local, target, target.actors(options.actors), options.notify_url
     )

@@ -14,6 +14,7 @@ from jobs.client.home import LocalJob, LocalPair, SkippedPair
 from jobs.client.pairs import Skipped
 from jobs.client.preparation import PreparedPair
 from jobs.client.session import Session
+from jobs.client.styles import LibraryStyle
 from jobs.execution.sharing import share
 from jobs.storage import layout
 from jobs.storage.records import JobRecord, write_record
@@ -39,6 +40,7 @@ def submit(
     skipped: list[Skipped],
     progress: Progress = lambda done, total: None,
     fresh_key: bool = False,
+    style: LibraryStyle | None = None,
 ) -> LocalJob:
     """Encrypt pairs and put a job into a store; the job's record is written last.
 
@@ -52,6 +54,7 @@ def submit(
         skipped: Other pairs of the user's that could not be used, to be shown with the results.
         progress: Told how far the encryption is.
         fresh_key: Whether it has a key set of its own; one whose results may be published has.
+        style: Of the library, that of all pairs; None if they bring their own.
 
     Raises:
         CircuitError: if the model or the keys cannot be made.
@@ -61,14 +64,16 @@ def submit(
     home, store, plan = session.home, session.store, model.plan
     job_id = new_id()
     own = job_id if fresh_key or model.level.exact else ""
-    card = model.key_set(session.ring, own, session.ask)
-    cipher = model.cipher(session.ring, card.key_id, session.ask)
+    key_id = style.key_id if style else model.key_set(session.ring, own, session.ask).key_id
+    cipher = model.cipher(session.ring, key_id, session.ask)
     pictures = _Pictures()
     laid_out = share(
         [(pictures.key(pair.content.input), pictures.key(pair.style.input)) for pair in prepared],
         plan.pairs_per_result,
         new_id,
     )
+    if style:
+        laid_out = laid_out.with_style(style.style_id)
     known = [
         LocalPair(
             pair_id=record.pair_id,
@@ -92,7 +97,7 @@ def submit(
         width=plan.size.width,
         height=plan.size.height,
         model_id=plan.model_id,
-        key_id=card.key_id,
+        key_id=key_id,
         pairs=laid_out.records,
     )
     local = LocalJob(
@@ -104,7 +109,7 @@ def submit(
         width=model.size.width,
         height=model.size.height,
         engine=plan.engine,
-        key_id=card.key_id,
+        key_id=key_id,
         model_id=plan.model_id,
         pairs=known,
         skipped=[SkippedPair(name=s.name, reason=s.reason) for s in skipped],
@@ -126,8 +131,8 @@ def submit(
         with contextlib.suppress(NstBatchError):
             store.delete_prefix(layout.whole_job(job.job_id))
             if own:
-                store.delete_prefix(layout.keys(card.key_id))
-            session.ring.remove_own(card.key_id, job.job_id)
+                store.delete_prefix(layout.keys(key_id))
+            session.ring.remove_own(key_id, job.job_id)
             home.forget(job.job_id)
         raise
     return local

@@ -1,5 +1,7 @@
 """Results in the middle of a job that are stored for a driver that resumes it.
 
+Those of a style of the library outlive the job: the next one that uses the style begins with them.
+
 An engine says which tasks are worth it (`Task.checkpoint`). They are written beside the walk, by a
 thread of their own: a store that is slow or full costs a checkpoint and nothing else. They keep all
 their bits, since they are computed on; another bit would be another picture.
@@ -18,7 +20,7 @@ from jobs.storage import layout
 from jobs.storage.records import JobRecord
 from jobs.storage.store import Store
 from nst.ciphertext import FULL_BITS, Envelope, most_bytes
-from nst.engines.tasks import Task, TaskGraph
+from nst.engines.tasks import Task, TaskGraph, style_of
 from nst.errors import CircuitError
 
 PENDING = 8
@@ -46,16 +48,21 @@ class Checkpoints(Callback[Handle]):
         self._thread.start()
 
     def stored(self, graph: TaskGraph) -> dict[StoredResult, str]:
-        """Checkpoints of a graph that are there, and their keys: one listing of the store."""
+        """Checkpoints of a graph that are there, and their keys: one listing of the store.
+
+        Of a style of the library whatever job has computed it, which is another listing each.
+        """
         tasks = {self._key(task): task for task in graph.tasks if task.checkpoint}
         self._sizes = {key: task.output_bytes for key, task in tasks.items()}
         known = {key: StoredResult(t.group, t.stage, t.part) for key, t in tasks.items()}
-        listed = self.store.list(layout.checkpoints(self.job.job_id))
+        styles = {pair.style for pair in self.job.pairs if layout.in_library(pair.style)}
+        prefixes = [layout.checkpoints(self.job.job_id), *map(layout.library_style, styles)]
+        listed = (key for prefix in prefixes for key in self.store.list(prefix))
         return {known[key]: key for key in listed if key in known}
 
     def holds(self, input_id: str) -> bool:
         """Whether the id of an input is that of a checkpoint."""
-        return input_id.startswith(layout.checkpoints(self.job.job_id))
+        return input_id.startswith((layout.checkpoints(self.job.job_id), layout.STYLES))
 
     def read(self, key: str) -> bytes:
         """A checkpoint; raises CircuitError or StoreError if it is damaged or gone."""
@@ -88,6 +95,8 @@ class Checkpoints(Callback[Handle]):
         self._thread.join(LAST_WRITE)
 
     def _key(self, task: Task) -> str:
+        if layout.in_library(style := style_of(task.group)):
+            return layout.library_result(style, task.stage, task.part)
         return layout.checkpoint(self.job.job_id, task.group, task.stage, task.part)
 
     def _write(self) -> None:

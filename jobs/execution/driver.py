@@ -63,6 +63,8 @@ def walk_job(
             return (checkpoints.read(input_id),)
         what = f"encrypted picture {input_id}"
         key = layout.encrypted_input(job.job_id, input_id)
+        if layout.in_library(input_id):
+            key = layout.library_input(input_id)
         stored, style = plan.stored, input_id in styles
         count = stored.style_parts if style else stored.content_parts
         limit = most_bytes(count, stored.style_part if style else stored.content_part)

@@ -25,7 +25,8 @@ SATURATED = 0.9
 NIGHT_TASKS, MOST_TASKS = 200_000, 2_000_000
 """Tasks simulated for a night, and for a job: more would only repeat the same."""
 
-Limit = Literal["cores", "pairs", "driver", "network"]
+ASSUMED_MEMORY = 230e9
+Limit = Literal["cores", "pairs", "driver", "network", "memory"]
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,15 @@ class Offer:
         bandwidth: Bytes per second between two nodes, and between nodes and store.
         uplink: Bytes per second between client and store.
         core_price: Dollars for an hour of a core.
+        memory_bandwidth: Bytes per second of a node's memory, which all its cores share; by
+            default assumed, as of a server with 12 channels of DDR5 at half their rate.
     """
 
     cores_per_node: int = 16
     bandwidth: float = 1250e6
     uplink: float = 12.5e6
     core_price: float = 0.04
+    memory_bandwidth: float = ASSUMED_MEMORY
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,7 @@ class Forecaster:
         """Seconds of a job on so many cores; of one too large to simulate, those of its tasks."""
         most = MOST_TASKS // len(self.single.tasks)
         if len(pairs) > most:
-            part = self.graph(pairs[:most]).seconds
+            part = self.graph(pairs[:most]).seconds * self.slowdown(cores)
             return part * len(pairs) / most / cores
         return self.simulate(self.graph(pairs), cores).wall_s
 
@@ -191,6 +195,11 @@ class Forecaster:
                 f"{pairs:,} pairs are too many to simulate: estimate {most:,} and multiply"
             )
 
+    def slowdown(self, cores: int) -> float:
+        """How many times longer tasks take because cores of a node share its memory."""
+        together = min(cores, self.offer.cores_per_node)
+        return self.rates.slowdown(together, self.offer.memory_bandwidth)
+
     def simulate(self, graph: TaskGraph, cores: int) -> Simulated:
         """A graph on so many cores of what is offered."""
         machines = Machines(
@@ -199,6 +208,7 @@ class Forecaster:
             bandwidth=self.offer.bandwidth,
             dispatch_s=self.rates.dispatch_s,
             overhead_s=self.rates.overhead_s,
+            slowdown=self.slowdown(cores),
         )
         return simulate(graph, machines, self.plan.stored)
 
@@ -265,7 +275,7 @@ class Forecaster:
             dollars=core_hours * self.offer.core_price,
             memory_bytes=cores * self.actor_bytes + job.peak_live_bytes,
             bytes_between_nodes=job.bytes_between_nodes,
-            limit=limit_of(job, cores),
+            limit="memory" if self.slowdown(cores) > 1 else limit_of(job, cores),
         )
 
 

@@ -25,6 +25,11 @@ class Shared:
     contents: dict[str, tuple[int, ...]] = field(default_factory=dict)
     styles: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
+    def with_style(self, style: str) -> Shared:
+        """The same with a style that is encrypted already, in place of the one of all pairs."""
+        records = [record.model_copy(update={"style": style}) for record in self.records]
+        return Shared(records, self.lanes, self.contents, {})
+
 
 def share(
     pairs: Sequence[tuple[Hashable, Hashable]], most: int, new_id: Callable[[], str]

@@ -35,6 +35,7 @@ class Machines:
         latency_s: Seconds that fetching a ciphertext takes besides its bytes.
         dispatch_s: Seconds of the driver's for every task.
         overhead_s: Seconds between the end of a task and the start of the next on a worker.
+        slowdown: How many times longer tasks take than they were measured.
     """
 
     cores: int
@@ -43,6 +44,7 @@ class Machines:
     latency_s: float = 1e-3
     dispatch_s: float = 0.0
     overhead_s: float = 0.0
+    slowdown: float = 1.0
 
     @property
     def nodes(self) -> int:
@@ -159,7 +161,7 @@ class VirtualCluster(Callback[_Blob]):
         fetched = self._fetch(inputs, node, self.driver_at)
         start = max(fetched, self._free_at[worker])
         self.report.waited_s += start - max(self.driver_at, self._free_at[worker])
-        end = start + task.seconds
+        end = start + task.seconds * self.machines.slowdown
         self._free_at[worker] = end + machines.overhead_s
         self._running[task.index] = worker, start, _Blob(task.output_bytes, node)
         heapq.heappush(self._ends, (end, task.index))

@@ -9,6 +9,8 @@ jobs/JOB/results/ATTEMPT/PAIR/      PART.ct
 jobs/JOB/checkpoints/GROUP/STAGE/   PART.ct
 jobs/JOB/marks/                     pair-PAIR.json, end.json, cancel.json
 queue/                              JOB.json: jobs for a service
+styles/STYLE/                       input.ct: styles that many jobs use
+styles/STYLE/STAGE/                 PART.ct: what was computed of one
 
 Of a service besides, whose offers are a store below it, offers/, and so is what each customer has,
 customers/CUSTOMER/:
@@ -30,6 +32,9 @@ QUEUE = "queue/"
 OFFERS = "offers/"
 NAMED_OFFERS = "named/"
 CUSTOMERS = "customers/"
+STYLES = "styles/"
+LIBRARY = "lib-"
+"""How the ids of styles begin that are no job's own."""
 NO_CUSTOMER = "-"
 """In a key, what stands for the service's own store: no customer can be called that."""
 
@@ -142,6 +147,26 @@ def job_end(job_id: str) -> str:
 def cancellation(job_id: str) -> str:
     """Marker of a job that is to be stopped."""
     return f"{marks(job_id)}cancel.json"
+
+
+def in_library(input_id: str) -> bool:
+    """Whether an encrypted style is no job's own, but one that many jobs use."""
+    return input_id.startswith(LIBRARY)
+
+
+def library_style(style: str) -> str:
+    """Prefix of a style that many jobs use, and of what was computed of it."""
+    return f"{STYLES}{style}/"
+
+
+def library_input(style: str) -> str:
+    """Such a style, encrypted."""
+    return f"{library_style(style)}input.ct"
+
+
+def library_result(style: str, stage: str, part: int) -> str:
+    """The result of a stage of such a style: later jobs read it and do not compute it."""
+    return f"{library_style(style)}{stage}/{part:03d}.ct"
 
 
 def queued(job_id: str) -> str:

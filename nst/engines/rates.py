@@ -34,6 +34,8 @@ class Rates(BaseModel):
         overhead_s: Seconds between two tasks of an actor.
         actor_bytes: Resident memory of an actor with model and evaluation keys.
         bytes_per_source_byte: What a call needs besides, per byte of its sources and its result.
+        streamed_bytes_per_s: What a core reads of memory per second in a task, because no cache
+            holds it; 0 if that is not known.
         stages: By stage.
     """
 
@@ -46,6 +48,7 @@ class Rates(BaseModel):
     overhead_s: float
     actor_bytes: int
     bytes_per_source_byte: float
+    streamed_bytes_per_s: float = 0.0
     stages: dict[str, StageRate]
 
     @property
@@ -56,6 +59,15 @@ class Rates(BaseModel):
     def actor_bytes_of(self, call_bytes: int) -> int:
         """Resident memory of an actor whose largest call reads and gives so many bytes."""
         return self.actor_bytes + int(self.bytes_per_source_byte * call_bytes)
+
+    def slowdown(self, cores: int, memory_bandwidth: float) -> float:
+        """How many times longer tasks take where so many cores share a memory.
+
+        Args:
+            cores: Of a node, all at work.
+            memory_bandwidth: Bytes per second of its memory.
+        """
+        return max(1.0, cores * self.streamed_bytes_per_s / memory_bandwidth)
 
     def seconds(self, stages: Sequence[StageShape]) -> dict[str, float]:
         """Core-seconds of one task of each stage.

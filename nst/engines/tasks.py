@@ -200,11 +200,19 @@ def result_group(result: str) -> str:
     return f"result:{result}"
 
 
+STYLE_GROUP = "style:"
+
+
 def style_group(style_id: str) -> str:
     """The group of the tasks of a style, which results may share."""
-    return f"style:{style_id}"
+    return f"{STYLE_GROUP}{style_id}"
 
 
 def is_style_group(group: str) -> bool:
     """Whether a group is that of a style."""
-    return group.startswith("style:")
+    return group.startswith(STYLE_GROUP)
+
+
+def style_of(group: str) -> str:
+    """The style that a group is of; empty if it is a result's."""
+    return group.removeprefix(STYLE_GROUP) if is_style_group(group) else ""
