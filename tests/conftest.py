@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 LONGEST = tuple(
     f"test_{name}.py"
     for name in (
-        *("faults", "train_ray", "driver", "benchmarks", "s3_job", "cli", "api", "large"),
+        *(
+            "faults",
+            "train_ray",
+            "service_walkthrough",
+            "driver",
+            "benchmarks",
+            "cli",
+            "api",
+            "large",
+        ),
         *("cluster_job", "executor", "circuits", "oracle", "notebook", "wheel"),
     )
 )

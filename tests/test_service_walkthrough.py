@@ -69,7 +69,11 @@ def assert_published_once(folder: Path, patch: pytest.MonkeyPatch) -> None:
     results = [key for key in keys if "/results/" in key]
     assert results and all(f"/results/{attempt}/" in key for key in results)
     (bundle,) = folder.glob("owner/models/*/server.zip")
-    assert not any(store.read(key) == bundle.read_bytes() for key in keys)
+    blobs = [store.read(key) for key in keys]
+    assert bundle.read_bytes() not in blobs
+    blobs += [p.read_bytes() for home in ("ann", "owner") for p in (folder / home).rglob("*.json")]
+    for who in ("ann", "owner"):
+        assert not any(f"{who}-secret-key".encode() in blob for blob in blobs)
     assert not any(key.startswith("claims/") for key in keys)
 
 
