@@ -314,7 +314,8 @@ def test_a_bad_job_fails_and_the_others_go_on(studio: Studio) -> None:
     record = read_job(session_e.store, foreign.job_id)
     changed = record.model_copy(update={"model_id": "0" * 16})
     write_record(session_e.store, layout.job(foreign.job_id), changed)
-    session_e.store.write("queue/../../../x.json".replace("../", "up-"), b"\0")
+    session_e.store.write("queue/no-marker.json", b"\0")
+    session_e.store.write(layout.state(foreign.job_id), b"[" * 1000)
     served_all(studio.server())
     assert read_state(session_b.store, sound.job_id).status == "succeeded"
     state = read_state(session_a.store, damaged.job_id)

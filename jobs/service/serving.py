@@ -31,6 +31,7 @@ from jobs.service.queue import Waiting, dequeue, is_queued, waiting
 from jobs.storage import layout
 from jobs.storage.records import (
     JobRecord,
+    JobState,
     read_job,
     read_marks,
     read_state,
@@ -38,12 +39,12 @@ from jobs.storage.records import (
 )
 from jobs.storage.store import Store, open_store
 from nst.engines import get_engine
-from nst.errors import ClusterError, NstBatchError, StoreError, first_line
+from nst.errors import ClusterError, NstBatchError, StoreContentError, StoreError, first_line
 from nst.machine import available_memory
 from nst.parsing import is_id
 
 log = logging.getLogger("nst-batch.service")
-LOOK_EVERY = 2.0
+LOOK_EVERY = 5.0
 """Seconds between two looks at the queues."""
 HEARTBEAT_EVERY = 15.0
 ASK_EVERY = 5.0
@@ -154,6 +155,8 @@ class Server:
         self._known: dict[str, dict[str, Waiting]] = {}
         self._served: dict[str, float] = {}
         """By unit, when it last had its turn."""
+        self._said: dict[str, str] = {}
+        """By customer, the last trouble: it is said once, not at each look."""
         self._failures: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
 
@@ -231,7 +234,9 @@ class Server:
         try:
             yield
         except NstBatchError as error:
-            log.warning("customer %s: %s", who or layout.NO_CUSTOMER, error)
+            if self._said.get(who) != str(error):
+                self._said[who] = str(error)
+                log.warning("customer %s: %s", who or layout.NO_CUSTOMER, error)
 
     def _room(self, unit: str) -> bool:
         """Whether another job may start; ends the turn of one that has had its time if not."""
@@ -252,8 +257,7 @@ class Server:
             return False
         if lasted >= self.limits.turn_s * MOST_TURNS_WITHOUT_A_PAIR:
             return True
-        state = read_state(running.store, running.job.job_id, len(running.job.pairs))
-        return state.pairs_done + state.pairs_failed > running.pairs_before
+        return _ended_pairs(running.store, running.job) > running.pairs_before
 
     def _take(self, customer: str, job: Waiting) -> None:
         """Claim a job and start its driver, unless it is at its end or cannot be run."""
@@ -294,7 +298,7 @@ class Server:
             raise StoreError(f"model {job.model_id} is not offered here any more; take another")
         actors = self._actors(offered)
         launch = Launch(store.url, job_id, self._pin(offered, job), actors)
-        state = read_state(store, job_id, len(job.pairs))
+        before = _ended_pairs(store, job)
         driver = self._start(launch)
         log.info("job %s: started, customer %s, %d actors", job_id, customer, actors)
         self.metrics.started()
@@ -308,7 +312,7 @@ class Server:
                 driver=driver,
                 cores=max(actors, 1),
                 since=time.monotonic(),
-                pairs_before=state.pairs_done + state.pairs_failed,
+                pairs_before=before,
             )
         )
         self._served[unit] = time.time()
@@ -342,7 +346,7 @@ class Server:
             return
         self.running.remove(running)
         self._account(running)
-        state = read_state(running.store, job_id, len(running.job.pairs))
+        state = _state_of(running.store, running.job)
         left = state.pairs_total - state.pairs_done - state.pairs_failed
         if state.finished and not (state.status == "failed" and left):
             self._failures.pop(job_id, None)
@@ -370,7 +374,7 @@ class Server:
 
     def _requeue(self, running: Running) -> None:
         job_id = running.job.job_id
-        state = read_state(running.store, job_id, len(running.job.pairs))
+        state = _state_of(running.store, running.job)
         if not state.finished or state.status == "failed":
             state.status, state.reason, state.pairs_running = "queued", "", []
             state.heartbeat = running.store.clock()
@@ -386,7 +390,10 @@ class Server:
         """End a job that cannot be run; its customer sees why, and may retry it."""
         log.warning("job %s: given up: %s", held.job_id, reason)
         self._failures.pop(held.job_id, None)
-        state = read_state(store, held.job_id)
+        # Its own record may be what is wrong with it.
+        state = JobState()
+        with suppress(StoreContentError):
+            state = read_state(store, held.job_id)
         state.status, state.reason, state.pairs_running = "failed", reason, []
         write_record(store, layout.state(held.job_id), state)
         self.metrics.ended("failed")
@@ -394,13 +401,26 @@ class Server:
         self.claims.forget(held)
 
     def _end(self, store: Store, held: Held, job: JobRecord, status: str, reason: str) -> None:
-        state = read_state(store, held.job_id, len(job.pairs))
+        state = _state_of(store, job)
         if not state.finished:
             state = state.model_copy(update={"status": status, "reason": reason})
             write_record(store, layout.state(held.job_id), state)
         self.metrics.ended(status)
         dequeue(store, held.job_id)
         self.claims.forget(held)
+
+
+def _state_of(store: Store, job: JobRecord) -> JobState:
+    """The state of a job; one that cannot be read says that it failed."""
+    try:
+        return read_state(store, job.job_id, len(job.pairs))
+    except StoreContentError as error:
+        return JobState(status="failed", pairs_total=len(job.pairs), reason=first_line(error))
+
+
+def _ended_pairs(store: Store, job: JobRecord) -> int:
+    state = _state_of(store, job)
+    return state.pairs_done + state.pairs_failed
 
 
 def _unit(customer: str, job: Waiting) -> str:
