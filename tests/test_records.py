@@ -13,7 +13,9 @@ import pytest
 from jobs.client.watch import describe
 from jobs.execution.loading import ModelPin
 from jobs.storage import layout
+from jobs.storage.local_store import LocalStore
 from jobs.storage.records import (
+    FEW,
     FORMAT,
     STALE_AFTER,
     JobRecord,
@@ -26,6 +28,7 @@ from jobs.storage.records import (
     read_record,
     read_state,
     read_trace,
+    write_ends,
     write_record,
 )
 from jobs.storage.store import Store, open_store
@@ -236,6 +239,60 @@ def test_a_damaged_marker_costs_its_pair_alone(store: Store) -> None:
         store.write(layout.marks("j") + f"x{number}", b"")
     with pytest.raises(StoreContentError, match="more than"):
         read_marks(store, JOB)
+
+
+class Counting(LocalStore):
+    """Keeps the keys that are read."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.reads: list[str] = []
+
+    def read(self, key: str, limit: int | None = None) -> bytes:
+        self.reads.append(key)
+        return super().read(key, limit)
+
+
+def many_ended(store: Store, count: int = 3 * FEW) -> tuple[JobRecord, dict[str, PairEnd]]:
+    """A job with so many pairs, all of which have failed, one of them with a long reason."""
+    ids = [str(number) for number in range(count)]
+    pairs = [PairRecord(pair_id=p, content=f"c{p}", style="s", result=p) for p in ids]
+    ends = {p: PairEnd(pair_id=p, status="failed", attempt="a", reason=f"of {p}") for p in ids}
+    ends["1"].reason = "x" * 500
+    for pair_id, end in ends.items():
+        write_record(store, layout.pair_end("j", pair_id), end)
+    return JOB.model_copy(update={"pairs": pairs}), ends
+
+
+def test_the_ends_of_many_pairs_are_read_at_once(tmp_path: Path) -> None:
+    store = Counting(tmp_path)
+    job, ends = many_ended(store)
+    assert read_marks(store, job).ended == ends and len(store.reads) == len(ends)
+    write_ends(store, "j", ends.values())
+    store.reads.clear()
+    assert read_marks(store, job).ended == ends
+    # Of the pair whose reason is long its own marker has to tell.
+    assert store.reads == [layout.pair_ends("j"), layout.pair_end("j", "1")]
+    # Few are read one by one: a client that watches has the others.
+    store.reads.clear()
+    known = dict(list(ends.items())[2:])
+    assert read_marks(store, job, known).ended == ends
+    assert store.reads == [layout.pair_end("j", "0"), layout.pair_end("j", "1")]
+
+
+def test_which_pairs_have_ended_say_their_markers_alone(store: Store) -> None:
+    job, ends = many_ended(store)
+    gone = ends.pop("7")
+    store.delete(layout.pair_end("j", "7"))
+    write_ends(store, "j", [gone, *ends.values(), PairEnd(pair_id="x", status="succeeded")])
+    assert read_marks(store, job).ended == ends
+
+
+@pytest.mark.parametrize("blob", [b"", b"[]", b'{"format": 99}', b'{"ends": 3}', b" " * (1 << 20)])
+def test_what_says_the_ends_of_many_pairs_may_be_damaged(store: Store, blob: bytes) -> None:
+    job, ends = many_ended(store)
+    store.write(layout.pair_ends("j"), blob)
+    assert read_marks(store, job).ended == ends
 
 
 def test_markers_are_read_side_by_side(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,9 @@ def prepare_retry(session: Session, local: LocalJob, failed_too: bool, target: T
     if not local.offer:
         require_reachable(target)
     upload_shared(session, local, mend=True)
+    if failed:
+        # First: what it says of them is not what their next markers will say.
+        store.delete(layout.pair_ends(local.job_id))
     for pair_id in failed:
         store.delete(layout.pair_end(local.job_id, pair_id))
     if marks.cancelled:

@@ -5,24 +5,31 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import numpy as np
 
 from jobs.client.pairs import Pair, Skipped
 from jobs.client.pictures import Box, Fit, Floats, read_picture
-from nst.engines.base import PreparedContent, PreparedStyle
+from nst.engines.base import PreparedContent, PreparedInput, PreparedStyle
 from nst.errors import InputError
 from nst.model import Model
-from nst.pictures.picture import Picture
+from nst.network.architecture import CONTENT, STYLE
+from nst.pictures.picture import Picture, PicturesOnDisk
+
+NO_FEATURES = np.empty((0, 0, 0), np.float32)
 
 
 @dataclass(frozen=True)
 class PreparedPair:
-    """A pair whose pictures are in memory; pairs that share a file share the `Picture`.
+    """A pair whose pictures can be encrypted; pairs that share a file share the `Picture`.
 
     Attributes:
         name: As the user knows it.
-        content: Ready to encrypt, with the features that the encrypted network will give.
+        content: Ready to encrypt, with the features that the encrypted network will give, unless
+            its pictures are on disk.
         style: Ready to encrypt.
         box: The part of the content, and of the result, that holds the picture.
     """
@@ -35,14 +42,17 @@ class PreparedPair:
     def preview(self, model: Model) -> Floats:
         """The result to expect, `[3, H, W]` in [0, 1], of the content's size."""
         content, style = self.content.input.picture, self.style.input.picture
-        return model.finish(content, style, self.content.features)
+        features = self.content.features
+        if not features.size:
+            features = model.prepare_content(content, model.prepare_style(style)).features
+        return model.finish(content, style, features)
 
 
 class _Reader:
     """Reads every file once, and keeps it for as long as pairs to come need it."""
 
-    def __init__(self, pairs: list[Pair], model: Model, fit: Fit) -> None:
-        self.model, self.fit = model, fit
+    def __init__(self, pairs: list[Pair], model: Model, fit: Fit, computed: bool) -> None:
+        self.model, self.fit, self.computed = model, fit, computed
         self._left = Counter(path for pair in pairs for path in {pair.content, pair.style})
         self._contents: dict[Path, tuple[Picture, Box]] = {}
         self._styles: dict[Path, PreparedStyle] = {}
@@ -51,6 +61,8 @@ class _Reader:
         try:
             content, box = self._content(pair.content)
             style = self._style(pair.style)
+            if not self.computed:
+                return PreparedPair(pair.name, _planned(content), style, box)
             with _named(pair.content):
                 prepared = self.model.prepare_content(content, style)
             return PreparedPair(pair.name, prepared, style, box)
@@ -71,13 +83,22 @@ class _Reader:
         if path not in self._styles:
             # A style is texture: its central square is as good as any, and letterbox bars are not.
             rgb, _ = read_picture(path, self.model.style_size, "crop")
+            style = Picture(rgb)
+            if not self.computed:
+                code = np.empty(0, np.float32)
+                self._styles[path] = PreparedStyle(PreparedInput(style, STYLE), code)
+                return self._styles[path]
             with _named(path):
-                self._styles[path] = self.model.prepare_style(Picture(rgb))
+                self._styles[path] = self.model.prepare_style(style)
         return self._styles[path]
 
 
+def _planned(content: Picture) -> PreparedContent:
+    return PreparedContent(PreparedInput(content, CONTENT), NO_FEATURES)
+
+
 def prepared_pairs(
-    pairs: Iterable[Pair], model: Model, fit: Fit
+    pairs: Iterable[Pair], model: Model, fit: Fit, computed: bool = True
 ) -> Iterator[PreparedPair | Skipped]:
     """Read and prepare pairs one after the other; one that cannot be used gives its reason.
 
@@ -85,9 +106,11 @@ def prepared_pairs(
         pairs: What the user asked for.
         model: Which network, and the size of contents and results.
         fit: How contents of other proportions are brought to that size.
+        computed: Whether the network is computed in the clear, which shows that a pair is safe;
+            a plan does without.
     """
     wanted = list(pairs)
-    reader = _Reader(wanted, model, fit)
+    reader = _Reader(wanted, model, fit, computed)
     for pair in wanted:
         try:
             yield reader.prepare(pair)
@@ -96,16 +119,50 @@ def prepared_pairs(
 
 
 def prepare(
-    pairs: Iterable[Pair], model: Model, fit: Fit
+    pairs: Iterable[Pair],
+    model: Model,
+    fit: Fit,
+    kept: PicturesOnDisk | None = None,
+    computed: bool = True,
 ) -> tuple[list[PreparedPair], list[Skipped]]:
-    """All pairs that can be used, and the others with their reasons; see `prepared_pairs`."""
+    """All pairs that can be used, and the others with their reasons; see `prepared_pairs`.
+
+    Args:
+        pairs: What the user asked for.
+        model: Which network, and the size of contents and results.
+        fit: How contents of other proportions are brought to that size.
+        kept: Where pictures go, so that any number of pairs fits into memory; None keeps them.
+        computed: See `prepared_pairs`.
+
+    Raises:
+        InputError: if pictures cannot be kept.
+    """
     ready: list[PreparedPair] = []
     skipped: list[Skipped] = []
-    for item in prepared_pairs(pairs, model, fit):
+    moved: WeakKeyDictionary[Picture, Picture] = WeakKeyDictionary()
+
+    def on_disk(prepared: PreparedInput) -> PreparedInput:
+        assert kept is not None
+        picture = prepared.picture
+        if picture not in moved:
+            moved[picture] = kept.keep(picture)
+        return replace(prepared, picture=moved[picture])
+
+    for item in prepared_pairs(pairs, model, fit, computed):
         if isinstance(item, Skipped):
             skipped.append(item)
-        else:
+        elif kept is None:
             ready.append(item)
+        else:
+            try:
+                content = PreparedContent(on_disk(item.content.input), NO_FEATURES)
+                style = replace(item.style, input=on_disk(item.style.input))
+            except OSError as error:
+                raise InputError(
+                    f"no room for the prepared pictures ({error.strerror}); submit fewer pairs at "
+                    "a time, or make room"
+                ) from error
+            ready.append(PreparedPair(item.name, content, style, item.box))
     return ready, skipped
 
 

@@ -37,6 +37,7 @@ from nst.engines.rates import Rates
 from nst.errors import InputError
 from nst.model import Model
 from nst.network.levels import DEFAULT_ENGINE, SECURITY, QualityLevel, levels_of
+from nst.pictures.picture import PicturesOnDisk
 
 Working = Callable[[str], None]
 """Told what is being done."""
@@ -90,6 +91,7 @@ def ready(
     home: Home,
     url: str,
     working: Working = silent,
+    computed: bool = True,
 ) -> Batch:
     """Find pairs, choose the model, read and prepare the pictures.
 
@@ -99,6 +101,7 @@ def ready(
         home: Where models are kept.
         url: The store that the job is for.
         working: Told what is being done.
+        computed: Whether pairs are shown to be safe, see `prepared_pairs`; a plan does without.
 
     Raises:
         InputError: if options contradict each other, or a file or a level cannot be used.
@@ -137,7 +140,8 @@ def ready(
     if style:
         require_usable(style, model, address_of(url).url)
     working(f"reading {many(len(pairs), 'pair')}")
-    prepared, unreadable = prepare(pairs, model, options.fit)
+    kept = PicturesOnDisk(home.root if home.root.is_dir() else None)
+    prepared, unreadable = prepare(pairs, model, options.fit, kept, computed)
     return Batch(model, prepared, [*skipped, *unreadable], choice, style)
 
 

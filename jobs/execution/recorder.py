@@ -18,6 +18,8 @@ from cluster.types import Callback, Completion, Handle
 from jobs.execution.scheduler import Control
 from jobs.storage import layout
 from jobs.storage.records import (
+    FEW,
+    STALE_AFTER,
     JobRecord,
     JobState,
     PairEnd,
@@ -26,6 +28,7 @@ from jobs.storage.records import (
     read_marks,
     read_record,
     read_state,
+    write_ends,
     write_record,
 )
 from jobs.storage.store import Store
@@ -40,6 +43,8 @@ STATE_EVERY = 2.0
 """Seconds between two writes of the job's state, which is also the sign of life."""
 LOOK_EVERY = 2.0
 """Seconds between two looks at the job's markers: cancelled, or pairs ended by another driver."""
+ENDS_EVERY, ENDS_SHARE = 10.0, 0.05
+"""Seconds between two writes of what all markers say, and the share of the time that these take."""
 
 
 class Recorder(Callback[Handle]):
@@ -58,7 +63,8 @@ class Recorder(Callback[Handle]):
         marks = read_marks(store, job)
         self.ended, self.cancelled = marks.ended, marks.cancelled
         self._clock_ahead = store.clock() - time.time()
-        self._written = self._looked = 0.0
+        self._written = self._looked = self._ends_due = 0.0
+        self._ends_written = 0
         self._result_of = {pair.pair_id: pair.result for pair in job.pairs}
         self._started: set[str] = set()
         self._counted: set[int] = set()
@@ -120,6 +126,8 @@ class Recorder(Callback[Handle]):
         self.state.peak_live_bytes = max(self.state.peak_live_bytes, live_bytes)
         if time.monotonic() - self._looked > LOOK_EVERY:
             self._read_marks()
+        if time.monotonic() > self._ends_due:
+            self._write_ends()
         self.keep_alive()
 
     def on_task_start(self, task: Task) -> None:
@@ -173,6 +181,7 @@ class Recorder(Callback[Handle]):
     def on_end(self) -> None:
         """Write the final state of a job that has ended or was cancelled."""
         self._read_marks()
+        self._write_ends()
         self._delete_unpublished()
         if self.left:
             self.state.status = "cancelled" if self.cancelled else "failed"
@@ -193,6 +202,9 @@ class Recorder(Callback[Handle]):
         with contextlib.suppress(StoreError):
             self._delete_unpublished()
         with contextlib.suppress(StoreError):
+            self._read_marks()
+            self._write_ends()
+        with contextlib.suppress(StoreError):
             other = read_state(self.store, self.job.job_id)
             if other.attempt not in ("", self.attempt) and not other.stale(self._now()):
                 return
@@ -211,13 +223,24 @@ class Recorder(Callback[Handle]):
         return time.time() + self._clock_ahead
 
     def _read_marks(self) -> None:
-        marks = read_marks(self.store, self.job, self.ended)
+        # After a long sleep this driver may have been taken for dead, and markers made anew.
+        asleep = self._looked and time.monotonic() - self._looked > STALE_AFTER
+        marks = read_marks(self.store, self.job, {} if asleep else self.ended)
         elsewhere = set(marks.ended) - set(self.ended)
         self._ended_elsewhere |= elsewhere
         for pair_id in self._started & elsewhere:
             self._delete_parts(pair_id)
         self.ended, self.cancelled = marks.ended, marks.cancelled
         self._looked = time.monotonic()
+
+    def _write_ends(self) -> None:
+        """Spare clients, and the next driver, reading the marker of each pair that has ended."""
+        count, start = len(self.ended), time.monotonic()
+        if count > FEW and count != self._ends_written:
+            write_ends(self.store, self.job.job_id, self.ended.values())
+            self._ends_written = count
+        took = time.monotonic() - start
+        self._ends_due = start + max(ENDS_EVERY, took / ENDS_SHARE)
 
     def _publish(
         self,
@@ -261,15 +284,15 @@ class Recorder(Callback[Handle]):
     def _delete_unpublished(self) -> None:
         """Delete this driver's parts that no pair needs; when all is done, those of dead ones."""
         job_id = self.job.job_id
-        published = tuple(
+        published = {
             layout.attempt_result(job_id, end.attempt, self._result_of[end.pair_id])
             for end in self.ended.values()
             if end.status == "succeeded"
-        )
+        }
         mine, all_parts = layout.attempt_results(job_id, self.attempt), layout.results(job_id)
         prefix = mine if self.left else all_parts
         for key in self.store.list(prefix):
-            if not key.startswith(published):
+            if f"{key.rpartition('/')[0]}/" not in published:
                 self.store.delete(key)
 
 

@@ -7,7 +7,7 @@ jobs/JOB/                           job.json, state.json, trace.json
 jobs/JOB/inputs/                    INPUT.ct
 jobs/JOB/results/ATTEMPT/PAIR/      PART.ct
 jobs/JOB/checkpoints/GROUP/STAGE/   PART.ct
-jobs/JOB/marks/                     pair-PAIR.json, end.json, cancel.json
+jobs/JOB/marks/                     pair-PAIR.json, ends.json, end.json, cancel.json
 queue/                              JOB.json: jobs for a service
 styles/STYLE/                       input.ct: styles that many jobs use
 styles/STYLE/STAGE/                 PART.ct: what was computed of one
@@ -137,6 +137,11 @@ def marks(job_id: str) -> str:
 def pair_end(job_id: str, pair_id: str) -> str:
     """Marker of a pair that has ended, made once: which parts are its result, or why it failed."""
     return f"{marks(job_id)}pair-{pair_id}.json"
+
+
+def pair_ends(job_id: str) -> str:
+    """What the markers of many pairs say, in one record."""
+    return f"{marks(job_id)}ends.json"
 
 
 def job_end(job_id: str) -> str:

@@ -31,6 +31,8 @@ a store that is away."""
 
 READERS = 16
 """Markers of pairs that are read at once."""
+FEW = 16
+"""Markers that are read one by one; where more are to be read, `PairEnds` spares most of them."""
 
 Status = Literal["submitted", "queued", "running", "succeeded", "failed", "cancelled"]
 """Of a job and of a pair. A job is `queued` until it has actors, a pair until it has its turn."""
@@ -158,6 +160,15 @@ class PairEnd(StoreRecord):
     parts: Count = 0
     reason: Reason = ""
     finished: Seconds = 0.0
+
+
+class PairEnds(StoreRecord):
+    """The ends of many pairs as their markers have them, so that not each marker must be read.
+
+    It may lack some, and has some whose marker is gone: which pairs have ended say the markers.
+    """
+
+    ends: list[PairEnd]
 
 
 class Cancellation(StoreRecord):
@@ -297,6 +308,9 @@ class Marks:
 def read_marks(store: Store, job: JobRecord, known: Mapping[str, PairEnd] | None = None) -> Marks:
     """The markers of a job; a pair whose own is damaged has failed, so that `retry` mends it.
 
+    However many pairs have ended, they are one listing and few reads once the job's driver has
+    written their `PairEnds`.
+
     Args:
         store: Where it is.
         job: Its record.
@@ -307,6 +321,10 @@ def read_marks(store: Store, job: JobRecord, known: Mapping[str, PairEnd] | None
     keys = {pair.pair_id: layout.pair_end(job.job_id, pair.pair_id) for pair in job.pairs}
     ended = {pair_id: known.get(pair_id) for pair_id, key in keys.items() if key in listed}
     unread = [pair_id for pair_id, end in ended.items() if end is None]
+    if len(unread) > FEW and layout.pair_ends(job.job_id) in listed:
+        together = _read_ends(store, job)
+        ended |= {pair_id: together.get(pair_id) for pair_id in unread}
+        unread = [pair_id for pair_id in unread if pair_id not in together]
     # A store that is far away takes its time for each, not for all.
     with ThreadPoolExecutor(READERS) as pool:
         found = pool.map(lambda pair_id: _read_end(store, keys[pair_id], pair_id), unread)
@@ -316,6 +334,24 @@ def read_marks(store: Store, job: JobRecord, known: Mapping[str, PairEnd] | None
         cancelled=layout.cancellation(job.job_id) in listed,
         complete=layout.job_end(job.job_id) in listed,
     )
+
+
+def write_ends(store: Store, job_id: str, ends: Iterable[PairEnd]) -> None:
+    """Replace the `PairEnds` of a job; what a long reason makes too large its marker alone says."""
+    lines = (end.model_dump_json() for end in ends)
+    kept = [line for line in lines if len(line.encode()) < PAIR_BYTES]
+    store.write(
+        layout.pair_ends(job_id), f'{{"format":{FORMAT},"ends":[{",".join(kept)}]}}'.encode()
+    )
+
+
+def _read_ends(store: Store, job: JobRecord) -> dict[str, PairEnd]:
+    """By pair id; nothing if the record is damaged, since the markers say the same."""
+    key, limit = layout.pair_ends(job.job_id), _job_bytes(len(job.pairs))
+    try:
+        return {end.pair_id: end for end in read_record(store, key, PairEnds, limit).ends}
+    except StoreContentError:
+        return {}
 
 
 def _read_end(store: Store, key: str, pair_id: str) -> PairEnd:

@@ -5,8 +5,12 @@ Everything here sees plain pixels and runs on the user's machine only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import errno
+import os
+import tempfile
+from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +22,16 @@ from nst.pictures.size import Size
 Floats = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
 class Picture:
     """A picture `[3, H, W]` in [0, 1] with its colour statistics; a style is square."""
 
-    rgb: Floats
+    def __init__(self, rgb: Floats) -> None:
+        self._rgb = rgb
+
+    @property
+    def rgb(self) -> Floats:
+        """Its pixels, `[3, H, W]` in [0, 1]."""
+        return self._rgb
 
     @cached_property
     def statistics(self) -> ColorStatistics:
@@ -33,6 +42,62 @@ class Picture:
     def white(self) -> Floats:
         """The whitened picture."""
         return whiten(self.rgb, self.statistics)
+
+
+class PicturesOnDisk:
+    """Many pictures in a file without a name, which ends with this process."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Make the file.
+
+        Args:
+            folder: Where there is room for it; None for the system's temporary files.
+        """
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self._end = 0
+
+    def keep(self, picture: Picture) -> Picture:
+        """The same picture, whose pixels are read whenever they are asked for.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        rgb = picture.rgb
+        levels = np.rint(rgb * 255).astype(np.uint8)
+        start = self._end
+        self._end += os.pwrite(self._file.fileno(), levels.tobytes(), start)
+        if self._end - start != levels.size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def read() -> Floats:
+            blob = os.pread(self._file.fileno(), levels_size, start)
+            found = np.frombuffer(blob, np.uint8).reshape(shape)
+            return found.astype(np.float32) / np.float32(255)
+
+        levels_size, shape = levels.size, levels.shape
+        return _OnDisk(read)
+
+
+class _OnDisk(Picture):
+    """Keeps nothing in memory."""
+
+    def __init__(self, read: Callable[[], Floats]) -> None:
+        self._read = read
+
+    @property
+    def rgb(self) -> Floats:
+        """See `Picture`."""
+        return self._read()
+
+    @property
+    def statistics(self) -> ColorStatistics:
+        """See `Picture`."""
+        return Picture(self.rgb).statistics
+
+    @property
+    def white(self) -> Floats:
+        """See `Picture`."""
+        return Picture(self.rgb).white
 
 
 def central_part(image: Image.Image, size: Size) -> Floats:

@@ -10,7 +10,7 @@ import json
 import zipfile
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -33,7 +33,6 @@ from nst.network.architecture import CELL, CONTENT, OUTPUT, STYLE
 from nst.network.integers import space_to_depth
 
 Ints = NDArray[np.int64]
-Levels = NDArray[np.int8]
 
 SPECS_BYTES = 16 << 20
 """Of Concrete's description of circuits, unpacked: ours have some hundred kilobytes."""
@@ -60,6 +59,7 @@ class CircuitCipher:
         self.key_id, self.model_id = key_id, published.plan.model_id
         size = published.plan.size
         self._cells = size.height // CELL, size.width // CELL
+        self._style_rows = published.plan.style_size.height // CELL
         assert isinstance(published.plan, CircuitPlan)
         self._word_bits = published.plan.word_bits
         self._entries: dict[Role, str] = {b: published.plan.entry(b) for b in (CONTENT, STYLE)}
@@ -81,19 +81,21 @@ class CircuitCipher:
         All cores are used: Concrete takes a sixth of a millisecond of one per value, most of it in
         the generator of the masks.
         """
-        rows: list[tuple[Role, Levels]] = []
-        counts: list[int] = []
-        for (prepared,) in inputs:
-            # All wait here until their turn, and have 4 bits.
-            levels = space_to_depth(quantized(prepared)).astype(np.int8)
-            counts.append(levels.shape[1])
-            rows += [(prepared.role, levels[None, :, y : y + 1, :]) for y in range(counts[-1])]
-        with closing(spread(rows, self._row_encryption, cores())) as sealed:
-            for count in counts:
+        pictures = [prepared for (prepared,) in inputs]
+        sizes = [self._cells[0] if p.role == CONTENT else self._style_rows for p in pictures]
+        rows = [(number, y) for number, count in enumerate(sizes) for y in range(count)]
+
+        def make() -> Callable[[tuple[int, int]], bytes]:
+            return self._row_encryption(pictures)
+
+        with closing(spread(rows, make, cores())) as sealed:
+            for count in sizes:
                 yield Envelope(self.key_id, self.model_id, tuple(islice(sealed, count)))
 
-    def _row_encryption(self) -> Callable[[tuple[Role, Levels]], bytes]:
-        """Encryption of rows `[1, C, 1, W]` of a kind of picture, with randomness of its own.
+    def _row_encryption(
+        self, pictures: Sequence[PreparedInput]
+    ) -> Callable[[tuple[int, int]], bytes]:
+        """Encryption of rows, each by its picture and number, with randomness of its own.
 
         Two processes that shared the state of one generator would give the same noise to
         different pixels, and so give them away: the generator is part of the program made here.
@@ -103,10 +105,16 @@ class CircuitCipher:
             role: program.get_client_circuit(entry) for role, entry in self._entries.items()
         }
 
-        def encrypt_row(row: tuple[Role, Levels]) -> bytes:
-            role, levels = row
+        @lru_cache(maxsize=1)
+        def levels_of(number: int) -> Ints:
+            return space_to_depth(quantized(pictures[number]))
+
+        def encrypt_row(row: tuple[int, int]) -> bytes:
+            number, y = row
+            levels = levels_of(number)[None, :, y : y + 1, :]
             value = NativeValue(np.ascontiguousarray(levels, dtype=np.int64))
-            return bytes(circuits[role].prepare_input(value, ROW_ARGUMENT).serialize())
+            circuit = circuits[pictures[number].role]
+            return bytes(circuit.prepare_input(value, ROW_ARGUMENT).serialize())
 
         return encrypt_row
 
