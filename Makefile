@@ -1,13 +1,16 @@
 # Everything runs from .venv; `make venv` builds it, and the targets that need it ask for it.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv client server demo test fuzz lint docs pictures wheel bench-low bench-batch bench-grid bench-pbs bench-monolithic bench-client bench-sharing bench-profile bench-ckks bench-contrast bench-estimate bench-bytes bench-architecture bench-quality bench-faults bench-security lock clean
+.PHONY: help venv client server demo test fuzz lint docs pictures wheel bench-low bench-batch bench-grid bench-pbs bench-monolithic bench-client bench-sharing bench-profile bench-ckks bench-contrast bench-estimate bench-bytes bench-architecture bench-quality bench-faults bench-security lock clean pack-data train-gpu
 .DELETE_ON_ERROR:
 
 SHELL := /bin/sh
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 ARGS ?=
+# Of train-gpu: seconds of one piece, and where it computes.
+PIECE ?= 570
+DEVICE ?= --gpu --threads 4
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -82,6 +85,20 @@ wheel: venv ## build the package with its weights and examples into dist/
 	rm -rf build
 	@ls -l dist/*.whl
 
+pack-data: venv ## training pictures and VGG in an archive below 64 MB; ARGS as in docs/training.md
+	$(PYTHON) -m nst.training.packing $(ARGS)
+
+# The run's folder has everything: unpack its result.tar elsewhere to go on there.
+train-gpu: venv ## ten minutes of training on this machine's GPU, again to go on; PACK=data.tar RUN=folder VGG=name ARGS=...
+	mkdir -p $(RUN)/data && tar -xf $(PACK) -C $(RUN)/data
+	timeout --signal=INT --kill-after=25 $(PIECE) $(VENV)/bin/nst-batch train \
+	    --content-dir $(RUN)/data/content --style-dir $(RUN)/data/style --vgg $(RUN)/data/$(VGG) \
+	    --out $(RUN) --save-every 60 $(DEVICE) $(if $(wildcard $(RUN)/checkpoint.ckpt),--resume) \
+	    $(ARGS) || test $$? -eq 124
+	cd $(RUN) && tar -cf result.tar $$(ls checkpoint.ckpt best.ckpt metrics.jsonl sample.png 2>/dev/null)
+	@test $$(wc -c < $(RUN)/result.tar) -le 64000000 || { echo "$(RUN)/result.tar is over 64 MB" >&2; exit 1; }
+	@ls -l $(RUN)/result.tar
+
 bench-low: venv ## one encrypted pair at low: time, memory, PSNR, parallel efficiency
 	$(PYTHON) -m benchmarks.low $(ARGS)
 
@@ -127,7 +144,7 @@ bench-bytes: venv ## bytes in the store for one pair at each level
 bench-architecture: venv ## short training runs of several architectures; ARGS names the data
 	$(PYTHON) -m benchmarks.architecture $(ARGS)
 
-bench-quality: venv ## losses of all levels on held-out pairs; ARGS names the data
+bench-quality: venv ## both engines on held-out pairs and strong styles; ARGS names the data
 	$(PYTHON) -m benchmarks.quality $(ARGS)
 
 # Resolves pyproject.toml afresh in a throw-away environment and writes down what came out, without

@@ -69,6 +69,12 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
     return path
 
 
+def read_result(name: str) -> dict[str, Any]:
+    """What `write_result` has recorded, empty if it has not."""
+    path = FOLDER / f"{name}.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
 @contextmanager
 def working_folder() -> Iterator[Path]:
     """A folder for as long as a benchmark runs."""

@@ -19,6 +19,7 @@ from nst.folders import PASSPHRASE_VARIABLE
 from nst.machine import cores
 from nst.network.levels import DEFAULT_ENGINE, LEVELS, SECURITY, find_level
 from nst.pictures.size import Size
+from nst.training.halves import DECIDING, Half
 from nst.training.options import RunOptions, TrainOptions, Workers
 
 AUTO = "auto"
@@ -511,6 +512,13 @@ class EvaluateOptions(FitOptions, ModelOptions):
 
     content_dir: Path | None = option("Instead of PAIRS: photographs of the training.", None)
     style_dir: Path | None = option("With --content-dir: paintings of the training.", None)
+    strong_dir: Path | None = option(
+        "With --content-dir: styles that nothing was trained on, instead of --style-dir.", None
+    )
+    half: Half = option(
+        "Which half of the strong styles: one to choose weights by, one for figures to report.",
+        DECIDING,
+    )
     count: int = option("How many fixed pairs of held-out pictures of these folders.", 63, least=1)
     vgg: Path = option("VGG16 or VGG19 weights.")
     weights: Path | None = option("Weights to measure instead of the level's own.", None)

@@ -13,7 +13,7 @@ from click.testing import Result
 from PIL import Image
 
 from jobs.cli.evaluate import HELD_OUT, SHEET, _refuse_overwriting
-from jobs.client.evaluation import held_out_pairs
+from jobs.client.held_out import held_out_pairs
 from jobs.client.pictures import write_marked
 from nst.errors import InputError
 from nst.network import levels
@@ -75,8 +75,12 @@ def test_report_table_and_sheet(vgg: Path, tmp_path: Path) -> None:
     assert 15 < medians["simulated"]["psnr_min"] <= medians["simulated"]["psnr_median"] < 60
     for label in medians:
         runs = [m for p in report["pairs"] for m in p["results"][label]]
-        for key in ("content", "style", "grain"):
-            assert medians[label][key] == pytest.approx(np.median([m[key] for m in runs]))
+        for key in ("content", "style", "grain", "blockiness"):
+            values = [m[key] for m in runs]
+            assert medians[label][key] == pytest.approx(np.median(values))
+            worst = report["worst_tenth"][label][key]
+            assert worst == pytest.approx(np.percentile(values, 90))
+    assert report["spread"] == {} and report["half"] is None
     with Image.open(out / "evaluation.png") as sheet:
         # Two pairs beside each other, of four pictures each, enlarged twice.
         assert sheet.width > 2 * 4 * 2 * TOY_SIZE
@@ -203,6 +207,32 @@ def test_held_out_pairs_are_those_training_never_saw(vgg: Path, tmp_path: Path) 
     assert again["failed"] == []
 
 
+def test_pairs_of_strong_styles(vgg: Path, tmp_path: Path) -> None:
+    for i in range(33):
+        picture(tmp_path / "photos" / f"p{i:02}.png", i)
+    for i in range(7):
+        picture(tmp_path / "strong" / f"s{i}.png", 50 + i)
+    folders = ["--content-dir", tmp_path / "photos", "--strong-dir", tmp_path / "strong"]
+    out, counted = tmp_path / "out", ["--count", 7, "--simulate", 0]
+    seen = []
+    for half in ("deciding", "choosing"):
+        result, report = evaluate(
+            vgg, *folders, "--half", half, *counted, "--out", out / half, "--magnify", 1
+        )
+        assert result.exit_code == 0 and "spread: " in result.stderr
+        assert report["half"] == half and len(report["pairs"]) == 7
+        # Few styles give no more than that there is a spread.
+        assert 0 <= report["spread"]["colours only"] < 1 and report["spread"]["preview"] > 0
+        with Image.open(out / half / "evaluation.png") as sheet:
+            assert 3 * 3 * TOY_SIZE < sheet.width < 3 * 3 * 2 * TOY_SIZE
+        seen.append({p["name"].split("--")[1] for p in report["pairs"]})
+    assert not set.intersection(*seen) and set.union(*seen) == {f"s{i}" for i in range(7)}
+    _, default = evaluate(vgg, *folders, *counted)
+    assert default["half"] == "deciding"
+    trained = ["--style-dir", tmp_path]
+    refused(run("evaluate", "--vgg", vgg, *QUALITY, *folders, *trained), "trained on")
+
+
 def test_colours_only_takes_the_colours_of_the_style(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     content, style = (Picture(0.3 + 0.4 * rng.random((3, 32, 32), np.float32)) for _ in range(2))
@@ -229,6 +259,10 @@ def test_wrong_usage(vgg: Path, tmp_path: Path) -> None:
     refused(run(*base, "--content-dir", side), "PAIRS")
     refused(run(*base, source, "--content-dir", side, "--style-dir", side), "PAIRS")
     refused(run(*base, "--grid", "--content-dir", side, "--style-dir", side), "--grid")
+    refused(run(*base, "--strong-dir", side), "PAIRS")
+    refused(run(*base, source, "--strong-dir", side), "PAIRS")
+    both = ["--content-dir", side, "--style-dir", side]
+    refused(run(*base, *both, "--half", "choosing"), "--half")
     empty = tmp_path / "empty"
     empty.mkdir()
     refused(run(*base, "--content-dir", empty, "--style-dir", empty), "empty")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +23,17 @@ if TYPE_CHECKING:
     from jobs.client.evaluation import Summary
     from jobs.client.pairs import Found, Pair
     from nst.model import Model
+    from nst.training.quality import Figures
 
 SHEET, HELD_OUT = "evaluation.png", "pairs.csv"
+FIGURES = ("content", "style", "grain", "blockiness")
 
 
 @click.command(
     epilog=examples(
         "evaluate ./pairs --vgg vgg16.pth --results ./stylized --out ./report",
         "evaluate --content-dir coco --style-dir wikiart --vgg vgg16.pth --json report.json",
+        "evaluate --content-dir coco --strong-dir strong --vgg vgg16.pth --out ./report",
     )
 )
 @click.argument("pairs", type=click.Path(path_type=Path), required=False)
@@ -37,9 +41,11 @@ SHEET, HELD_OUT = "evaluation.png", "pairs.csv"
 def evaluate(pairs: Path | None, options: EvaluateOptions) -> None:
     """Measure a quality level on PAIRS, or on held-out pictures of the training.
 
-    Content, style (relative errors of VGG features) and grain of the preview, of simulated and of
-    decrypted results, with their PSNR to the preview. Held-out pairs are always the same ones;
-    --out DIR gets them as pairs.csv, which submit takes.
+    Content, style (relative errors of VGG features), grain and blockiness of the preview, of
+    simulated and of decrypted results, with their PSNR to the preview. Held-out pairs are always
+    the same ones; --out DIR gets them as pairs.csv, which submit takes. With --strong-dir their
+    styles are those of one half of a folder that nothing was trained on, and the spread is
+    measured: how much results of one content differ with the style, over how much the styles do.
     """
     from rich.progress import Progress
 
@@ -68,6 +74,11 @@ def evaluate(pairs: Path | None, options: EvaluateOptions) -> None:
         measurements = evaluation.measure_samples(
             samples, vgg, lambda done: progress.advance(task, done)
         )
+        grid = [] if pairs is not None else _find_grid(options)
+        items = progress.track(
+            prepared_pairs(grid, model, options.fit), total=len(grid), description="spread"
+        )
+        spreads = evaluation.measure_spread(evaluation.make_samples(items, model, 0, None)[0], vgg)
     failed += missing
     for item in failed:
         complain(f"failed {item.name}: {item.reason}")
@@ -76,8 +87,9 @@ def evaluate(pairs: Path | None, options: EvaluateOptions) -> None:
     screen = Screen(errors=options.record == "-")
     _print(
         screen.console,
-        f"{model.level.name}, {model.size} pixels, medians",
+        f"{model.level.name}, {model.size} pixels",
         evaluation.summarize(measurements),
+        spreads,
         evaluation.count_lowered(samples),
         len(samples),
     )
@@ -90,7 +102,8 @@ def evaluate(pairs: Path | None, options: EvaluateOptions) -> None:
             "height": model.size.height,
             "p_error": model.level.p_error,
             "vgg": vgg.kind,
-            **evaluation.to_record(samples, measurements),
+            "half": options.half if pairs is None and options.strong_dir else None,
+            **evaluation.to_record(samples, measurements, spreads),
             "failed": [item.__dict__ for item in failed],
         }
         _write_json(report, options.record)
@@ -103,23 +116,44 @@ def evaluate(pairs: Path | None, options: EvaluateOptions) -> None:
 
 
 def _require_one_source(pairs: Path | None, options: EvaluateOptions) -> None:
-    """Raise click.UsageError unless there are either pairs or both folders of the training."""
-    both = options.content_dir is not None and options.style_dir is not None
+    """Raise click.UsageError unless there are either pairs or folders of contents and of styles."""
+    styles = options.style_dir if options.strong_dir is None else options.strong_dir
+    both = options.content_dir is not None and styles is not None
     # A file may name the folders for train.
-    if on_command_line("content_dir", "style_dir") if pairs is not None else not both:
-        raise click.UsageError("give either PAIRS, or --content-dir and --style-dir")
+    named = on_command_line("content_dir", "style_dir", "strong_dir")
+    if named if pairs is not None else not both:
+        raise click.UsageError(
+            "give either PAIRS, or --content-dir and --style-dir, or --content-dir and --strong-dir"
+        )
+    if on_command_line("half") and (pairs is not None or options.strong_dir is None):
+        raise click.UsageError("--half needs --strong-dir")
     if on_command_line("grid") and pairs is None:
         raise click.UsageError("--grid needs PAIRS; held-out pairs are fixed")
 
 
 def _find(pairs: Path | None, options: EvaluateOptions) -> Found:
-    from jobs.client.evaluation import held_out_pairs
+    from jobs.client.held_out import held_out_pairs, refuse_trained, strong_pairs
     from jobs.client.pairs import find_pairs
 
     if pairs is not None:
         return find_pairs(pairs, options.grid)
-    assert options.content_dir is not None and options.style_dir is not None
-    return held_out_pairs(options.content_dir, options.style_dir, options.count), []
+    contents, styles, strong = options.content_dir, options.style_dir, options.strong_dir
+    assert contents is not None
+    if strong is None:
+        assert styles is not None
+        return held_out_pairs(contents, styles, options.count), []
+    for trained in (folder for folder in (contents, styles) if folder is not None):
+        refuse_trained(strong, trained)
+    return strong_pairs(contents, strong, options.half, options.count), []
+
+
+def _find_grid(options: EvaluateOptions) -> list[Pair]:
+    """What the spread is measured on: nothing without strong styles."""
+    from jobs.client.held_out import spread_pairs
+
+    if options.content_dir is None or options.strong_dir is None:
+        return []
+    return spread_pairs(options.content_dir, options.strong_dir, options.half)
 
 
 @click.command(
@@ -223,33 +257,42 @@ def _print(
     console: Console,
     title: str,
     summaries: dict[str, Summary],
+    spreads: dict[str, float],
     contrast: dict[str, dict[str, float]],
     pairs: int,
 ) -> None:
-    from rich.table import Table
-
-    table: Table = Table(
-        "picture",
-        title=title,
-        title_justify="left",
-    )
-    for heading in ("pictures", "content", "style", "grain", "PSNR to preview", "lowest"):
-        table.add_column(heading, justify="right")
+    table = _table(f"{title}, medians", ("pictures", *FIGURES, "PSNR to preview", "lowest"))
+    worst = _table("worst tenth begins at", FIGURES)
     for label, row in summaries.items():
         ratios = [row.psnr_median, row.psnr_min]
-        table.add_row(
-            label,
-            str(row.pictures),
-            *(f"{value:.3f}" for value in (row.content, row.style)),
-            f"{row.grain:.2f}",
-            *("" if ratio is None else f"{ratio:.1f} dB" for ratio in ratios),
-        )
+        shown = ("" if ratio is None else f"{ratio:.1f} dB" for ratio in ratios)
+        table.add_row(label, str(row.pictures), *_shown(row.median), *shown)
+        worst.add_row(label, *_shown(row.worst))
     console.print(table)
+    console.print(worst)
+    if spreads:
+        shown = (f"{label} {value:.2f}" for label, value in spreads.items())
+        console.print(f"spread: {', '.join(shown)}", highlight=False, soft_wrap=True)
     parts = [
         f"{side} of {counted['lowered']} of {pairs} pairs (lowest {counted['lowest']:g})"
         for side, counted in contrast.items()
     ]
     console.print(f"contrast lowered: {', '.join(parts)}", highlight=False, soft_wrap=True)
+
+
+def _table(title: str, headings: Iterable[str]) -> Table:
+    from rich.table import Table
+
+    table: Table = Table("picture", title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def _shown(figures: Figures) -> list[str]:
+    """As many digits of each of `FIGURES` as mean something."""
+    losses = (f"{value:.3f}" for value in (figures.content, figures.style))
+    return [*losses, *(f"{value:.2f}" for value in (figures.grain, figures.blockiness))]
 
 
 def _write_json(report: dict[str, Any], target: str) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jobs.client.pairs import Pair, Skipped, safe_name
+from jobs.client.pairs import Skipped
 from jobs.client.pictures import Box, Floats, cut_out, write_marked
 from jobs.client.preparation import PreparedPair
 from nst.errors import InputError
@@ -21,8 +20,8 @@ from nst.pictures.picture import to_array, to_image
 from nst.pictures.reading import read_rgb
 from nst.pictures.sheet import BACKGROUND, Shown, contact_sheet
 from nst.pictures.size import Size
-from nst.training.dataset import list_pictures, split
-from nst.training.quality import Comparison, Figures, measure, psnr
+from nst.training.quality import Comparison, Figures, eight_bits, measure, psnr
+from nst.training.spread import spread, texture
 from nst.training.vgg import MIN_SIDE, VGG16
 
 UNTOUCHED, COLOUR = "untouched", "colours only"
@@ -32,8 +31,14 @@ LABELS = (UNTOUCHED, COLOUR, PREVIEW, SIMULATED, DECRYPTED)
 AGAINST_PREVIEW = (SIMULATED, DECRYPTED)
 """What has a PSNR to the preview."""
 
+SPREAD_OVER = (COLOUR, PREVIEW)
+"""What is measured with one content and many styles."""
+
 SEED = 7
-"""Of the fixed pairs and of the simulated noise."""
+"""Of the simulated noise."""
+WORST = 90
+"""Percentile that stands for the worst tenth: a tenth of all results are above it, linearly
+interpolated."""
 GROUPS = 3
 """Pairs beside each other on the sheet."""
 
@@ -65,42 +70,25 @@ class Measured:
 
 @dataclass(frozen=True)
 class Summary:
-    """Medians over all measured results of a label."""
+    """All measured results of a label.
+
+    Attributes:
+        pictures: How many.
+        median: Of each figure by itself.
+        worst: The 90th percentile of each figure by itself: a tenth of the results are worse.
+        psnr_median: In dB to the preview, of those that have one.
+        psnr_min: The lowest.
+    """
 
     pictures: int
-    content: float
-    style: float
-    grain: float
+    median: Figures
+    worst: Figures
     psnr_median: float | None
     psnr_min: float | None
 
 
 Measurements = list[dict[str, list[Measured]]]
 """By pair, then by label, then by run."""
-
-
-def held_out_pairs(contents: Path, styles: Path, count: int) -> list[Pair]:
-    """Fixed pairs of pictures that training never saw, the same whenever they are asked for.
-
-    Contents are drawn at random with a fixed seed, styles are taken in turn. Names begin with a
-    number, which makes them distinct.
-
-    Args:
-        contents: Folder of photographs that training was given.
-        styles: Folder of paintings that training was given.
-        count: How many pairs.
-
-    Raises:
-        InputError: if a folder holds no pictures.
-    """
-    _, held_contents = split(list_pictures(contents))
-    _, held_styles = split(list_pictures(styles))
-    rng = random.Random(SEED)
-    chosen = [(rng.choice(held_contents), held_styles[i % len(held_styles)]) for i in range(count)]
-    return [
-        Pair(safe_name(f"{i:03d}-{content.stem}--{style.stem}"), content, style)
-        for i, (content, style) in enumerate(chosen)
-    ]
 
 
 def make_samples(
@@ -168,7 +156,7 @@ def measure_samples(
 
 
 def summarize(measurements: Measurements) -> dict[str, Summary]:
-    """Medians by label, over all pairs and runs."""
+    """What the figures of each label are, over all pairs and runs."""
     out = {}
     for label in LABELS:
         found = [m for pair in measurements for m in pair.get(label, [])]
@@ -177,13 +165,34 @@ def summarize(measurements: Measurements) -> dict[str, Summary]:
         ratios = [m.psnr for m in found if m.psnr is not None]
         out[label] = Summary(
             pictures=len(found),
-            content=float(np.median([m.figures.content for m in found])),
-            style=float(np.median([m.figures.style for m in found])),
-            grain=float(np.median([m.figures.grain for m in found])),
+            median=_quantile([m.figures for m in found], 50),
+            worst=_quantile([m.figures for m in found], WORST),
             psnr_median=float(np.median(ratios)) if ratios else None,
             psnr_min=min(ratios) if ratios else None,
         )
     return out
+
+
+def measure_spread(samples: Sequence[Sample], vgg: VGG16) -> dict[str, float]:
+    """By label, how much results of one content differ with the style, mean over the contents.
+
+    Args:
+        samples: Contents with several styles each; see `jobs.client.held_out.spread_pairs`.
+        vgg: Features to compare in.
+    """
+    by_content: dict[int, list[Sample]] = {}
+    for sample in samples:
+        # Pairs that share a file share its picture.
+        by_content.setdefault(id(sample.pair.content.input.picture), []).append(sample)
+    found: dict[str, list[float]] = {label: [] for label in SPREAD_OVER}
+    for group in by_content.values():
+        if len(group) < 2:
+            continue
+        styles = texture(vgg, [s.style for s in group])
+        for label, values in found.items():
+            results = texture(vgg, [eight_bits(s.results[label][0]) for s in group])
+            values.append(spread(results, styles))
+    return {label: float(np.mean(values)) for label, values in found.items() if values}
 
 
 def count_lowered(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
@@ -198,10 +207,15 @@ def count_lowered(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
     }
 
 
-def to_record(samples: Sequence[Sample], measurements: Measurements) -> dict[str, Any]:
-    """Medians and single pairs as JSON can hold them; a PSNR of equal pictures is null."""
+def to_record(
+    samples: Sequence[Sample], measurements: Measurements, spreads: dict[str, float]
+) -> dict[str, Any]:
+    """Medians, worst tenths, spreads and single pairs; a PSNR of equal pictures is null."""
+    summaries = summarize(measurements)
     return {
-        "medians": {k: _finite(asdict(v)) for k, v in summarize(measurements).items()},
+        "medians": {k: _flat(v) for k, v in summaries.items()},
+        "worst_tenth": {k: asdict(v.worst) for k, v in summaries.items()},
+        "spread": spreads,
         "contrast": count_lowered(samples),
         "pairs": [
             {
@@ -246,6 +260,22 @@ def write_sheet(samples: Sequence[Sample], path: Path, magnify: int) -> None:
         for sample in samples
     ]
     write_marked(contact_sheet(groups, Size(width, height), GROUPS), path)
+
+
+def _quantile(figures: list[Figures], percent: float) -> Figures:
+    """A percentile of each figure by itself."""
+    return Figures(
+        *(
+            float(np.percentile([getattr(each, field.name) for each in figures], percent))
+            for field in fields(Figures)
+        )
+    )
+
+
+def _flat(summary: Summary) -> dict[str, Any]:
+    """Medians with the number of pictures before them and PSNRs behind, as JSON can hold them."""
+    ratios = {"psnr_median": summary.psnr_median, "psnr_min": summary.psnr_min}
+    return _finite({"pictures": summary.pictures, **asdict(summary.median), **ratios})
 
 
 def _cut(picture: Floats, box: Box) -> Floats:

@@ -30,6 +30,7 @@ from nst.errors import InputError
 from nst.pictures.color import ColorStatistics, Floats, whiten
 from nst.pictures.formats import SUFFIXES
 from nst.pictures.reading import read_rgb
+from nst.training.halves import Half, half_of
 from nst.training.losses import Statistics, statistics
 from nst.training.vgg import VGG16
 
@@ -144,6 +145,18 @@ def split(paths: list[Path]) -> tuple[list[Path], list[Path]]:
     """Training and validation pictures."""
     train = [p for i, p in enumerate(paths) if i % VALIDATION_EVERY]
     return train, paths[::VALIDATION_EVERY]
+
+
+def list_half(folder: Path, half: Half) -> list[Path]:
+    """Styles of one half of a folder that nothing is trained on, in name order.
+
+    Raises:
+        InputError: if there is no such folder, or none of its pictures is of that half.
+    """
+    found = [path for path in list_pictures(folder) if half_of(path) == half]
+    if not found:
+        raise InputError(f"{folder} has no style of the {half} half: add more pictures")
+    return found
 
 
 def center_square(path: Path, size: int) -> Floats:

@@ -1,9 +1,9 @@
-"""How good a stylization is, measured in the clear: content, style, grain, and PSNR.
+"""How good a stylization is, measured in the clear: content, style, grain, blockiness, and PSNR.
 
-Figures are those of `nst.training.losses` on pictures of 8 bits, lower is better:
-relative error of the content at relu4_1, relative error of the style's channel statistics at
-relu1_1 to relu4_1 (both arXiv 1703.06868), and the share of the highest octave over that of the
-inputs.
+Figures are of pictures of 8 bits, lower is better. Those of `nst.training.losses`: relative error
+of the content at relu4_1, relative error of the style's channel statistics at relu1_1 to relu4_1
+(both arXiv 1703.06868), and the share of the highest octave over that of the inputs. And
+`nst.training.blockiness`: how much of the edges stands on the lattice of the network's cells.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nst.training.blockiness import blockiness
 from nst.training.losses import Statistics, content_loss, grain, statistics, style_loss
 from nst.training.vgg import VGG16
 
@@ -30,11 +31,12 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Figures:
-    """Content loss, style loss and grain of one picture."""
+    """Content loss, style loss, grain and blockiness of one picture, or a quantile of many."""
 
     content: float
     style: float
     grain: float
+    blockiness: float
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def _measure_batch(vgg: VGG16, batch: list[Comparison]) -> list[list[Figures]]:
             content_loss(features[-1], deepest[own]).tolist(),
             style_loss(statistics(features), _select(targets, own)).tolist(),
             grain(shown, content[own], style[own]).tolist(),
+            [blockiness(eight_bits(p)) for p in pictures],
             strict=True,
         )
         for owner, *figures in rows:
