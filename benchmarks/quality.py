@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,13 +21,22 @@ from typing import Any
 import torch
 
 from benchmarks.measure import FOLDER, provenance, read_result, write_result
-from jobs.client.evaluation import make_samples, measure_samples, measure_spread, summarize
+from jobs.client.evaluation import (
+    COLOUR,
+    PREVIEW,
+    SIMULATED,
+    UNTOUCHED,
+    make_samples,
+    measure_samples,
+    measure_spread,
+    summarize,
+)
 from jobs.client.held_out import held_out_pairs, spread_pairs, strong_pairs
 from jobs.client.pairs import Pair
 from jobs.client.preparation import prepare
 from nst.engines.cache import ModelCache
 from nst.model import Model
-from nst.network.levels import DEFAULT_ENGINE, ONE_FOR_ALL, levels_of
+from nst.network.levels import DEFAULT_ENGINE, LEVELS, ONE_FOR_ALL, levels_of
 from nst.training.halves import DECIDING
 from nst.training.vgg import VGG16
 
@@ -37,6 +46,16 @@ ENGINES = (*ONE_FOR_ALL, DEFAULT_ENGINE)
 STRONG, PAINTINGS = f"strong, {DECIDING} half", "held-out paintings"
 """What a row's styles are."""
 STYLES = {"strong": STRONG, "paintings": PAINTINGS}
+DATA = ("content_dir", "style_dir", "strong_dir", "vgg")
+FIGURES = {"content": 3, "style": 3, "grain": 2, "blockiness": 2}
+"""What a table shows, with so many digits."""
+SHOWN_AS = {
+    UNTOUCHED: "untouched content",
+    COLOUR: "colour statistics only",
+    PREVIEW: "preview",
+    SIMULATED: "simulated",
+}
+SHOWN = tuple(SHOWN_AS)
 PAIRS, PAIRS_OF_LARGE = 63, 32
 LARGE = 256
 """Pixels from which a level is measured on fewer pairs: a pair takes half a minute of a core."""
@@ -65,6 +84,12 @@ class Task:
 def main() -> None:
     """Measure, print and record."""
     arguments = _arguments()
+    if arguments.tables:
+        print(*tables(read_result(RECORD)["rows"]).values(), sep="\n", end="")
+        return
+    missing = [name for name in DATA if getattr(arguments, name) is None]
+    if missing:
+        raise SystemExit(f"give --{missing[0].replace('_', '-')}")
     torch.set_num_threads(arguments.threads)
     vgg = VGG16(arguments.vgg)
     # Of the code that runs, whatever is committed meanwhile.
@@ -75,16 +100,56 @@ def main() -> None:
         print(write_result(RECORD, _merged(row)))
 
 
+def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """By what styles are, the table of docs/training.md: median, and where the worst tenth begins.
+
+    Rows of other error probabilities than the levels' are left out.
+    """
+    found = {}
+    for styles in STYLES.values():
+        lines = ["| | " + " | ".join((*FIGURES, "spread", "PSNR")) + " |", "|---" * 7 + "|"]
+        for name in LEVELS:
+            of_level = [
+                row
+                for row in rows
+                if (row["quality"], row["styles"]) == (name, styles)
+                and row["p_error"] in (None, LEVELS[name].p_error)
+            ]
+            # References are the same with every engine.
+            references = [(of_level[0], label, "") for label in SHOWN[:2]] if of_level else []
+            own = [(row, label, f", {row['engine']}") for row in of_level for label in SHOWN[2:]]
+            lines += [
+                _line(f"{name}{engine}: {SHOWN_AS[label]}", row, label)
+                for row, label, engine in references + own
+                if label in row["figures"]
+            ]
+        found[styles] = "\n".join(lines) + "\n"
+    return found
+
+
+def _line(title: str, row: dict[str, Any], label: str) -> str:
+    figures, spread = row["figures"][label], row["spread"].get(label)
+    # Rows of earlier commits have fewer figures.
+    median, worst = figures["median"], figures.get("worst")
+    cells = []
+    for name, digits in FIGURES.items():
+        shown = "" if name not in median else f"{median[name]:.{digits}f}"
+        cells.append(shown if worst is None else f"{shown} ({worst[name]:.{digits}f})")
+    cells.append("" if spread is None else f"{spread:.2f}")
+    ratio = figures["psnr_median"]
+    cells.append("" if ratio is None else f"{ratio:.1f} dB")
+    return f"| {title} | " + " | ".join(cells) + " |"
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--content-dir", type=Path, required=True)
-    parser.add_argument("--style-dir", type=Path, required=True)
-    parser.add_argument("--strong-dir", type=Path, required=True)
-    parser.add_argument("--vgg", type=Path, required=True)
+    for name in DATA:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=Path)
     parser.add_argument("--engine", nargs="+", choices=ENGINES, default=ENGINES)
     parser.add_argument("--quality", nargs="+", help="levels; all if not given")
     parser.add_argument("--styles", nargs="+", choices=STYLES, default=list(STYLES))
     parser.add_argument("--count", type=int, help=f"pairs; {PAIRS}, {PAIRS_OF_LARGE} of ultra")
+    parser.add_argument("--tables", action="store_true", help="print the record as tables")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     return parser.parse_args()
 

@@ -368,9 +368,33 @@ def test_quality(
     toy_job: ToyJob,
     data: list[object],
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(quality, "LEVELS", {QUALITY: toy_job.level})
-    argue(monkeypatch, *data, "--count", 2)
+    strong = ["--strong-dir", make_pictures(tmp_path / "strong", 3)]
+    only = ["--engine", "concrete", "--quality", QUALITY, "--count", 2]
+    argue(monkeypatch, *data, *strong, *only)
     quality.main()
-    (row,) = record("quality")["rows"]
-    assert row["quality"] == QUALITY and row["pairs"] + row["failed"] == 2
+    rows = record("quality")["rows"]
+    assert [row["styles"] for row in rows] == [quality.STRONG, quality.PAINTINGS]
+    for row in rows:
+        assert row["quality"] == QUALITY and row["pairs"] + row["failed"] == 2
+        assert row["date"] and row["weights"]
+    assert set(rows[0]["figures"]) == {"untouched", "colours only", "preview", "simulated"}
+    assert rows[0]["spread"]["preview"] > 0 and rows[1]["spread"] == {}
+    # A part that is renewed takes its own place.
+    argue(monkeypatch, *data, *strong, *only, "--styles", "strong")
+    quality.main()
+    again = record("quality")["rows"]
+    assert [row["styles"] for row in again] == [quality.STRONG, quality.PAINTINGS]
+    assert again[1] == rows[1] and again[0]["figures"] == rows[0]["figures"]
+    monkeypatch.setattr(quality, "LEVELS", {QUALITY: toy_job.level})
+    table = quality.tables(again)[quality.STRONG]
+    content = again[0]["figures"]["preview"]["median"]["content"]
+    assert table.count("\n") == 2 + 4 and f"| {content:.3f} (" in table
+
+
+def test_tables_of_quality_are_those_of_the_record() -> None:
+    rows = json.loads((measure.FOLDER / "quality.json").read_text())["rows"]
+    page = (measure.FOLDER.parent / "docs" / "training.md").read_text()
+    for styles, table in quality.tables(rows).items():
+        assert table in page, f"{styles}: make bench-quality ARGS=--tables prints it"
