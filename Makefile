@@ -1,7 +1,7 @@
 # Everything runs from .venv; `make venv` builds it, and the targets that need it ask for it.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv client server demo test fuzz lint docs pictures wheel bench-low bench-batch bench-grid bench-pbs bench-monolithic bench-client bench-sharing bench-profile bench-ckks bench-contrast bench-estimate bench-bytes bench-architecture bench-quality bench-faults bench-security lock clean pack-data train-gpu
+.PHONY: help venv client server demo test fuzz lint docs pictures wheel bench-low bench-batch bench-grid bench-pbs bench-monolithic bench-client bench-sharing bench-profile bench-ckks bench-contrast bench-estimate bench-bytes bench-architecture bench-quality bench-faults bench-security lock clean pack-data train-gpu bench-many
 .DELETE_ON_ERROR:
 
 SHELL := /bin/sh
@@ -116,6 +116,9 @@ bench-pbs: venv ## cost of a PBS by kept bits and p_error, in operations and tim
 
 bench-security: venv ## cost of 132 bits and of exact results; how many decrypted levels differ
 	$(PYTHON) -m benchmarks.security $(ARGS)
+
+bench-many: venv ## commands on ten thousand pairs: seconds and memory (10 minutes)
+	$(PYTHON) -m benchmarks.many $(ARGS)
 
 bench-monolithic: venv ## a stage's row circuits against concrete-ml's monolithic circuit of it
 	$(PYTHON) -m benchmarks.monolithic $(ARGS)

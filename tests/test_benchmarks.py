@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -28,12 +29,14 @@ from benchmarks import (
     faults,
     grid,
     low,
+    many,
     measure,
     monolithic,
     pbs,
     profile,
     quality,
     run,
+    security,
     sharing,
 )
 from benchmarks import bytes as bytes_bench
@@ -43,11 +46,12 @@ from benchmarks.measure import PeakMemory, RoleUse
 from benchmarks.stored import pin_in_store
 from jobs.client.home import Home, LocalJob
 from jobs.client.session import Session
-from jobs.storage.records import TaskTrace, read_job, read_state
+from jobs.storage.records import FEW, TaskTrace, read_job, read_state
 from jobs.storage.store import open_store
 from nst.engines.base import Published
 from nst.engines.concrete.plan import count_pbs
 from nst.engines.rates import read_rates
+from nst.folders import HOME_VARIABLE
 from nst.model import Model
 from nst.network import levels
 from nst.training.options import TrainOptions
@@ -303,6 +307,52 @@ def test_client(record: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -
         steps["load_keys"] + steps["encrypt"] + steps["upload"]
     )
     assert steps["whole_submission"] > steps["encrypt"] / 2
+
+
+def test_many(toy_job: ToyJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its steps, in this process: memory is then this process's."""
+    pairs, previews = 2 * FEW, "preview-3"
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
+    monkeypatch.setitem(levels.LEVELS, QUALITY, toy_job.level)
+    monkeypatch.setattr(many, "QUALITY", QUALITY)
+    for there in (toy_job.home.keys, toy_job.home.models):
+        shutil.copytree(there, tmp_path / "home" / there.name)
+    many.make_pairs(tmp_path / "pairs", pairs)
+    many.make_pairs(tmp_path / "pairs-3", 3)
+    names = ["dry_run", "submit", "fail", "status", "list", "fetch", previews]
+    found = {name: many.step(name, tmp_path) for name in names}
+    assert all(each["peak_rss_bytes"] > 0 for each in found.values())
+    assert 0 < found["status"]["store_reads"] < 10 and found["fetch"]["store_reads"] < 10
+    assert not list((tmp_path / "fetched").glob("0*.png"))
+    page = (tmp_path / "fetched" / "gallery.html").read_text()
+    assert page.count('<article class="failed"') == pairs
+    assert len(list((tmp_path / previews).glob("0*.png"))) == 3
+
+
+def test_security(
+    toy_job: ToyJob,
+    record: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load(name: str, cache: Path, publishable: bool) -> Model:
+        shutil.copytree(toy_job.home.root / "keys", cache.parent / "keys", dirs_exist_ok=True)
+        shutil.copytree(toy_job.home.models, cache, dirs_exist_ok=True)
+        return Model.load(name, cache)
+
+    choices = security.choices
+    monkeypatch.setattr(security, "choices", lambda level: {"default": choices(level)["default"]})
+    monkeypatch.setattr(security, "ROUNDS", 1)
+    monkeypatch.setattr(security, "Model", SimpleNamespace(load=load))
+    monkeypatch.setattr(security, "run_submitted", lambda *a: finished(toy_job, *a))
+    argue(monkeypatch, "--price-quality", QUALITY, "--quality", QUALITY, "--pairs", 1)
+    security.main()
+    result = record("security")
+    (price,) = result["prices"]
+    assert price["pbs_per_activation"] == price["over_default"] == 1
+    for name in ("results", "publishable_results"):
+        assert (
+            result[name]["values"] > result[name]["differ"] >= result[name]["more_than_one_level"]
+        )
 
 
 def test_estimate(

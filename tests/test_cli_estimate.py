@@ -126,7 +126,6 @@ def test_slower_wires_are_felt() -> None:
         (["--cores", "0"], ["--cores", "'0'"]),
         (["--cores", ""], ["--cores"]),
         (["--pairs", "0"], ["--pairs", "0 is less than 1"]),
-        (["--pairs", "90000"], ["too many to simulate"]),
         (["--bandwidth", "0"], ["--bandwidth", "0.0 is not above 0"]),
         (["--uplink", "nan"], ["--uplink", "nan is not above 0"]),
         (["--like", "nosuchjob"], ["nosuchjob"]),
@@ -159,6 +158,16 @@ def test_a_dry_run_says_what_a_job_would_take_and_does_nothing(
     for label in ("core-hours", "bytes down", "memory", "rates"):
         assert lines[label]
     assert untouched(home) and not store.exists()
+
+
+def test_a_dry_run_decodes_no_picture(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damaged = source / "content" / "sea.png"
+    damaged.write_bytes(damaged.read_bytes()[:-300])
+    call = ["submit", source, *QUALITY, "--json", "--actors", 2, "--dry-run"]
+    with monkeypatch.context() as patch:
+        patch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decodes"))
+        record = json.loads(run(*call).stdout)
+    assert (record["pairs"], record["skipped"]) == (2, [])
 
 
 def test_a_dry_run_as_json_and_on_a_cluster(source: Path, home: Path, tmp_path: Path) -> None:

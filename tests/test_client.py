@@ -6,6 +6,7 @@ import gc
 import logging
 import shutil
 import sys
+import tracemalloc
 import weakref
 import zipfile
 from collections.abc import Iterator
@@ -21,9 +22,12 @@ from jobs.client.fetch import fetch, preview
 from jobs.client.gallery import GALLERY, SHEET
 from jobs.client.home import JOB_FILE, PICTURES, Home, LocalJob
 from jobs.client.pairs import Skipped, find_pairs
-from jobs.client.pictures import Floats
+from jobs.client.pictures import Floats, read_picture
 from jobs.client.preparation import PreparedPair, prepare, prepared_pairs
+from jobs.client.run import ready
 from jobs.client.session import Session
+from jobs.client.submit import submit
+from jobs.options import SubmitOptions
 from nst.engines.cache import ModelCache
 from nst.errors import CircuitError, InputError
 from nst.folders import explaining
@@ -31,7 +35,9 @@ from nst.model import Model
 from nst.network import levels
 from nst.network.integers import IntegerNetwork
 from nst.pictures.picture import Picture
-from tests.toy import TOY_SQUARE, toy_level, toy_weights
+from nst.pictures.size import Size
+from tests.fakes import FakeEngine
+from tests.toy import TOY_SQUARE, offer_toy, toy_level, toy_weights
 from tests.toy_job import NAME, ToyJob
 from tests.user_pairs import folder_of
 
@@ -42,7 +48,7 @@ def model(network: IntegerNetwork, tmp_path: Path) -> Model:
     return Model(toy_level(), network, ModelCache(tmp_path / "models"), TOY_SQUARE)
 
 
-def ready(item: PreparedPair | Skipped) -> PreparedPair:
+def usable(item: PreparedPair | Skipped) -> PreparedPair:
     assert isinstance(item, PreparedPair), item
     return item
 
@@ -51,7 +57,7 @@ def test_pictures_are_kept_as_long_as_pairs_to_come_need_them(model: Model, tmp_
     source = folder_of(tmp_path / "pairs", [str(i) for i in range(4)])
     alive: list[weakref.ref[Picture]] = []
     for item in prepared_pairs(find_pairs(source)[0], model, "crop"):
-        pair = ready(item)
+        pair = usable(item)
         alive += [weakref.ref(part.input.picture) for part in (pair.content, pair.style)]
         del item, pair
         # The iterator has let go of a pair by the time that it is handed out.
@@ -61,6 +67,30 @@ def test_pictures_are_kept_as_long_as_pairs_to_come_need_them(model: Model, tmp_
     assert len(grid) == 16
     for part in ("content", "style"):
         assert len({id(getattr(pair, part).input.picture) for pair in grid}) == 4
+
+
+def test_any_number_of_pairs_is_submitted_in_the_memory_of_a_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer_toy(monkeypatch, toy_weights(tmp_path / "toy.safetensors"), tmp_path / "home")
+    session = Session.open(Home(tmp_path / "home"), str(tmp_path / "store"), create=True)
+    options = SubmitOptions(quality="toy", engine=FakeEngine.name, size=Size.square(256))
+    names = [f"{i:02}" for i in range(40)]
+    source = folder_of(tmp_path / "pairs", names)
+    ready(source, options, session.home, session.store.url, planned=True)
+    tracemalloc.start()
+    batch = ready(source, options, session.home, session.store.url)
+    local = submit(session, batch.model, batch.pairs, batch.skipped)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 * 3 * 256 * 256 * 4
+    # What is encrypted and kept is what was prepared.
+    kept = session.home.pictures(local.job_id)
+    for prepared, pair in zip(batch.pairs, local.pairs, strict=True):
+        np.testing.assert_array_equal(prepared.content.input.picture.rgb, kept[pair.content].rgb)
+    first = local.pairs[0].content, local.pairs[0].style
+    rgb, _ = read_picture(source / "content" / "00.png", options.size or Size(1, 1), "crop")
+    np.testing.assert_array_equal(kept[first[0]].rgb, rgb)
 
 
 def test_a_pair_that_cannot_be_used_costs_only_itself(model: Model, tmp_path: Path) -> None:
@@ -110,7 +140,7 @@ def test_a_full_disk_is_one_line_and_no_trace(
     assert not traces
 
 
-@pytest.mark.parametrize("name", [GALLERY, SHEET])
+@pytest.mark.parametrize("name", [GALLERY, SHEET, "gallery-2.html"])
 def test_files_of_the_user_are_not_replaced(model: Model, tmp_path: Path, name: str) -> None:
     (pairs, _), (others, _) = (
         find_pairs(folder_of(tmp_path / stem, (stem,))) for stem in ("a", "b")
@@ -124,7 +154,8 @@ def test_files_of_the_user_are_not_replaced(model: Model, tmp_path: Path, name: 
     preview(pairs, [], model, "crop", out, True)
     # Those of the program show what was written last.
     preview(others, [], model, "crop", out, False)
-    assert {path.name for path in out.iterdir()} == {"a.png", "b.png", GALLERY, SHEET}
+    left = {name} - {GALLERY, SHEET}
+    assert {path.name for path in out.iterdir()} == {"a.png", "b.png", GALLERY, SHEET} | left
 
 
 def test_a_dangling_link_is_not_replaced(model: Model, tmp_path: Path) -> None:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from jobs.execution import forecast
 from jobs.execution.forecast import (
+    MOST_PAIRS,
     NIGHT_S,
     Forecaster,
     Offer,
+    core_seconds,
     distinct_pairs,
     limit_of,
     repeated,
 )
+from jobs.execution.sharing import sharing
 from jobs.storage.records import PairRecord
 from nst.engines import get_engine
+from nst.engines.base import Plan
 from nst.engines.rates import Rates, rates_of, read_rates
-from nst.engines.tasks import StageShape
+from nst.engines.tasks import StageShape, TaskGraph
 from nst.errors import InputError
 from tests.fakes import FakePlan
-from tests.plans import grid_of_pairs
+from tests.plans import grid_of_pairs, made_up_plan
 
 PLAN = FakePlan(parts=16, part_bytes=1000, result_bytes=5000)
 BARE = {stage.name: 0.1 + 0.01 * stage.work for stage in PLAN.stages}
@@ -175,4 +181,40 @@ def test_pairs_repeat_with_pictures_of_their_own() -> None:
 
 def test_too_many_pairs_are_refused() -> None:
     with pytest.raises(InputError, match="too many to simulate"):
-        Forecaster(PLAN, RATES, Offer()).estimate(distinct_pairs(40_000), [1])
+        distinct_pairs(MOST_PAIRS + 1)
+    with pytest.raises(InputError, match="too many to simulate"):
+        repeated(grid_of_pairs(1, 1), MOST_PAIRS + 1)
+
+
+@pytest.mark.parametrize("cores", [2, 48])
+def test_a_large_job_is_its_beginning_going_on(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    forecaster = Forecaster(PLAN, RATES, Offer(cores_per_node=8, bandwidth=1e7))
+    # Most styles of all 400 pairs are among the first, and are not computed again.
+    pairs = [
+        p.model_copy(update={"style": f"s{i * 7 % 60}"}) for i, p in enumerate(distinct_pairs(400))
+    ]
+    whole = forecaster.simulate(forecaster.graph(pairs), cores)
+    monkeypatch.setattr(forecast, "JOB_TASKS", 1)
+    laid_out: list[int] = []
+    graph = forecaster.graph
+
+    def counted(some: Sequence[PairRecord]) -> TaskGraph:
+        laid_out.append(len(some))
+        return graph(some)
+
+    monkeypatch.setattr(forecaster, "graph", counted)
+    found = forecaster.job(pairs, cores)
+    # However many pairs there are, what is laid out depends on the cores.
+    assert laid_out and max(laid_out) < 300
+    assert found.busy_s == pytest.approx(whole.busy_s)
+    assert found.wall_s == pytest.approx(whole.wall_s, rel=0.02)
+    assert found.bytes_between_nodes == pytest.approx(whole.bytes_between_nodes, rel=0.1)
+
+
+@pytest.mark.parametrize("plan", [PLAN, made_up_plan(), replace(PLAN, pairs_per_result=4)])
+def test_core_seconds_are_those_of_the_graph(plan: Plan) -> None:
+    seconds = {stage.name: 0.1 + stage.work for stage in plan.stages}
+    pairs = sharing(grid_of_pairs(5, 3), plan.pairs_per_result)
+    assert core_seconds(plan.stages, seconds, pairs) == pytest.approx(
+        plan.graph(pairs, seconds).seconds
+    )

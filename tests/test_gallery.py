@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import re
+import shutil
 import weakref
 from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
@@ -192,6 +193,60 @@ def test_entries_are_written_as_they_come(tmp_path: Path) -> None:
     assert len(pixels) == 3 * GAP + MOST_ON_SHEET // 3 * (CELL.height + 3 * GAP)
     found = Page((tmp_path / "gallery.html").read_text())
     assert len(found.images()) == count and f"succeeded {count}" in " ".join(found.text.split())
+
+
+def test_many_pairs_have_many_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gallery, "PAGE_PAIRS", 2)
+    mine, left = tmp_path / "gallery-mine.html", tmp_path / "gallery-9.html"
+    mine.write_text("mine")
+    write_gallery([done()], Summary("Demo"), tmp_path)
+    shutil.copy(tmp_path / "gallery.html", left)
+    names = list("abcde")
+    first = write_gallery(
+        [done(n) if n != "c" else failed(n) for n in names], Summary("Demo"), tmp_path
+    )
+    assert first == tmp_path / "gallery.html" and not left.exists() and mine.exists()
+    found = [Page((tmp_path / n).read_text()) for n in ("gallery.html", *map(page_file, (2, 3)))]
+    words = [" ".join(each.text.split()) for each in found]
+    for part, text, choices in zip(
+        ("Pairs 1 to 2 of 5", "Pairs 3 to 4 of 5", "Pairs 5 to 5 of 5"),
+        words,
+        ("all 2", "all 2 succeeded 1 failed 1", "all 1"),
+        strict=True,
+    ):
+        assert part in text and choices in text and "2 1 failed 3" in text
+    shown = [re.findall(r"content of (\w)", str(each.images())) for each in found]
+    assert shown == [["a", "b"], ["c", "d"], ["e"]]
+    links = [[str(a["href"]) for tag, a in each.tags if tag == "a"] for each in found]
+    assert links == [["gallery.html", page_file(2), page_file(3)]] * 3
+    # Fewer pairs again: pages of theirs go, and only those.
+    page([done()], tmp_path)
+    assert {p.name for p in tmp_path.glob("*.html")} == {"gallery.html", mine.name}
+
+
+def page_file(number: int) -> str:
+    return f"gallery-{number}.html"
+
+
+def test_a_page_has_no_more_bytes_than_a_browser_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery, "PAGE_BYTES", 5000)
+    write_gallery((done(str(i)) for i in range(9)), Summary("Demo"), tmp_path)
+    pages = [p for p in tmp_path.glob("gallery*.html")]
+    articles = [Page(p.read_text()).tags for p in pages]
+    assert len(pages) > 2
+    assert sum([tag for tag, _ in tags].count("article") for tags in articles) == 9
+
+
+def test_the_page_says_how_many_pairs_the_contact_sheet_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery, "MOST_ON_SHEET", 3)
+    assert "the first" not in page([done()] * 3, tmp_path).text
+    assert "the first 3 of 4 pairs" in page([done()] * 4, tmp_path).text
+    with Image.open(tmp_path / SHEET) as image:
+        assert image.height < 2 * (CELL.height + 3 * GAP)
 
 
 def test_a_gallery_that_breaks_off_leaves_the_last_one(tmp_path: Path) -> None:

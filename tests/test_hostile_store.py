@@ -149,7 +149,11 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
         pairs, _ = find_pairs(folder_of(folder / "pairs", NAMES))
         book = submit(session, model, *prepare(pairs, model, "crop"))
         job = read_job(session.store, book.job_id)
+        # What says the ends of many pairs is for these two.
+        patch.setattr("jobs.storage.records.FEW", 0)
+        patch.setattr("jobs.execution.recorder.FEW", 0)
         run_job(session.store, job, fake_executor(), 1)
+        assert session.store.exists(layout.pair_ends(book.job_id))
         keys = session.store.list(layout.whole_job(book.job_id))
         read = [key for key in keys if "/inputs/" not in key] + [layout.STORE]
         yield Ended(session, book, read, folder / "out")
@@ -213,7 +217,7 @@ def test_a_store_that_lies_costs_results_and_nothing_else(
         done = ended.looked_at(store)
     assert time.monotonic() - began < LONGEST
     ours = {pair.name: pair.pair_id for pair in ended.book.pairs}
-    whole = ("job.json", "state.json", "end.json")
+    whole = ("job.json", "state.json", "end.json", "ends.json")
     if not store.endless and not any(key.endswith(whole) for key in store.blobs):
         untouched = {n for n, i in ours.items() if not any(i in key for key in store.blobs)}
         assert untouched <= done, "one pair's damage is another's"

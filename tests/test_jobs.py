@@ -20,6 +20,7 @@ from jobs.client.session import Session
 from jobs.execution import launch
 from jobs.options import Target
 from jobs.storage import layout
+from jobs.storage.local_store import LocalStore
 from jobs.storage.records import (
     STALE_AFTER,
     JobRecord,
@@ -155,6 +156,31 @@ def test_failed_pairs_are_tried_again_only_if_asked(
     assert run("retry", "job", "--failed").exit_code == 0 and len(drive) == 2
     assert set(shown().values()) == {"succeeded"}
     assert read_marks(store, fake_job(store, pairs=pairs)).ended["p00"] == kept
+
+
+def test_many_pairs_are_told_in_few_lines_and_few_reads(
+    home: Home, store: Store, drive: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = grid_of_pairs(9, 3)
+    local_job_of(home, store, fake_job(store, pairs=pairs, poisoned="c8"))
+    assert run("retry", "job").exit_code == 1
+    reads: list[str] = []
+    read = LocalStore.read
+
+    def noted(self: LocalStore, key: str, limit: int | None = None) -> bytes:
+        reads.append(key)
+        return read(self, key, limit)
+
+    monkeypatch.setattr(LocalStore, "read", noted)
+    monkeypatch.setattr("jobs.cli.job.MOST_SHOWN", 4)
+    text = run("status", "job").output
+    assert text.count("failed ") >= 3 and text.count("succeeded") == 1
+    assert "4 of 27 pairs; status job --json has all" in text
+    assert len(reads) == 4 and not [key for key in reads if "pair-" in key]
+    assert len(shown()) == 27
+    # Failed pairs that get another chance are told by their new markers.
+    assert run("retry", "job", "--failed").exit_code == 0
+    assert set(shown().values()) == {"succeeded"}
 
 
 def test_a_cancelled_job_can_be_taken_up(store: Store, local: LocalJob, drive: list[int]) -> None:

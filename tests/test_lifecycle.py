@@ -19,6 +19,7 @@ from jobs.storage.records import (
     Cancellation,
     JobRecord,
     JobState,
+    PairEnd,
     pair_states,
     read_marks,
     read_state,
@@ -27,6 +28,7 @@ from jobs.storage.records import (
 from jobs.storage.store import Store, open_store
 from nst.errors import StoreError
 from tests.fakes import Meddling, fake_executor, fake_job, run_job
+from tests.plans import grid_of_pairs
 
 PAIRS = 6
 
@@ -195,6 +197,53 @@ def test_a_poisoned_pair_fails_and_the_others_do_not(
     assert {end.reason for end in read_marks(store, job).ended.values()} == {
         "", "stage stem refused its ciphertexts",
     }  # fmt: skip
+
+
+def keys_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys that are read of a store from now on."""
+    keys: list[str] = []
+    read = store.read
+
+    def noted(key: str, limit: int | None = None) -> bytes:
+        keys.append(key)
+        return read(key, limit)
+
+    monkeypatch.setattr(store, "read", noted)
+    return keys
+
+
+def test_what_many_pairs_came_to_stands_in_one_record(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = fake_job(store, pairs=grid_of_pairs(9, 3), poisoned="c1")
+    assert run_job(store, job, fake_executor(), 1).pairs_failed == 3
+    keys = keys_read(store, monkeypatch)
+    ended = read_marks(store, job).ended
+    assert keys == [layout.pair_ends("job")] and len(ended) == 27
+    # The next driver reads as little.
+    keys.clear()
+    Recorder(store, job, 1)
+    assert keys == [layout.pair_ends("job")]
+    store.delete(layout.pair_ends("job"))
+    assert read_marks(store, job).ended == ended
+
+
+def test_a_driver_that_slept_tells_no_ends_of_before(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken for dead, and a failed pair tried again: by its marker it has succeeded."""
+    job = fake_job(store, pairs=grid_of_pairs(9, 2), poisoned="c1")
+    run_job(store, job, fake_executor(), 1)
+    sleeper: Recorder[bytes] = Recorder(store, job, 1)
+    assert sleeper.ended["p10"].status == "failed"
+    sleeper.on_tick(0, 1, 0)
+    store.delete(layout.pair_ends("job"))
+    again = PairEnd(pair_id="p10", status="succeeded", attempt="other", parts=4)
+    write_record(store, layout.pair_end("job", "p10"), again)
+    for name in ("STALE_AFTER", "LOOK_EVERY", "ENDS_EVERY"):
+        monkeypatch.setattr(recording, name, 0.0)
+    sleeper.on_end()
+    assert sleeper.ended["p10"] == again == read_marks(store, job).ended["p10"]
 
 
 class FullStore(LocalStore):

@@ -18,6 +18,7 @@ from jobs.client.pictures import Box, Fit, Floats, cut_out, read_picture, write_
 from nst.errors import InputError
 from nst.pictures.picture import to_array
 from nst.pictures.profiles import adobe_rgb
+from nst.pictures.reading import require_readable
 from nst.pictures.size import Size
 from nst.training.dataset import center_square
 
@@ -405,6 +406,22 @@ def test_what_is_not_a_picture_is_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(data)
     assert "not a picture" in error_of(path)
+
+
+def test_a_header_tells_what_is_no_picture_and_not_where_one_ends(tmp_path: Path) -> None:
+    path = save(noise(64, 64), tmp_path / "a.jpg")
+    path.write_bytes(path.read_bytes()[:-200])
+    require_readable(path)
+    error_of(path)
+    for name, data in (("text", b"text"), ("bomb", png_header(60_000, 60_000)), ("empty", b"")):
+        bad = tmp_path / f"{name}.png"
+        bad.write_bytes(data)
+        with pytest.raises(InputError) as caught:
+            require_readable(bad)
+        assert str(caught.value) == error_of(bad)
+    for missing in (tmp_path / "gone.png", tmp_path):
+        with pytest.raises(InputError, match=r"does not exist|not a file"):
+            require_readable(missing)
 
 
 def test_missing_files_folders_and_pipes_are_told_apart(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from jobs.client.session import Session
     from jobs.storage.records import JobState
 
+MOST_SHOWN = 100
+"""Pairs of a job that are shown in a terminal, those that need attention first."""
 JOB = click.argument("job_id", metavar="JOB", shell_complete=complete_job)
 
 
@@ -239,9 +242,14 @@ def _show(
     if state.reason:
         screen.say(state.reason)
     table = Table("pair", "state", "reason")
-    for row in pairs:
+    rows = pairs
+    if len(pairs) > MOST_SHOWN:
+        rows = sorted(pairs, key=lambda row: row["status"] not in ("failed", "skipped"))
+    for row in rows[:MOST_SHOWN]:
         table.add_row(*(Text(plain(row[cell])) for cell in ("name", "status", "reason")))
     screen.console.print(table)
+    if len(pairs) > MOST_SHOWN:
+        screen.say(f"{MOST_SHOWN} of {len(pairs):,} pairs; status {local.job_id} --json has all")
 
 
 @click.command(
@@ -388,8 +396,10 @@ def _fetch(session: Session, local: LocalJob, out: Path, force: bool, screen: Sc
 
     with screen.working("decrypting"):
         report = fetch_job(session, local, out, force)
-    for name, reason in report.failed.items():
+    for name, reason in islice(report.failed.items(), MOST_SHOWN):
         screen.say(f"{name}: {reason}", style="red")
+    if len(report.failed) > MOST_SHOWN:
+        screen.say(f"{len(report.failed) - MOST_SHOWN:,} more failed: see the gallery", style="red")
     if report.waiting:
         screen.say(f"not done yet: {many(len(report.waiting), 'pair')}")
     screen.say(f"{many(len(report.done), 'picture')} in {out}")

@@ -72,7 +72,7 @@ def submit(pairs: Path, options: SubmitCommand) -> None:
     if options.sample and not options.dry_run:
         _sample(pairs, options, home, url, screen)
     with screen.working("finding pairs") as working:
-        batch = ready(pairs, options, home, url, working, computed=not options.dry_run)
+        batch = ready(pairs, options, home, url, working, planned=options.dry_run)
     _say_what_is_left(batch)
     if options.dry_run:
         print_dry_run(batch, options, url, cores)

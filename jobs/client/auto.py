@@ -74,7 +74,7 @@ def choose(
         model = model_of(level)
         forecaster = Forecaster(model.plan, rates or model.engine.rates(), offer)
         shared = sharing(pairs, model.plan.pairs_per_result)
-        seconds = forecaster.wall_s(shared, cores)
+        seconds = forecaster.job(shared, cores).wall_s
         if uploads:
             wire = forecaster.wire(shared)
             seconds += (wire.up + wire.down) / offer.uplink

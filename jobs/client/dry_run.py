@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from jobs.client.pairs import Pair
 from jobs.client.preparation import PreparedPair
+from jobs.execution.forecast import core_seconds
 from jobs.execution.sharing import numbers, share
 from jobs.storage.records import PairRecord
 from nst.model import Model
@@ -30,4 +31,4 @@ def records_of_pictures(pairs: Sequence[PreparedPair], together: int) -> list[Pa
 
 def core_hours(model: Model, pairs: Sequence[PairRecord]) -> float:
     """Core-hours of the tasks of these pairs at the rates that ship."""
-    return model.plan.graph(pairs, model.seconds).seconds / 3600
+    return core_seconds(model.plan.stages, model.seconds, pairs) / 3600

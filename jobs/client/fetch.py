@@ -19,7 +19,14 @@ import numpy as np
 from jobs.client import lifecycle
 from jobs.client.costs import pair_costs
 from jobs.client.facts import job_summary, pair_facts, quality_fact, waiting_note
-from jobs.client.gallery import GALLERY, Entry, Summary, sheet_name, write_gallery
+from jobs.client.gallery import (
+    GALLERY,
+    Entry,
+    Summary,
+    further_pages,
+    sheet_name,
+    write_gallery,
+)
 from jobs.client.home import Home, LocalJob, LocalPair
 from jobs.client.offered import open_offered
 from jobs.client.pairs import Pair, Skipped
@@ -46,6 +53,8 @@ from nst.model import Model
 from nst.pictures.picture import Picture
 
 MOST_NAMED = 5
+MOST_TRACED = 200_000
+"""Tasks whose times are read: of more, what each pair took is left out."""
 log = logging.getLogger("nst-batch")
 
 
@@ -256,9 +265,12 @@ def doubt(
 
 
 def _trace(store: Store, local: LocalJob, plan: Plan) -> list[TaskTrace]:
-    """When a job's tasks ran; no result depends on it."""
+    """When a job's tasks ran, if they fit into memory; no result depends on it."""
+    tasks = len(local.pairs) * sum(stage.tasks for stage in plan.stages)
+    if tasks > MOST_TRACED:
+        return []
     try:
-        return read_trace(store, local.job_id, len(local.pairs) * sum(s.tasks for s in plan.stages))
+        return read_trace(store, local.job_id, tasks)
     except StoreError as error:
         log.warning("%s", error)
         return []
@@ -323,7 +335,8 @@ def refuse_overwriting(out: Path, names: list[str], force: bool) -> None:
     Gallery and contact sheet of an earlier call are replaced: they show what is there then.
     """
     taken = [f"{name}.png" for name in names if os.path.lexists(out / f"{name}.png")]
-    taken += [name for name in (GALLERY, sheet_name(names)) if not is_own(out / name)]
+    shown = [out / GALLERY, out / sheet_name(names), *(path for _, path in further_pages(out))]
+    taken += [path.name for path in shown if not is_own(path)]
     if taken and not force:
         raise InputError(
             f"{out} already holds {taken[0]}"

@@ -1,17 +1,20 @@
-"""Shows results side by side: one HTML file without external resources, and a contact sheet."""
+"""Shows results side by side: HTML files without external resources, and a contact sheet.
+
+One file holds as many pairs as a browser opens at once; more have more pages.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import secrets
-import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import IO, BinaryIO, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -19,6 +22,7 @@ from jobs.client.pictures import (
     PROGRAM,
     Floats,
     explaining,
+    is_own,
     png_bytes,
     write_marked,
     writing,
@@ -39,6 +43,9 @@ COLUMNS = 3
 """Triples of content, style and result beside each other on the contact sheet."""
 MOST_ON_SHEET = 150
 """Triples on the contact sheet: more make a picture that no program shows."""
+PAGE_PAIRS, PAGE_BYTES = 500, 32 << 20
+"""On a page of the gallery, at most: browsers take long for more."""
+CHUNK = 1 << 20
 VACANT = {"succeeded": (39, 39, 42), "waiting": (39, 39, 42), "failed": (76, 29, 29)}
 """Colour of the place of a picture that is not there, by the entry's status."""
 
@@ -90,16 +97,55 @@ class _Tile:
     is_small: bool
 
 
+@dataclass
+class _Page:
+    """A page of the gallery.
+
+    Attributes:
+        number: From 1.
+        first: Number of its first pair, from 1.
+        counts: Its pairs by status.
+        size: Bytes of them.
+    """
+
+    number: int
+    first: int
+    counts: Counter[str] = field(default_factory=Counter)
+    size: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return GALLERY if self.number == 1 else f"{Path(GALLERY).stem}-{self.number}.html"
+
+    @property
+    def last(self) -> int:
+        """Number of its last pair."""
+        return self.first + self.counts.total() - 1
+
+    def has_room(self, size: int) -> bool:
+        """Whether another pair of so many bytes fits; one does on any page."""
+        count = self.counts.total()
+        return not count or (count < PAGE_PAIRS and self.size + size <= PAGE_BYTES)
+
+
+def further_pages(out: Path) -> Iterator[tuple[int, Path]]:
+    """The files of a folder that are called as pages after the first, with their numbers."""
+    for path in sorted(out.glob(f"{Path(GALLERY).stem}-*.html")):
+        if found := re.fullmatch(r"[^-]+-([1-9]\d*)", path.stem):
+            yield int(found[1]), path
+
+
 def write_gallery(entries: Iterable[Entry], summary: Summary, out: Path) -> Path:
-    """Write a self-contained HTML file, and a contact sheet of the first entries beside it.
+    """Write self-contained HTML files, and a contact sheet of the first entries beside them.
 
     Args:
         entries: Taken one after the other: all their pictures may not fit into memory.
         summary: What stands above them.
-        out: Folder of both files; what is there is replaced.
+        out: Folder of the files; what is there is replaced, and pages of an earlier gallery go.
 
     Returns:
-        The HTML file.
+        The HTML file, of several the first.
 
     Raises:
         InputError: if a file cannot be written.
@@ -114,37 +160,55 @@ def write_gallery(entries: Iterable[Entry], summary: Summary, out: Path) -> Path
     )
     style, script = ((TEMPLATES / f"gallery.{kind}").read_text() for kind in ("css", "js"))
     page, article = (environment.get_template(f"{n}.html.j2") for n in ("gallery", "pair"))
-    counts, groups, path = Counter[str](), list[list[Shown]](), out / GALLERY
-    names = set[str]()
-    # The page begins with counts that are known at its end. Until then, the file has no name: a
+    groups, path, names = list[list[Shown]](), out / GALLERY, set[str]()
+    pages = [_Page(1, 1)]
+    # A page begins with counts that are known at its end. Until then, the file has no name: a
     # process that is killed leaves none.
     with explaining(path), tempfile.TemporaryFile(dir=out) as articles:
         for number, entry in enumerate(entries, 1):
-            counts[entry.status] += 1
             names.add(entry.name)
             tiles = [(role, _tile(picture)) for role, picture in entry.pictures()]
             said = replace(entry, name=plain(entry.name), note=plain(entry.note, MOST_LINE))
-            articles.write(_encoded(article.render(number=number, entry=said, tiles=tiles)))
+            html = _encoded(article.render(number=number, entry=said, tiles=tiles))
+            if not pages[-1].has_room(len(html)):
+                pages.append(_Page(len(pages) + 1, number))
+            pages[-1].counts[entry.status] += 1
+            pages[-1].size += articles.write(html)
             if number <= MOST_ON_SHEET:
                 groups.append([_shown(p, entry.status) for _, p in entry.pictures()])
+        facts = [(label, plain(value)) for label, value in summary.facts]
+        total = pages[-1].last
+        if total > MOST_ON_SHEET:
+            facts.append(("contact sheet", f"the first {MOST_ON_SHEET} of {total:,} pairs"))
         place = secrets.token_hex(16)
-        html = page.render(
-            program=PROGRAM,
-            summary=replace(summary, facts=tuple((k, plain(v)) for k, v in summary.facts)),
-            policy=_policy(style, script),
-            style=style,
-            script=script,
-            counts=counts,
-            articles=place,
-        )
-        head, _, foot = html.partition(place)
         articles.seek(0)
-        with writing(path) as file:
-            file.write(_encoded(head))
-            shutil.copyfileobj(articles, file)
-            file.write(_encoded(foot))
+        for each in pages:
+            text = page.render(
+                program=PROGRAM,
+                summary=replace(summary, facts=tuple(facts)),
+                policy=_policy(style, script),
+                style=style,
+                script=script,
+                page=each,
+                pages=pages,
+                articles=place,
+            )
+            head, _, foot = text.partition(place)
+            with writing(out / each.name) as file:
+                file.write(_encoded(head))
+                _copy(articles, file, each.size)
+                file.write(_encoded(foot))
+        for number, left in further_pages(out):
+            if number > len(pages) and is_own(left):
+                left.unlink()
     write_marked(contact_sheet(groups, CELL, COLUMNS), out / sheet_name(names))
     return path
+
+
+def _copy(source: IO[bytes], target: BinaryIO, size: int) -> None:
+    """So many bytes from where a file stands."""
+    while size:
+        size -= target.write(source.read(min(size, CHUNK)))
 
 
 def sheet_name(names: Iterable[str]) -> str:

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from jobs.client.pictures import Box
 from nst.errors import InputError
 from nst.folders import Folders, default_folder, explaining, make_private, subfolders
-from nst.pictures.picture import Picture
+from nst.pictures.picture import Picture, PicturesOnDisk
 from nst.pictures.size import Size
 from nst.private import private_file, sweep
 
@@ -100,24 +100,30 @@ class JobPictures:
         """Open the file; raises InputError if it is missing or damaged."""
         self._path = path
         try:
-            self._file = np.load(path)
-            self._count = len(self._file)
+            # As `numpy.load` does, which looks for a name in a list of all names, each time.
+            self._archive = zipfile.ZipFile(path)
         except UNREADABLE as error:
             raise self._damaged(error) from error
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._archive.namelist())
 
     def __getitem__(self, position: int) -> Picture:
         """A picture; raises InputError if it is missing or damaged."""
         try:
-            levels = self._file[f"arr_{position}"]
+            with self._archive.open(_member(position)) as member:
+                levels = np.lib.format.read_array(member)  # type: ignore[no-untyped-call]
         except UNREADABLE as error:
             raise self._damaged(error) from error
         return Picture(levels.astype(np.float32) / np.float32(255))
 
     def _damaged(self, error: Exception) -> InputError:
         return InputError(f"{self._path} is missing or damaged ({error}); submit the pairs again")
+
+
+def _member(position: int) -> str:
+    """A picture's name in the archive of its job, as NumPy has it."""
+    return f"arr_{position}.npy"
 
 
 class Home(Folders):
@@ -157,6 +163,16 @@ class Home(Folders):
         """What this user signs offers with, as the owner of models."""
         return self.root / "signing.key"
 
+    def scratch(self) -> PicturesOnDisk:
+        """Room for prepared pictures of a job to be, which ends with this process.
+
+        Raises:
+            InputError: if there is none.
+        """
+        with explaining(self.root):
+            make_private(self.root)
+            return PicturesOnDisk(self.root)
+
     def driver_log(self, job_id: str) -> Path:
         """What a local driver printed."""
         return self._job(job_id) / "driver.log"
@@ -174,7 +190,7 @@ class Home(Folders):
             zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
         ):
             for position, picture in enumerate(pictures):
-                with archive.open(f"arr_{position}.npy", "w", force_zip64=True) as member:
+                with archive.open(_member(position), "w", force_zip64=True) as member:
                     levels = np.rint(picture.rgb * 255).astype(np.uint8)
                     np.lib.format.write_array(member, levels)  # type: ignore[no-untyped-call]
 

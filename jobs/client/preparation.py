@@ -16,10 +16,11 @@ from jobs.client.pictures import Box, Fit, Floats, read_picture
 from nst.engines.base import PreparedContent, PreparedInput, PreparedStyle
 from nst.errors import InputError
 from nst.model import Model
-from nst.network.architecture import CONTENT, STYLE
 from nst.pictures.picture import Picture, PicturesOnDisk
+from nst.pictures.reading import require_readable
 
 NO_FEATURES = np.empty((0, 0, 0), np.float32)
+"""Of a pair whose pictures are on disk: features of all pairs would not fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class PreparedPair:
 class _Reader:
     """Reads every file once, and keeps it for as long as pairs to come need it."""
 
-    def __init__(self, pairs: list[Pair], model: Model, fit: Fit, computed: bool) -> None:
-        self.model, self.fit, self.computed = model, fit, computed
+    def __init__(self, pairs: list[Pair], model: Model, fit: Fit) -> None:
+        self.model, self.fit = model, fit
         self._left = Counter(path for pair in pairs for path in {pair.content, pair.style})
         self._contents: dict[Path, tuple[Picture, Box]] = {}
         self._styles: dict[Path, PreparedStyle] = {}
@@ -61,8 +62,6 @@ class _Reader:
         try:
             content, box = self._content(pair.content)
             style = self._style(pair.style)
-            if not self.computed:
-                return PreparedPair(pair.name, _planned(content), style, box)
             with _named(pair.content):
                 prepared = self.model.prepare_content(content, style)
             return PreparedPair(pair.name, prepared, style, box)
@@ -83,22 +82,13 @@ class _Reader:
         if path not in self._styles:
             # A style is texture: its central square is as good as any, and letterbox bars are not.
             rgb, _ = read_picture(path, self.model.style_size, "crop")
-            style = Picture(rgb)
-            if not self.computed:
-                code = np.empty(0, np.float32)
-                self._styles[path] = PreparedStyle(PreparedInput(style, STYLE), code)
-                return self._styles[path]
             with _named(path):
-                self._styles[path] = self.model.prepare_style(style)
+                self._styles[path] = self.model.prepare_style(Picture(rgb))
         return self._styles[path]
 
 
-def _planned(content: Picture) -> PreparedContent:
-    return PreparedContent(PreparedInput(content, CONTENT), NO_FEATURES)
-
-
 def prepared_pairs(
-    pairs: Iterable[Pair], model: Model, fit: Fit, computed: bool = True
+    pairs: Iterable[Pair], model: Model, fit: Fit
 ) -> Iterator[PreparedPair | Skipped]:
     """Read and prepare pairs one after the other; one that cannot be used gives its reason.
 
@@ -106,11 +96,9 @@ def prepared_pairs(
         pairs: What the user asked for.
         model: Which network, and the size of contents and results.
         fit: How contents of other proportions are brought to that size.
-        computed: Whether the network is computed in the clear, which shows that a pair is safe;
-            a plan does without.
     """
     wanted = list(pairs)
-    reader = _Reader(wanted, model, fit, computed)
+    reader = _Reader(wanted, model, fit)
     for pair in wanted:
         try:
             yield reader.prepare(pair)
@@ -123,7 +111,6 @@ def prepare(
     model: Model,
     fit: Fit,
     kept: PicturesOnDisk | None = None,
-    computed: bool = True,
 ) -> tuple[list[PreparedPair], list[Skipped]]:
     """All pairs that can be used, and the others with their reasons; see `prepared_pairs`.
 
@@ -132,7 +119,6 @@ def prepare(
         model: Which network, and the size of contents and results.
         fit: How contents of other proportions are brought to that size.
         kept: Where pictures go, so that any number of pairs fits into memory; None keeps them.
-        computed: See `prepared_pairs`.
 
     Raises:
         InputError: if pictures cannot be kept.
@@ -148,7 +134,7 @@ def prepare(
             moved[picture] = kept.keep(picture)
         return replace(prepared, picture=moved[picture])
 
-    for item in prepared_pairs(pairs, model, fit, computed):
+    for item in prepared_pairs(pairs, model, fit):
         if isinstance(item, Skipped):
             skipped.append(item)
         elif kept is None:
@@ -164,6 +150,33 @@ def prepare(
                 ) from error
             ready.append(PreparedPair(item.name, content, style, item.box))
     return ready, skipped
+
+
+def readable(pairs: Iterable[Pair]) -> tuple[list[Pair], list[Skipped]]:
+    """All pairs whose files begin as pictures do, and the others with their reasons.
+
+    For a plan: no pixel is decoded, so that a file which is damaged further on is not found.
+    """
+    found: list[Pair] = []
+    skipped: list[Skipped] = []
+    reasons: dict[Path, str] = {}
+
+    def reason_of(path: Path) -> str:
+        if path not in reasons:
+            try:
+                require_readable(path)
+                reasons[path] = ""
+            except InputError as error:
+                reasons[path] = str(error)
+        return reasons[path]
+
+    for pair in pairs:
+        reason = reason_of(pair.content) or reason_of(pair.style)
+        if reason:
+            skipped.append(Skipped(pair.name, reason))
+        else:
+            found.append(pair)
+    return found, skipped
 
 
 @contextmanager

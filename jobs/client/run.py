@@ -13,7 +13,7 @@ from jobs.client.dry_run import core_hours, records_of_files, records_of_picture
 from jobs.client.home import Home, LocalJob
 from jobs.client.offered import Service
 from jobs.client.pairs import Pair, Skipped, find_contents, find_pairs, named_pairs
-from jobs.client.preparation import PreparedPair, prepare
+from jobs.client.preparation import PreparedPair, prepare, readable
 from jobs.client.session import Session
 from jobs.client.styles import LibraryStyle, open_style, picture_of, require_usable
 from jobs.client.submit import Progress, submit
@@ -21,6 +21,7 @@ from jobs.client.wording import many
 from jobs.execution.forecast import Offer
 from jobs.execution.launch import require_reachable
 from jobs.execution.notify import require_url
+from jobs.execution.sharing import sharing
 from jobs.options import (
     AUTO,
     PYTHON,
@@ -37,7 +38,6 @@ from nst.engines.rates import Rates
 from nst.errors import InputError
 from nst.model import Model
 from nst.network.levels import DEFAULT_ENGINE, SECURITY, QualityLevel, levels_of
-from nst.pictures.picture import PicturesOnDisk
 
 Working = Callable[[str], None]
 """Told what is being done."""
@@ -53,7 +53,8 @@ class Batch:
 
     Attributes:
         model: What they were prepared for.
-        pairs: Those that can be used.
+        pairs: Those that can be used; none of a plan, which decodes no picture.
+        records: The same as the job will have them.
         skipped: The others, with their reasons.
         choice: Why it is that level, if it was chosen.
         style: Of the library, if all pairs have that.
@@ -61,18 +62,14 @@ class Batch:
 
     model: Model
     pairs: list[PreparedPair]
+    records: list[PairRecord]
     skipped: list[Skipped]
     choice: Choice | None = None
     style: LibraryStyle | None = None
 
-    @property
-    def records(self) -> list[PairRecord]:
-        """The pairs as the job will have them."""
-        return records_of_pictures(self.pairs, self.model.plan.pairs_per_result)
-
     def require_pairs(self) -> None:
         """Raise InputError if no pair can be used."""
-        if not self.pairs:
+        if not self.records:
             reason = self.skipped[0].reason if self.skipped else "there is none"
             raise InputError(f"no pair can be used: {reason}")
 
@@ -81,7 +78,7 @@ class Batch:
         hours = core_hours(self.model, self.records)
         if hours <= limit:
             return ""
-        what = f"{many(len(self.pairs), 'pair')} at {named(self.model)}"
+        what = f"{many(len(self.records), 'pair')} at {named(self.model)}"
         return f"{what}: about {hours:.3g} core-hours, more than the limit of {limit:g}"
 
 
@@ -91,7 +88,7 @@ def ready(
     home: Home,
     url: str,
     working: Working = silent,
-    computed: bool = True,
+    planned: bool = False,
 ) -> Batch:
     """Find pairs, choose the model, read and prepare the pictures.
 
@@ -101,7 +98,7 @@ def ready(
         home: Where models are kept.
         url: The store that the job is for.
         working: Told what is being done.
-        computed: Whether pairs are shown to be safe, see `prepared_pairs`; a plan does without.
+        planned: Whether the job is only planned; see `readable`.
 
     Raises:
         InputError: if options contradict each other, or a file or a level cannot be used.
@@ -140,9 +137,13 @@ def ready(
     if style:
         require_usable(style, model, address_of(url).url)
     working(f"reading {many(len(pairs), 'pair')}")
-    kept = PicturesOnDisk(home.root if home.root.is_dir() else None)
-    prepared, unreadable = prepare(pairs, model, options.fit, kept, computed)
-    return Batch(model, prepared, [*skipped, *unreadable], choice, style)
+    if planned:
+        found, unreadable = readable(pairs)
+        records = sharing(records_of_files(found), model.plan.pairs_per_result)
+        return Batch(model, [], records, [*skipped, *unreadable], choice, style)
+    prepared, unreadable = prepare(pairs, model, options.fit, home.scratch())
+    records = records_of_pictures(prepared, model.plan.pairs_per_result)
+    return Batch(model, prepared, records, [*skipped, *unreadable], choice, style)
 
 
 def _require_one_style(options: SubmitOptions) -> None:

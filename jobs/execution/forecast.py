@@ -12,7 +12,7 @@ from jobs.execution.simulation import Machines, Simulated, critical_path, simula
 from jobs.storage.records import PairRecord
 from nst.engines.base import Plan
 from nst.engines.rates import Rates
-from nst.engines.tasks import TaskGraph
+from nst.engines.tasks import Seconds, StageShape, TaskGraph
 from nst.errors import InputError
 
 NIGHT_S = 8 * 3600.0
@@ -22,8 +22,11 @@ BUSY = 0.85
 """Utilization from which more cores would be used."""
 SATURATED = 0.9
 """Share of the time from which the driver, or what waits for bytes, is what limits a job."""
-NIGHT_TASKS, MOST_TASKS = 200_000, 2_000_000
-"""Tasks simulated for a night, and for a job: more would only repeat the same."""
+NIGHT_TASKS, JOB_TASKS = 200_000, 20_000
+"""Most tasks simulated for a night, and as many of a job as at least are: more would only repeat
+the same."""
+MOST_PAIRS = 1_000_000
+"""Of a job whose plan is told: their ids are all in memory."""
 
 ASSUMED_MEMORY = 230e9
 Limit = Literal["cores", "pairs", "driver", "network", "memory"]
@@ -168,32 +171,40 @@ class Forecaster:
         Raises:
             InputError: if they are too many to be simulated.
         """
-        self.require_few(len(pairs))
-        graph = self.graph(pairs)
+        require_few(len(pairs))
         return Estimate(
             pairs=len(pairs),
             styles=len({pair.style for pair in pairs}),
-            work_core_hours=graph.seconds / 3600,
+            work_core_hours=core_seconds(self.plan.stages, self.seconds, pairs) / 3600,
             wire=self.wire(pairs),
             one_pair=self.one_pair(),
-            on=tuple(self._on(pairs, graph, count) for count in cores),
+            on=tuple(self._on(pairs, count) for count in cores),
         )
 
-    def wall_s(self, pairs: Sequence[PairRecord], cores: int) -> float:
-        """Seconds of a job on so many cores; of one too large to simulate, those of its tasks."""
-        most = MOST_TASKS // len(self.single.tasks)
-        if len(pairs) > most:
-            part = self.graph(pairs[:most]).seconds * self.slowdown(cores)
-            return part * len(pairs) / most / cores
-        return self.simulate(self.graph(pairs), cores).wall_s
+    def job(self, pairs: Sequence[PairRecord], cores: int) -> Simulated:
+        """A job of pairs on so many cores.
 
-    def require_few(self, pairs: int) -> None:
-        """Raise InputError if so many pairs would take too long to simulate."""
-        most = MOST_TASKS // len(self.single.tasks)
-        if pairs > most:
-            raise InputError(
-                f"{pairs:,} pairs are too many to simulate: estimate {most:,} and multiply"
-            )
+        Of a large one the beginning is simulated, and the rest of its work is done at the rate
+        between that and half of it, so that memory and time do not grow with the pairs.
+        """
+        together = self.plan.pairs_per_result
+        least = -(-JOB_TASKS // len(self.single.tasks))
+        few = together * max(least, self._filling(self.alone_s(cores), cores))
+        if len(pairs) <= 2 * few:
+            return self.simulate(self.graph(pairs), cores)
+        half, whole = (self.simulate(self.graph(pairs[:n]), cores) for n in (few, 2 * few))
+        # By work and not by pairs: those of the beginning may share fewer styles than all do.
+        work = core_seconds(self.plan.stages, self.seconds, pairs) * self.slowdown(cores)
+        left = work - whole.busy_s
+        return whole.continued(half, left / (whole.busy_s - half.busy_s))
+
+    def alone_s(self, cores: int) -> float:
+        """Seconds of one pair alone on so many cores."""
+        return self.simulate(self.single, cores).wall_s
+
+    def _filling(self, alone: float, cores: int) -> int:
+        """How many results fill so many cores, with room, if one alone takes so many seconds."""
+        return math.ceil(5 * cores * alone / self.single.seconds) + 8
 
     def slowdown(self, cores: int) -> float:
         """How many times longer tasks take because cores of a node share its memory."""
@@ -247,11 +258,9 @@ class Forecaster:
         The rate is that between a job which fills the cores and one twice as long, so that
         filling and draining them counts once.
         """
-        alone = self.simulate(self.single, cores).wall_s
-        in_flight = cores * alone / self.single.seconds
         together = self.plan.pairs_per_result
         most = NIGHT_TASKS // len(self.single.tasks)
-        few = together * max(min(math.ceil(5 * in_flight) + 8, most // 3), 1)
+        few = together * max(min(self._filling(self.alone_s(cores), cores), most // 3), 1)
         first = self.simulate(self.graph(repeated(pairs, few)), cores)
         if first.wall_s >= NIGHT_S:
             return bisect_right(first.pair_done_s, NIGHT_S)
@@ -259,15 +268,14 @@ class Forecaster:
         each = (second.wall_s - first.wall_s) / few
         return few + int((NIGHT_S - first.wall_s) / each)
 
-    def _on(self, pairs: Sequence[PairRecord], graph: TaskGraph, cores: int) -> OnCores:
-        alone = self.simulate(self.single, cores)
-        job = self.simulate(graph, cores)
+    def _on(self, pairs: Sequence[PairRecord], cores: int) -> OnCores:
+        alone_s, job = self.alone_s(cores), self.job(pairs, cores)
         core_hours = cores * job.wall_s / 3600
         wire = self.wire(self.distinct_pairs(1))
         return OnCores(
             cores=cores,
-            pair_s=alone.wall_s,
-            pair_at_client_s=alone.wall_s + (wire.up + wire.down) / self.offer.uplink,
+            pair_s=alone_s,
+            pair_at_client_s=alone_s + (wire.up + wire.down) / self.offer.uplink,
             job_s=job.wall_s,
             pairs_a_night=self.pairs_a_night(pairs, cores),
             core_hours=core_hours,
@@ -279,8 +287,37 @@ class Forecaster:
         )
 
 
+def core_seconds(
+    stages: Sequence[StageShape], seconds: Seconds, pairs: Sequence[PairRecord]
+) -> float:
+    """Of all tasks of pairs, without laying them out; `TaskGraph.seconds` is the same.
+
+    Args:
+        stages: Of the network.
+        seconds: Of one task of each.
+        pairs: What is to be done.
+    """
+    results, styles = len({pair.result for pair in pairs}), len({pair.style for pair in pairs})
+    return math.fsum(
+        (styles if stage.style else results) * stage.tasks * seconds[stage.name] for stage in stages
+    )
+
+
+def require_few(pairs: int) -> None:
+    """Raise InputError if so many pairs are too many to plan."""
+    if pairs > MOST_PAIRS:
+        raise InputError(
+            f"{pairs:,} pairs are too many to simulate: estimate {MOST_PAIRS:,} and multiply"
+        )
+
+
 def distinct_pairs(count: int, together: int = 1) -> list[PairRecord]:
-    """Pairs with a content and a style of their own each; so many share ciphertexts."""
+    """Pairs with a content and a style of their own each; so many share ciphertexts.
+
+    Raises:
+        InputError: if they are too many.
+    """
+    require_few(count)
     return [
         PairRecord(pair_id=f"p{i}", content=f"c{n}", style=f"s{n}", result=f"r{n}")
         for i, n in ((i, i // together) for i in range(count))
@@ -288,7 +325,12 @@ def distinct_pairs(count: int, together: int = 1) -> list[PairRecord]:
 
 
 def repeated(pairs: Sequence[PairRecord], count: int) -> list[PairRecord]:
-    """So many pairs: the given ones over and over, each time of other pictures."""
+    """So many pairs: the given ones over and over, each time of other pictures.
+
+    Raises:
+        InputError: if they are too many.
+    """
+    require_few(count)
     out = []
     for i in range(count):
         turn, pair = i // len(pairs), pairs[i % len(pairs)]

@@ -78,6 +78,29 @@ class Simulated:
     bytes_written: int = 0
     peak_live_bytes: int = 0
 
+    def continued(self, half: Simulated, times: float) -> Simulated:
+        """The same job with more pairs, whose work goes on as it did since `half`.
+
+        Args:
+            half: What the first half of the pairs took.
+            times: How often the work since then follows.
+        """
+
+        def more(name: str) -> float:
+            return float(getattr(self, name) + times * (getattr(self, name) - getattr(half, name)))
+
+        return Simulated(
+            wall_s=more("wall_s"),
+            busy_s=more("busy_s"),
+            driver_s=more("driver_s"),
+            waited_s=more("waited_s"),
+            pair_done_s=self.pair_done_s,
+            bytes_between_nodes=round(more("bytes_between_nodes")),
+            bytes_read=round(more("bytes_read")),
+            bytes_written=round(more("bytes_written")),
+            peak_live_bytes=self.peak_live_bytes,
+        )
+
 
 class LeastLoaded:
     """Workers by how many tasks they have, in logarithmic time; ties go to the first."""

@@ -47,12 +47,8 @@ class Picture:
 class PicturesOnDisk:
     """Many pictures in a file without a name, which ends with this process."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        """Make the file.
-
-        Args:
-            folder: Where there is room for it; None for the system's temporary files.
-        """
+    def __init__(self, folder: Path) -> None:
+        """Make the file where there is room for it; raises OSError if that fails."""
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._end = 0
 

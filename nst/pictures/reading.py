@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +51,27 @@ def read_rgb(path: Path, short_side: int | None = None) -> Image.Image:
     Raises:
         InputError: if the file is missing, unreadable, damaged, too large or not a picture.
     """
+    with _opened(path, short_side) as (picture, white, inverted):
+        picture.load()
+        profile = profile_of(picture)
+        return _to_rgb(_upright(picture), profile, white, inverted)
+
+
+def require_readable(path: Path) -> None:
+    """Raise InputError unless a file's header is that of a picture which `read_rgb` takes.
+
+    No pixel is decoded, so that damage further on is not found.
+    """
+    with _opened(path, None):
+        pass
+
+
+@contextmanager
+def _opened(path: Path, short_side: int | None) -> Iterator[tuple[Image.Image, int, bool]]:
+    """A picture of which the header has been read, and what `white_of` says of it.
+
+    What goes wrong while it is open, and there, becomes an InputError.
+    """
     shown = repr(str(path))
     too_large = (
         f"{shown} has too many pixels to be opened safely, more than {MAX_PIXELS // 10**6} "
@@ -58,7 +81,6 @@ def read_rgb(path: Path, short_side: int | None = None) -> Image.Image:
         if path.exists() and not path.is_file():
             raise InputError(f"{shown} is not a file: name a picture")
         with Image.open(path, formats=FORMATS) as picture:
-            # Only the header has been read so far.
             pixels = picture.width * picture.height
             try:
                 white, inverted = white_of(picture)
@@ -76,9 +98,7 @@ def read_rgb(path: Path, short_side: int | None = None) -> Image.Image:
             # Pillow has a limit too, but any library of the process may have lifted it.
             if pixels > MAX_PIXELS:
                 raise InputError(too_large)
-            picture.load()
-            profile = profile_of(picture)
-            return _to_rgb(_upright(picture), profile, white, inverted)
+            yield picture, white, inverted
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
