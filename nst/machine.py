@@ -58,20 +58,18 @@ def memory_bandwidth(threads: int) -> float:
     """
     import numpy as np
 
-    share = np.ones(STREAM_BYTES // threads // 8)
-    rounds = [0] * threads
-    deadline = time.perf_counter() + STREAM_SECONDS
-
-    def stream(number: int) -> None:
-        mine = share.copy()
-        while time.perf_counter() < deadline:
+    def stream(_: int) -> float:
+        mine = np.ones(STREAM_BYTES // threads // 8)
+        start = now = time.perf_counter()
+        rounds = 0
+        while now - start < STREAM_SECONDS:
             mine.sum()
-            rounds[number] += 1
+            rounds += 1
+            now = time.perf_counter()
+        return rounds * mine.nbytes / (now - start)
 
-    start = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(stream, range(threads)))
-    return sum(rounds) * share.nbytes / (time.perf_counter() - start)
+        return sum(pool.map(stream, range(threads)))
 
 
 def _groups(controller: str) -> Iterator[Path]:

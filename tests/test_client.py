@@ -140,7 +140,7 @@ def test_a_full_disk_is_one_line_and_no_trace(
     assert not traces
 
 
-@pytest.mark.parametrize("name", [GALLERY, SHEET, "gallery-2.html"])
+@pytest.mark.parametrize("name", [GALLERY, SHEET])
 def test_files_of_the_user_are_not_replaced(model: Model, tmp_path: Path, name: str) -> None:
     (pairs, _), (others, _) = (
         find_pairs(folder_of(tmp_path / stem, (stem,))) for stem in ("a", "b")

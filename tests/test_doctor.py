@@ -305,7 +305,7 @@ def test_the_bandwidth_of_memory() -> None:
     slow = check_bandwidth(2 * each, 4, rates)
     assert slow.status == "warn" and "tasks take 2.0 times as long" in slow.detail
     assert check_bandwidth(1.0, 4, get_engine("ckks").rates()).status == "ok"
-    assert 1e9 < memory_bandwidth(2) < 1e13
+    assert 1e8 < memory_bandwidth(2) < 1e13
 
 
 def test_free_memory_is_known() -> None:

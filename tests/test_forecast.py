@@ -208,7 +208,7 @@ def test_a_large_job_is_its_beginning_going_on(cores: int, monkeypatch: pytest.M
     assert laid_out and max(laid_out) < 300
     assert found.busy_s == pytest.approx(whole.busy_s)
     assert found.wall_s == pytest.approx(whole.wall_s, rel=0.02)
-    assert found.bytes_between_nodes == pytest.approx(whole.bytes_between_nodes, rel=0.1)
+    assert found.bytes_between_nodes == pytest.approx(whole.bytes_between_nodes, rel=0.3)
 
 
 @pytest.mark.parametrize("plan", [PLAN, made_up_plan(), replace(PLAN, pairs_per_result=4)])

@@ -110,9 +110,7 @@ def test_a_style_outlives_its_jobs_and_goes_when_it_is_removed(
     assert "wheat" not in "".join(session.store.list(""))
 
 
-def test_a_style_is_for_one_model_and_store(
-    session: Session, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_style_is_for_one_model_and_store(session: Session, pairs: Path, tmp_path: Path) -> None:
     model = model_of(session)
     add(session, model, "wheat", picture(tmp_path / "wheat.png", 7))
     with pytest.raises(InputError, match="there is a style 'wheat' already"):
@@ -131,7 +129,8 @@ def test_a_style_is_for_one_model_and_store(
                 session.home,
                 session.store.url,
             )
-    monkeypatch.setattr(type(model.plan), "model_id", "e1fe" * 4)
+    card = session.home.styles / "wheat" / "style.json"
+    card.write_text(card.read_text().replace(model.plan.model_id, "e1fe" * 4))
     with pytest.raises(InputError, match="for another model or size"):
         ready(pairs, replace(other, store=session.store.url), session.home, session.store.url)
 
