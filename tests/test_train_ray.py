@@ -33,7 +33,7 @@ from tests.command_line import namesakes, refused, run
 from tests.toy import TOY
 from tests.training_data import SIZE, make_run
 
-PATIENCE = 240.0
+PATIENCE = 480.0
 """Seconds for what takes less than a minute, on machines that are busy otherwise."""
 PROGRAM = "from nst_batch import main; main()"
 
