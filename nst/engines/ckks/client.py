@@ -27,6 +27,8 @@ from nst.network.architecture import CELL, CONTENT
 
 BUNDLE_BYTES = 1 << 20
 """Of a client bundle, unpacked: ours have some kilobytes."""
+MOST_ELEMENTS = 64
+"""Rotations that keys are made for: ours are less than twenty."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,13 @@ class ClientBundle:
                 pixel_scale, style_scale, bound = arrays["scalars"].tolist()
                 parameters = Parameters.from_dict(json.loads(str(arrays["parameters"])))
                 parameters.require(parameters.levels)
+                elements = arrays["elements"].tolist()
+                # Each is a key of megabytes; primes are found here, so that no number is none.
+                if len(elements) > MOST_ELEMENTS or not parameters.primes:
+                    raise ValueError("too many rotations")
                 return ClientBundle(
                     parameters,
-                    arrays["elements"].tolist(),
+                    elements,
                     arrays["gain"][:, None, None],
                     arrays["offset"][:, None, None],
                     pixel_scale,
@@ -105,6 +111,10 @@ class LeveledCipher:
         assert isinstance(plan, LeveledPlan)
         self.key_id, self.model_id, self._plan = key_id, plan.model_id, plan
         self._bundle = ClientBundle.read(published.client_bundle)
+        if self._bundle.parameters != plan.parameters:
+            raise CircuitError(
+                f"model {published.folder} is damaged (other parameters); publish it again"
+            )
         self._ring = ring = Ring(plan.parameters)
         key = ring.load(sealapi.SecretKey, secret, f"secret key {key_id}")
         self._encryptor = sealapi.Encryptor(ring.context, key)
