@@ -42,7 +42,7 @@ from jobs.storage.records import read_job, read_marks, read_state, write_record
 from jobs.storage.store import Store, open_store
 from nst.engines.base import KeyPair
 from nst.engines.tasks import Task
-from nst.errors import CircuitError, InputError, StoreContentError
+from nst.errors import CircuitError, InputError, StoreContentError, StoreError
 from nst.model import Model
 from tests.command_line import refused, run
 from tests.fakes import FakeEngine, FakeEvaluator
@@ -325,6 +325,34 @@ def test_a_bad_job_fails_and_the_others_go_on(studio: Studio) -> None:
     assert not is_queued(session_a.store, damaged.job_id)
 
 
+def test_a_store_that_is_away_fails_no_job(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    studio.publish()
+    session, local = studio.customer("ann").submit()
+    server = studio.server()
+
+    def away(*_: object) -> None:
+        raise StoreError("store s3://studio: no answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(serving, "read_job", away)
+        server.look()
+    assert read_state(session.store, local.job_id).status == "queued"
+    assert is_queued(session.store, local.job_id)
+    served_all(studio.server())
+    assert read_state(session.store, local.job_id).status == "succeeded"
+
+
+def test_what_a_customer_remembers_is_theirs_alone(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studio.publish()
+    home = Home(tmp_path / "new" / "home")
+    monkeypatch.setenv("NST_BATCH_HOME", str(home.root))
+    assert run("models", "--store", str(studio.root)).exit_code == 0
+    made = (home.root.parent, home.root, home.root / "owners")
+    assert {path.stat().st_mode & 0o777 for path in made} == {0o700}
+
+
 def test_a_job_whose_drivers_die_is_given_up_and_can_be_retried(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,6 +397,16 @@ def test_a_job_is_cancelled_while_it_waits_and_while_it_runs(studio: Studio) -> 
     assert read_state(session.store, local.job_id).status == "cancelled"
     go_on(session, local, RetryOptions())
     assert driver_of(session, local).alive()
+    server = studio.server(lambda launch: Walk(launch, 0.3))
+    worker = threading.Thread(target=server.run, args=(True,))
+    worker.start()
+    while read_state(session.store, local.job_id).status != "running":
+        time.sleep(0.02)
+    state = lifecycle.cancel(session, local)
+    worker.join(30)
+    assert state.status == "cancelled" and state.pairs_done < 2
+    assert not is_queued(session.store, local.job_id) and not server.running
+    go_on(session, local, RetryOptions())
     with pytest.raises(InputError, match="wait for it, or cancel it first"):
         go_on(session, local, RetryOptions())
     with pytest.raises(InputError, match="leave --cluster and --here out"):

@@ -39,7 +39,7 @@ def publish(options: PublishOptions) -> None:
     from jobs.client.home import Home
     from jobs.service.offers import withdraw
     from jobs.service.owner import signing_key
-    from jobs.service.places import Place, require_apart
+    from jobs.service.places import Place, private_place
     from jobs.service.publishing import offer_name
     from jobs.service.publishing import publish as publish_model
     from jobs.storage.store import open_store
@@ -52,24 +52,22 @@ def publish(options: PublishOptions) -> None:
         withdraw(open_store(place.offers), options.withdraw)
         screen.say(f"{options.withdraw} is not offered any more; jobs of it that wait will fail")
         return
-    private = options.private or str(home.models.absolute())
-    require_apart(private, place.root)
-    cache = home.models if "://" in private else Path(private).expanduser().absolute()
+    private = private_place(options.private, home.models, place.root)
+    cache = home.models if "://" in private else Path(private)
     key = signing_key(home.signing_key)
     model = Model.load(options.quality, cache, options.size, options.engine)
     name = options.name or offer_name(model)
     with screen.working("building the model"):
         open_store(place.root, create=True)
         offers = open_store(place.offers, create=True)
-        shelf = private if "://" in private else str(cache)
-        offered = publish_model(model, offers, key, shelf, name, options.price)
+        offered = publish_model(model, offers, key, private, name, options.price)
     offer = offered.offer
     screen.say(
         f"{offer.name} is offered: model {offer.model_id}, {offer.core_s:,.1f} core-seconds per "
         "pair"
     )
     screen.say(f"owner {offered.owner}; tell your customers, who see it with: nst-batch models")
-    screen.say(f"server bundle in {shelf}; serve it with: nst-batch serve --store {place.root}")
+    screen.say(f"server bundle in {private}; serve it with: nst-batch serve --store {place.root}")
 
 
 @click.command(
@@ -187,31 +185,27 @@ def _of_owner(options: ServeOptions) -> tuple[str, str]:
 
     from jobs.client.home import Home
     from jobs.service.owner import owner_of
-    from jobs.service.places import require_apart
+    from jobs.service.places import private_place
 
-    private, owner = options.private, options.owner
-    if private is None or not owner:
-        home = Home.default()
-        private = private or str(home.models.absolute())
-        if not owner and not home.signing_key.exists():
-            raise InputError(
-                f"{home.root} has no owner's key; publish a model first, or name the --owner"
-            )
-        owner = owner or owner_of(home.signing_key)
-    if "://" not in private:
-        private = str(Path(private).expanduser().absolute())
-    require_apart(private, options.store)
-    return private, owner
+    if options.private and options.owner:
+        # A container may have no home.
+        return private_place(options.private, Path(), options.store), options.owner
+    home = Home.default()
+    if not options.owner and not home.signing_key.exists():
+        raise InputError(
+            f"{home.root} has no owner's key; publish a model first, or name the --owner"
+        )
+    owner = options.owner or owner_of(home.signing_key)
+    return private_place(options.private, home.models, options.store), owner
 
 
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    for name in ("nst-batch.service",):
-        log = logging.getLogger(name)
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        log.propagate = False
+    log = logging.getLogger("nst-batch.service")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 COMMANDS = (publish, models, serve)

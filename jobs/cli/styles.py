@@ -12,7 +12,6 @@ from jobs.cli.examples import examples
 from jobs.cli.options import json_option, on_command_line, takes
 from jobs.cli.screen import Screen
 from jobs.options import STORE_FIELDS, StyleOptions
-from nst.errors import InputError
 
 NAME = click.argument("name", metavar="NAME")
 
@@ -42,22 +41,14 @@ def styles_add(name: str, picture: Path, options: StyleOptions) -> None:
     computed by the first job, stays in the store as a ciphertext, and no later one computes it.
     """
     from jobs.client.home import Home
-    from jobs.client.offered import Service
-    from jobs.client.run import load_model
+    from jobs.client.run import chosen_model
     from jobs.client.session import Session
     from jobs.client.styles import add
-    from nst.model import Model
 
     home, screen = Home.default(), Screen()
     url = options.fold(options.store or str(home.store), on_command_line(*STORE_FIELDS))
-    if options.model and not options.store:
-        raise InputError("a service's model needs the service's --store")
     with screen.working("making keys"):
-        model: Model = (
-            Service.of(home, url).model(options.model, options.size, options.owner)
-            if options.model
-            else load_model(options, home)
-        )
+        model = chosen_model(options, home, url)
         session = Session.open(home, url, screen.passphrase, create=True)
         style = add(session, model, name, picture)
     screen.say(f"style {name}: {style.style_id} under key {style.key_id} in {style.store}")
@@ -89,14 +80,12 @@ def styles_remove(name: str) -> None:
     """Remove the style NAME from its store and from here; jobs that wait for it will fail."""
     from jobs.client.home import Home
     from jobs.client.session import Session
-    from jobs.client.styles import open_style, remove
+    from jobs.client.styles import DamagedStyleError, open_style, remove
 
     home = Home.default()
     try:
         session = Session.open(home, open_style(home, name).store)
-    except InputError as error:
-        if "is damaged" not in str(error):
-            raise
+    except DamagedStyleError:
         session = None
     remove(home, name, session)
     click.echo(f"style {name}: removed")

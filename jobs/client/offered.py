@@ -23,7 +23,7 @@ from jobs.storage.store import FIRST_PATIENCE, address_of, open_store
 from nst.engines import get_engine, parse_plan
 from nst.engines.base import CLIENT_FILE, PLAN_FILE, Plan, Published
 from nst.errors import CircuitError, InputError, StoreContentError
-from nst.folders import explaining
+from nst.folders import explaining, make_private
 from nst.network.last_layer import LastLayer
 from nst.offered import OfferedModel
 from nst.parsing import parse_json
@@ -137,7 +137,7 @@ class Service:
     def _remember(self, owner: str) -> None:
         if self._known_owner("") != owner:
             with explaining(self._owner_file):
-                self._owner_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_private(self._owner_file.parent)
                 write_private(self._owner_file, owner.encode())
 
     def _refuse(self, offered: Offered) -> None:

@@ -29,6 +29,7 @@ from jobs.options import (
     BuildOptions,
     ModelOptions,
     RetryOptions,
+    StyleOptions,
     SubmitOptions,
     Target,
 )
@@ -130,10 +131,7 @@ def ready(
         options = replace(options, quality=choice.level.name)
     if options.model:
         working(f"looking for model {options.model}")
-        service = Service.of(home, url)
-        model: Model = service.model(options.model, options.size, options.owner)
-    else:
-        model = load_model(options, home)
+    model = chosen_model(options, home, url)
     if style:
         require_usable(style, model, address_of(url).url)
     working(f"reading {many(len(pairs), 'pair')}")
@@ -162,11 +160,6 @@ def _require_one_style(options: SubmitOptions) -> None:
 
 def _require_served(options: SubmitOptions) -> None:
     """Raise InputError if options contradict that a service runs the job."""
-    if not options.store:
-        raise InputError(
-            "a service's model needs the service's --store: s3://bucket/prefix/customers/NAME, or "
-            "a shared folder"
-        )
     if options.cluster or options.notify_url or options.publishable:
         what = "cluster" if options.cluster else "notify-url" if options.notify_url else ""
         raise InputError(
@@ -221,6 +214,27 @@ def go_on(session: Session, local: LocalJob, options: RetryOptions) -> tuple[int
         return 0, None
     actors = target.actors(options.actors)
     return left, drivers.start(session, local, target, actors, options.notify_url)
+
+
+def chosen_model(options: SubmitOptions | StyleOptions, home: Home, url: str) -> Model:
+    """A service's model if one is named, else one of the user's own.
+
+    Args:
+        options: Which.
+        home: Where models are kept.
+        url: The store, which is the service's if its model is named.
+
+    Raises:
+        InputError: if the service's store is not named; see `Service.model` and `Model.load`.
+    """
+    if not options.model:
+        return load_model(options, home)
+    if not options.store:
+        raise InputError(
+            "a service's model needs the service's --store: s3://bucket/prefix/customers/NAME, or "
+            "a shared folder"
+        )
+    return Service.of(home, url).model(options.model, options.size, options.owner)
 
 
 def load_model(options: ModelOptions, home: Home) -> Model:

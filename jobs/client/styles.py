@@ -29,6 +29,10 @@ CARD, PICTURE = "style.json", "style.png"
 log = logging.getLogger("nst-batch")
 
 
+class DamagedStyleError(InputError):
+    """A style's folder is there, and its record is damaged or missing."""
+
+
 class LibraryStyle(BaseModel):
     """A style that is in a store, encrypted under a key set for a model.
 
@@ -121,7 +125,8 @@ def open_style(home: Home, name: str) -> LibraryStyle:
     """A style of the library.
 
     Raises:
-        InputError: if there is none of that name, or its record is damaged.
+        InputError: if there is none of that name.
+        DamagedStyleError: if its record is damaged.
     """
     folder = folder_of(home, name)
     if not folder.is_dir():
@@ -131,7 +136,7 @@ def open_style(home: Home, name: str) -> LibraryStyle:
         if not (is_id(style.style_id) and layout.in_library(style.style_id)):
             raise ValueError("no id of a style")
     except (OSError, ValueError, ValidationError, RecursionError) as error:
-        raise InputError(
+        raise DamagedStyleError(
             f"style {folder} is damaged; nst-batch styles remove {name}, and add it again"
         ) from error
     return style

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from jobs.storage import layout
 from jobs.storage.store import address_of
@@ -64,13 +65,30 @@ def require_customer(name: str) -> None:
         )
 
 
+def private_place(private: str | None, default: Path, shared: str) -> str:
+    """Where server bundles are: a folder's whole path, or a store's URL.
+
+    Args:
+        private: As the owner says; None for the default.
+        default: The folder of models in the data directory.
+        shared: URL of the service's store.
+
+    Raises:
+        InputError: if customers could reach it.
+    """
+    place = private or str(default)
+    require_apart(place, shared)
+    return place if "://" in place else str(Path(place).expanduser().absolute())
+
+
 def require_apart(private: str, shared: str) -> None:
-    """Raise InputError if customers could reach what only the owner may have."""
+    """Raise InputError if customers could reach what only the owner may have.
+
+    Buckets are compared by their names, however they are reached.
+    """
     inner, outer = address_of(private), address_of(shared)
     if inner.folder is None or outer.folder is None:
-        same = inner.at("x").url == outer.at("x").url
-        path, around = inner.path, outer.path
-        below = same and (not around or f"{path}/".startswith(f"{around}/"))
+        below = f"{inner.name}/".startswith(f"{outer.name}/")
     else:
         below = inner.folder.resolve().is_relative_to(outer.folder.resolve())
     if below:

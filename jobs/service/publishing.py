@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from jobs.execution.sharing import numbers, share
+from jobs.execution.forecast import core_seconds, distinct_pairs
 from jobs.service.offers import Offer, Offered, sign, verified, write_offer
 from jobs.storage import layout
 from jobs.storage.store import Store, open_store
@@ -25,11 +25,10 @@ def offer_name(model: Model) -> str:
     return f"{model.engine.name}-{model.level.name}{own}"
 
 
-def core_seconds(plan: Plan, seconds: dict[str, float]) -> float:
-    """Core-seconds per pair, its style included, where results are as full as they can be."""
+def core_seconds_per_pair(plan: Plan, seconds: dict[str, float]) -> float:
+    """Its style included, where results are as full as they can be."""
     count = plan.pairs_per_result
-    pairs = share([(f"c{i}", f"s{i}") for i in range(count)], count, numbers()).records
-    return plan.graph(pairs, seconds).seconds / count
+    return core_seconds(plan.stages, seconds, distinct_pairs(count, count)) / count
 
 
 def publish(
@@ -78,7 +77,7 @@ def publish(
         style_side=plan.style_size.width,
         model_id=plan.model_id,
         contrast=model.engine.unseen_contrast,
-        core_s=core_seconds(plan, model.seconds),
+        core_s=core_seconds_per_pair(plan, model.seconds),
         pairs_together=plan.pairs_per_result,
         price=price,
         plan=digests["plan"],

@@ -39,7 +39,14 @@ from jobs.storage.records import (
 )
 from jobs.storage.store import Store, open_store
 from nst.engines import get_engine
-from nst.errors import ClusterError, NstBatchError, StoreContentError, StoreError, first_line
+from nst.errors import (
+    CircuitError,
+    ClusterError,
+    NstBatchError,
+    StoreContentError,
+    StoreError,
+    first_line,
+)
 from nst.machine import available_memory
 from nst.parsing import is_id
 
@@ -56,7 +63,8 @@ MOST_TURNS_WITHOUT_A_PAIR = 6
 MOST_FAILURES = 3
 """Drivers of a job that may die before it is given up."""
 MOST_CUSTOMERS = 100_000
-SOON_S = 60.0
+SOON_S, AWAY_S = 60.0, 30.0
+"""Seconds from now that `once` waits for, and until what is out of reach is tried again."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +205,9 @@ class Server:
             unit = _unit(customer, job)
             if self._not_before.get(job.job_id, 0.0) > time.monotonic():
                 continue
-            if any(r.unit == unit for r in self.running) and self._others_wait(left, unit):
+            if any(r.unit == unit for r in self.running) and any(
+                _unit(*each) != unit for each in left
+            ):
                 continue  # One job of a customer's at a time while others wait.
             if not self._room(unit):
                 break
@@ -209,9 +219,6 @@ class Server:
         return bool(self.running) or any(
             self._not_before.get(job.job_id, 0.0) < soon for _, job in left
         )
-
-    def _others_wait(self, left: list[tuple[str, Waiting]], unit: str) -> bool:
-        return any(_unit(*each) != unit for each in left)
 
     def _waiting(self) -> Iterator[tuple[str, Waiting]]:
         """All queues: each job with its customer, who is empty in the service's own store."""
@@ -268,7 +275,13 @@ class Server:
         try:
             self._begin(customer, _unit(customer, job), store, held)
         except NstBatchError as error:
-            self._give_up(store, held, first_line(error))
+            if error.exit_code != StoreError.exit_code:
+                self._give_up(store, held, first_line(error))
+                return
+            # A store or a cluster that is away says nothing of the job.
+            self._not_before[job.job_id] = time.monotonic() + AWAY_S
+            self.claims.release(held)
+            raise
         except BaseException:
             self.claims.release(held)
             raise
@@ -286,7 +299,11 @@ class Server:
         job = read_job(store, job_id, quota.pairs)
         marks = read_marks(store, job)
         if marks.cancelled:
-            self._end(store, held, job, "cancelled", "")
+            state = _state_of(store, job)
+            if not state.finished:
+                state.status = "cancelled"
+                write_record(store, layout.state(job_id), state)
+            self._close(store, held, "cancelled")
             return
         if 0 < quota.core_hours * 3600 <= self.accounts.today(customer):
             log.info("customer %s: the quota of the day is used up", customer)
@@ -295,7 +312,7 @@ class Server:
             return
         offered = offer_of_model(self._offers, job.model_id)
         if offered is None or offered.owner != self.owner:
-            raise StoreError(f"model {job.model_id} is not offered here any more; take another")
+            raise CircuitError(f"model {job.model_id} is not offered here any more; take another")
         actors = self._actors(offered)
         launch = Launch(store.url, job_id, self._pin(offered, job), actors)
         before = _ended_pairs(store, job)
@@ -349,11 +366,8 @@ class Server:
         state = _state_of(running.store, running.job)
         left = state.pairs_total - state.pairs_done - state.pairs_failed
         if state.finished and not (state.status == "failed" and left):
-            self._failures.pop(job_id, None)
             log.info("job %s: %s", job_id, state.status)
-            self.metrics.ended(state.status)
-            dequeue(running.store, job_id)
-            self.claims.forget(running.held)
+            self._close(running.store, running.held, state.status)
             return
         self._failures[job_id] = count = self._failures.get(job_id, 0) + 1
         if count >= MOST_FAILURES:
@@ -389,22 +403,17 @@ class Server:
     def _give_up(self, store: Store, held: Held, reason: str) -> None:
         """End a job that cannot be run; its customer sees why, and may retry it."""
         log.warning("job %s: given up: %s", held.job_id, reason)
-        self._failures.pop(held.job_id, None)
         # Its own record may be what is wrong with it.
         state = JobState()
         with suppress(StoreContentError):
             state = read_state(store, held.job_id)
         state.status, state.reason, state.pairs_running = "failed", reason, []
         write_record(store, layout.state(held.job_id), state)
-        self.metrics.ended("failed")
-        dequeue(store, held.job_id)
-        self.claims.forget(held)
+        self._close(store, held, "failed")
 
-    def _end(self, store: Store, held: Held, job: JobRecord, status: str, reason: str) -> None:
-        state = _state_of(store, job)
-        if not state.finished:
-            state = state.model_copy(update={"status": status, "reason": reason})
-            write_record(store, layout.state(held.job_id), state)
+    def _close(self, store: Store, held: Held, status: str) -> None:
+        """Take a job that is at its end out of the queue."""
+        self._failures.pop(held.job_id, None)
         self.metrics.ended(status)
         dequeue(store, held.job_id)
         self.claims.forget(held)
